@@ -1,0 +1,3 @@
+//! `eccluster`: one binary that is every program of the cluster.
+
+fn main() {}
