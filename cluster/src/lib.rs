@@ -1,1 +1,3 @@
 //! What every daemon needs: identity and TLS, configuration documents, gate, subscription, control socket, telemetry. Knows neither git nor Raft.
+
+pub mod api;
