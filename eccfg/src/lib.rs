@@ -1,1 +1,47 @@
-//! The command line and the node agent. Never imports the server.
+//! The command line `eccfg` and the node agent.
+//!
+//! Everything a person or a script does to the configuration goes through here: a working copy is an ordinary git
+//! working tree that `eccfg` moves from one revision to the next as a whole, and every change to the repositories is a
+//! request to a server, never a local write. What always holds:
+//!
+//! * Exit status 0 done, 1 failed, 2 wrong usage, 3 conflict. Errors become words in one place, [`error`].
+//! * Nothing asks, colours or draws unless it talks to a terminal; without one a command decides or fails, it never waits.
+//! * No secret reaches a log, the process list of a child, or the working copy's metadata.
+//!
+//! The server is never imported: the only shared code is `cluster` (types, HTTP client, gate) and `repos` (git).
+
+pub mod cli;
+pub mod commands;
+pub mod environment;
+pub mod error;
+pub mod output;
+pub mod prompt;
+pub mod settings;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+pub use environment::Environment;
+pub use output::Ui;
+
+/// Runs `eccfg` as a program: `args` are what follows the program's name. Used by the link `eccfg` and by `eccluster eccfg …`.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let environment = Environment::of_process();
+    let mut ui = Ui::of_process(&environment);
+    ExitCode::from(run(args, environment, &mut ui))
+}
+
+/// Runs one command with everything it may see of its surroundings handed in, and returns the exit status. What
+/// [`main`] calls, and what tests call in process.
+pub fn run(args: impl IntoIterator<Item = OsString>, environment: Environment, ui: &mut Ui) -> u8 {
+    let cli = match cli::parse(args, ui) {
+        Ok(cli) => cli,
+        Err(status) => return status,
+    };
+    ui.set_quiet(cli.common.quiet);
+    ui.set_json(cli.common.json);
+    match commands::dispatch(cli, environment, ui) {
+        Ok(status) => status,
+        Err(error) => error::report(&error, ui),
+    }
+}
