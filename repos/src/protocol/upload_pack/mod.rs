@@ -1,0 +1,100 @@
+//! The side of the server that clones and fetches talk to.
+//!
+//! One call answers one request, whole: smart HTTP is stateless, so everything that a negotiation has found out so far
+//! is repeated by the client (gitprotocol-http(5), "stateless-rpc"). [`advertise`] answers `GET info/refs`, [`serve`]
+//! answers `POST git-upload-pack`, for v0 and v1 (gitprotocol-pack(5)) as for v2 (gitprotocol-v2(5)).
+
+use std::io::{Read, Write};
+
+use super::{Advertised, Error, Version};
+use crate::Store;
+
+/// What one request may cost.
+#[derive(Debug, Clone)]
+pub struct UploadLimits {
+    /// The request, unpacked. A thousand wants and sixteen thousand haves are under a megabyte.
+    pub max_request_bytes: u64,
+    /// `want` lines. git sends one for each reference that it follows.
+    pub max_wants: usize,
+    /// `have` lines. git stops offering after 256 that we do not know, but repeats all common ones.
+    pub max_haves: usize,
+    /// `shallow` lines: one for each commit at which a client's history ends.
+    pub max_shallow: usize,
+    /// `ref-prefix` lines; beyond it the prefixes are ignored, as gitprotocol-v2(5) allows.
+    pub max_ref_prefixes: usize,
+    /// Objects in one pack. Their ids are held in memory: about 64 bytes each.
+    pub max_objects: usize,
+    /// Commits looked at for one question about the history (is this reachable, where does a shallow history end).
+    pub max_visited_commits: usize,
+    /// Whether a commit that no reference names may be fetched by its id.
+    pub wants: WantPolicy,
+}
+
+/// Which objects a client may ask for by id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WantPolicy {
+    /// What the references name, and every commit that they reach: history, but nothing that was deleted.
+    Reachable,
+    /// Every object of the store, as git itself does it in protocol v2.
+    Any,
+}
+
+impl Default for UploadLimits {
+    fn default() -> Self {
+        UploadLimits {
+            max_request_bytes: 4 << 20,
+            max_wants: 10_000,
+            max_haves: 20_000,
+            max_shallow: 10_000,
+            max_ref_prefixes: 1_000,
+            max_objects: 4_000_000,
+            max_visited_commits: 2_000_000,
+            wants: WantPolicy::Reachable,
+        }
+    }
+}
+
+/// What a request was and what it was given, for logs and metrics.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Served {
+    /// What the client asked for.
+    pub kind: ServedKind,
+    /// Objects in the pack.
+    pub objects: u64,
+    /// Bytes of the pack.
+    pub pack_bytes: u64,
+}
+
+/// The kinds of requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ServedKind {
+    /// A lone flush: clients try their credentials with it before they send something large.
+    #[default]
+    Probe,
+    /// `ls-refs`.
+    Refs,
+    /// A round of negotiation that ended without a pack.
+    Negotiation,
+    /// A pack.
+    Pack,
+}
+
+/// Answers `GET info/refs?service=git-upload-pack`: the references for v0 and v1, the capabilities for v2.
+pub fn advertise(_store: &Store, _version: Version, _shown: Advertised<'_>, _out: &mut dyn Write) -> Result<(), Error> {
+    todo!()
+}
+
+/// Answers `POST git-upload-pack`.
+///
+/// `body` is the request without its content encoding (see [`decode_body`](super::decode_body)). What goes wrong is told
+/// to the client in the answer, so an HTTP layer that has begun to send status 200 need not change its mind.
+pub fn serve(
+    _store: &Store,
+    _shown: Advertised<'_>,
+    _version: Version,
+    _body: &mut dyn Read,
+    _out: &mut dyn Write,
+    _limits: &UploadLimits,
+) -> Result<Served, Error> {
+    todo!()
+}
