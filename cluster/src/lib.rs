@@ -1,3 +1,10 @@
 //! What every daemon needs: identity and TLS, configuration documents, gate, subscription, control socket, telemetry. Knows neither git nor Raft.
 
 pub mod api;
+pub mod error;
+pub mod files;
+pub mod http_client;
+pub mod identity;
+pub mod lock;
+pub mod tls;
+pub mod watch_dir;

@@ -1,0 +1,194 @@
+//! Telling that something below a directory changed, also when the directory itself is exchanged for another.
+//!
+//! An inotify watch belongs to an inode. When a working copy is swapped by rename, the watches stay on the displaced tree, so the parent
+//! is watched too, and [`DirWatch::rearm`] puts fresh watches on what the path names now. Callers re-arm first and read afterwards: a
+//! change between the two is then seen. Directories named `.git` are left out; they change with every `git status`.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// A burst ends when nothing happened for this long.
+const QUIET: Duration = Duration::from_millis(10);
+/// A burst that does not end is reported anyway after this long.
+const LONGEST_BURST: Duration = Duration::from_millis(150);
+/// Watching more directories than this is a mistake (or an attack on inotify's per-user limit).
+const MAX_DIRS: usize = 20_000;
+
+/// A directory could not be watched.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot watch {}", path.display())]
+pub struct WatchError {
+    /// The directory.
+    pub path: PathBuf,
+    /// Why not.
+    pub source: notify::Error,
+}
+
+/// Watches a directory and everything below it.
+pub struct DirWatch {
+    dir: PathBuf,
+    watcher: RecommendedWatcher,
+    // One slot: "something changed" needs no queue, a second event while one is pending adds nothing.
+    changes: mpsc::Receiver<()>,
+}
+
+impl DirWatch {
+    /// Watches `dir`, which need not exist yet as long as its parent does.
+    pub fn new(dir: &Path) -> Result<Self, WatchError> {
+        let (watcher, changes) = arm(dir)?;
+        Ok(Self { dir: dir.into(), watcher, changes })
+    }
+
+    /// Waits for a change, and for the end of the burst it belongs to; then watches whatever the path names now.
+    ///
+    /// Cancelling loses nothing but the debouncing.
+    pub async fn changed(&mut self) {
+        if self.changes.recv().await.is_none() {
+            // The watcher lives in `self`; its sender cannot be gone. Waiting forever beats a busy loop all the same.
+            std::future::pending::<()>().await;
+        }
+        let end = Instant::now() + LONGEST_BURST;
+        while let Ok(Some(())) = tokio::time::timeout_at(end.min(Instant::now() + QUIET), self.changes.recv()).await {}
+        if let Err(error) = self.rearm() {
+            tracing::warn!(dir = %self.dir.display(), error = %crate::error::Chain(&error), "directory not watched anew");
+        }
+    }
+
+    /// Puts watches on what the path names now.
+    pub fn rearm(&mut self) -> Result<(), WatchError> {
+        (self.watcher, self.changes) = arm(&self.dir)?;
+        Ok(())
+    }
+}
+
+fn arm(dir: &Path) -> Result<(RecommendedWatcher, mpsc::Receiver<()>), WatchError> {
+    let (sender, changes) = mpsc::channel(1);
+    let name = dir.file_name().map(PathBuf::from);
+    let parent = parent_of(dir);
+    let from_parent = (parent.clone(), name);
+    let failed = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| WatchError { path, source }
+    };
+    let handler = move |event: notify::Result<Event>| {
+        if event.map_or(true, |event| matters(&event, &from_parent)) {
+            let _ = sender.try_send(());
+        }
+    };
+    let config = notify::Config::default().with_follow_symlinks(false);
+    let mut watcher = RecommendedWatcher::new(handler, config).map_err(failed(dir))?;
+    watcher.watch(&parent, RecursiveMode::NonRecursive).map_err(failed(&parent))?;
+    let mut found = 0;
+    let mut waiting = vec![dir.to_path_buf()];
+    while let Some(dir) = waiting.pop() {
+        found += 1;
+        if found > MAX_DIRS {
+            return Err(failed(&dir)(notify::Error::new(notify::ErrorKind::MaxFilesWatch)));
+        }
+        match watcher.watch(&dir, RecursiveMode::NonRecursive) {
+            Ok(()) => waiting.extend(directories_in(&dir)),
+            // Gone since it was listed, or not there yet: the watch above it tells when it comes.
+            Err(_) if !dir.exists() => {}
+            Err(error) => return Err(failed(&dir)(error)),
+        }
+    }
+    Ok((watcher, changes))
+}
+
+/// In the parent only the directory itself matters, not its neighbours. Being read is no change.
+fn matters(event: &Event, (parent, name): &(PathBuf, Option<PathBuf>)) -> bool {
+    if matches!(event.kind, EventKind::Access(_)) {
+        return false;
+    }
+    event.paths.is_empty()
+        || event
+            .paths
+            .iter()
+            .any(|path| path.parent() != Some(parent) || path.file_name().map(Path::new) == name.as_deref())
+}
+
+fn directories_in(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()) && entry.file_name() != ".git")
+        .map(|entry| entry.path())
+        .collect()
+}
+
+fn parent_of(dir: &Path) -> PathBuf {
+    match dir.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
+        Some(parent) => parent.into(),
+        None => dir.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::fs;
+
+    async fn noticed(watch: &mut DirWatch) -> bool {
+        tokio::time::timeout(Duration::from_secs(10), watch.changed()).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn an_exchanged_directory_is_noticed_and_watched_anew() {
+        let top = tempfile::tempdir().unwrap();
+        let (live, spare) = (top.path().join("conf"), top.path().join("spare"));
+        for dir in [&live, &spare] {
+            fs::create_dir_all(dir.join("default")).unwrap();
+        }
+        let mut watch = DirWatch::new(&live).unwrap();
+        for _ in 0..3 {
+            nix::fcntl::renameat2(
+                nix::fcntl::AT_FDCWD,
+                &live,
+                nix::fcntl::AT_FDCWD,
+                &spare,
+                nix::fcntl::RenameFlags::RENAME_EXCHANGE,
+            )
+            .unwrap();
+            assert!(noticed(&mut watch).await, "the exchange was not noticed");
+            fs::write(live.join("default/a.toml"), b"x").unwrap();
+            assert!(noticed(&mut watch).await, "a change after the exchange was not noticed");
+        }
+    }
+
+    #[tokio::test]
+    async fn neighbours_git_and_readers_do_not_wake() {
+        let top = tempfile::tempdir().unwrap();
+        let live = top.path().join("conf");
+        fs::create_dir_all(live.join(".git")).unwrap();
+        fs::create_dir_all(live.join("n1/deep")).unwrap();
+        fs::write(live.join("n1/deep/a"), b"x").unwrap();
+        let mut watch = DirWatch::new(&live).unwrap();
+        fs::write(top.path().join("neighbour"), b"x").unwrap();
+        fs::write(live.join(".git/index"), b"x").unwrap();
+        fs::read(live.join("n1/deep/a")).unwrap();
+        // The watch works in order, so once this one has arrived, all before it have been judged.
+        fs::write(live.join("n1/deep/b"), b"x").unwrap();
+        assert!(noticed(&mut watch).await);
+        let pending = watch.changes.try_recv();
+        assert!(pending.is_err(), "something else woke the watcher as well");
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_comes_later_is_noticed() {
+        let top = tempfile::tempdir().unwrap();
+        let live = top.path().join("conf");
+        let mut watch = DirWatch::new(&live).unwrap();
+        fs::create_dir(&live).unwrap();
+        assert!(noticed(&mut watch).await);
+        fs::create_dir(live.join("new")).unwrap();
+        assert!(noticed(&mut watch).await);
+        fs::write(live.join("new/file"), b"x").unwrap();
+        assert!(noticed(&mut watch).await);
+    }
+}
