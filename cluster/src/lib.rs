@@ -1,10 +1,13 @@
 //! What every daemon needs: identity and TLS, configuration documents, gate, subscription, control socket, telemetry. Knows neither git nor Raft.
 
 pub mod api;
+pub mod control;
 pub mod error;
 pub mod files;
 pub mod http_client;
 pub mod identity;
 pub mod lock;
+pub mod shutdown;
+pub mod telemetry;
 pub mod tls;
 pub mod watch_dir;

@@ -55,7 +55,9 @@ mod tests {
             let delay_ms = backoff.next_delay().as_millis();
             assert!((step_ms / 2..=step_ms).contains(&delay_ms), "{delay_ms} is not within {step_ms}");
         }
-        (0..100).for_each(|_| { backoff.next_delay(); });
+        (0..100).for_each(|_| {
+            backoff.next_delay();
+        });
         backoff.reset();
         assert!(backoff.next_delay() <= Duration::from_millis(100));
     }

@@ -1,0 +1,111 @@
+//! What a daemon says about itself: logs on stderr, as text or JSON, and metrics for Prometheus.
+//!
+//! Logs go to stderr and nowhere else; files, rotation and shipping belong to whoever started the process. Secrets never reach either:
+//! every type that carries one has a `Debug` that leaves it out.
+
+mod metrics;
+mod process;
+mod request_id;
+
+use std::io::IsTerminal as _;
+
+use clap::{Args, ValueEnum};
+use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer, fmt};
+
+pub use metrics::{CONTENT_TYPE, Metrics};
+pub use request_id::RequestId;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Options that every daemon has.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Logging")]
+pub struct TelemetryOptions {
+    /// What to log: a level, or `target=level` pairs separated by commas
+    #[arg(long, env = "ECCLUSTER_LOG", value_name = "FILTER", default_value = "info", hide_env_values = true)]
+    pub log: String,
+    /// How log lines look
+    #[arg(long, env = "ECCLUSTER_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t)]
+    pub log_format: LogFormat,
+}
+
+impl TelemetryOptions {
+    /// The options of the environment, for programs that have none of their own.
+    pub fn from_env() -> Self {
+        let log = std::env::var("ECCLUSTER_LOG").unwrap_or_else(|_| "info".into());
+        let json = std::env::var("ECCLUSTER_LOG_FORMAT").is_ok_and(|format| format.eq_ignore_ascii_case("json"));
+        Self { log, log_format: if json { LogFormat::Json } else { LogFormat::Text } }
+    }
+}
+
+/// Logging could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The filter makes no sense.
+    #[error("{filter:?} is not a log filter")]
+    Filter {
+        /// What was given.
+        filter: String,
+        /// Why it is none.
+        source: tracing_subscriber::filter::ParseError,
+    },
+    /// Logging was set up before.
+    #[error("logging is set up already")]
+    Twice(#[from] tracing_subscriber::util::TryInitError),
+}
+
+/// Sends the log of this process to stderr.
+pub fn init(options: &TelemetryOptions) -> Result<(), TelemetryError> {
+    let filter = filter(&options.log)?;
+    let layer = match options.log_format {
+        LogFormat::Text => fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_target(false)
+            .boxed(),
+        LogFormat::Json => {
+            fmt::layer().json().flatten_event(true).with_current_span(false).with_writer(std::io::stderr).boxed()
+        }
+    };
+    Ok(tracing_subscriber::registry().with(layer).with(filter).try_init()?)
+}
+
+/// A bare level is meant for our own programs; the libraries below speak up from `warn` unless they are named.
+fn filter(text: &str) -> Result<EnvFilter, TelemetryError> {
+    let quiet = "hyper=warn,h2=warn,rustls=warn,reqwest=warn,notify=warn,openraft=warn";
+    let full = if text.is_empty() { format!("{quiet},info") } else { format!("{quiet},{text}") };
+    full.parse().map_err(|source| TelemetryError::Filter { filter: text.into(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        telemetry: TelemetryOptions,
+    }
+
+    #[test]
+    fn options_parse_and_filters_are_checked() {
+        let program = Program::try_parse_from(["x", "--log", "debug,hyper=trace", "--log-format", "json"]).unwrap();
+        assert_eq!(program.telemetry.log_format, LogFormat::Json);
+        filter(&program.telemetry.log).unwrap();
+        let error = filter("a=b=c").unwrap_err();
+        assert!(error.to_string().contains("a=b=c"), "{error}");
+    }
+}
