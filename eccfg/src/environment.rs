@@ -13,7 +13,14 @@ pub struct Environment {
     variables: BTreeMap<String, OsString>,
     current_dir: PathBuf,
     host_name: String,
+    default_wc: PathBuf,
+    identity: PathBuf,
 }
+
+/// Where a node's working copy lives unless told otherwise.
+const DEFAULT_WC: &str = "/etc/eccluster/conf";
+/// Where a node's key and certificate live unless told otherwise.
+const DEFAULT_IDENTITY: &str = "/etc/eccluster/identity";
 
 impl Environment {
     /// What the running process sees.
@@ -22,12 +29,20 @@ impl Environment {
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value))).collect();
         let current_dir = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
         let host_name = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Environment { variables, current_dir, host_name }
+        Environment {
+            variables,
+            current_dir,
+            host_name,
+            default_wc: DEFAULT_WC.into(),
+            identity: DEFAULT_IDENTITY.into(),
+        }
     }
 
-    /// An empty environment in `current_dir`, for tests.
+    /// An empty environment in `current_dir`, for tests: nothing of this machine's own configuration is seen.
     pub fn empty(current_dir: impl Into<PathBuf>) -> Environment {
-        Environment { variables: BTreeMap::new(), current_dir: current_dir.into(), host_name: "testhost".to_owned() }
+        let current_dir = current_dir.into();
+        let (default_wc, identity) = (current_dir.join("no-default-wc"), current_dir.join("no-identity"));
+        Environment { variables: BTreeMap::new(), current_dir, host_name: "testhost".to_owned(), default_wc, identity }
     }
 
     /// The same with one variable set.
@@ -75,6 +90,16 @@ impl Environment {
             None => PathBuf::from(self.variable("HOME")?).join(".config"),
         };
         Some(base.join("eccluster/eccfg.toml"))
+    }
+
+    /// The working copy of this machine, if it is a node.
+    pub fn default_wc(&self) -> &Path {
+        &self.default_wc
+    }
+
+    /// The directory with this node's key and certificate, if it is one (`ECCFG_IDENTITY`, else the machine's own).
+    pub fn identity(&self) -> PathBuf {
+        self.variable("ECCFG_IDENTITY").map_or_else(|| self.identity.clone(), PathBuf::from)
     }
 
     /// The name this machine goes by when nothing says otherwise: its short host name.

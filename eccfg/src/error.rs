@@ -7,8 +7,13 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
+use cluster::api::Problem;
+use cluster::http_client::{ApiError, ClientError};
+use repos::worktree::WorktreeError;
+
 use crate::output::{OutputError, Style, Ui};
 use crate::settings::SettingsError;
+use crate::update::UpdateError;
 
 /// Exit status of a command that failed.
 pub const FAILED: u8 = 1;
@@ -75,6 +80,38 @@ pub enum CommandError {
     /// The result cannot be shown.
     #[error(transparent)]
     Output(#[from] OutputError),
+    /// Nothing names a server.
+    #[error("no server is named")]
+    NoServer,
+    /// No server gave an answer that could be used; refusals with paths or places are [`CommandError::Conflict`] and
+    /// [`CommandError::Refused`].
+    #[error(transparent)]
+    Server(ClientError),
+    /// The working copy cannot be used as was asked.
+    #[error(transparent)]
+    Worktree(#[from] WorktreeError),
+    /// The working copy's object store failed.
+    #[error("the working copy's object store failed")]
+    Store(#[from] repos::Error),
+    /// An update was not made.
+    #[error(transparent)]
+    Update(UpdateError),
+}
+
+impl From<ClientError> for CommandError {
+    fn from(error: ClientError) -> CommandError {
+        CommandError::of_server(error, |repo, path| format!("{repo}:{path}"))
+    }
+}
+
+impl From<UpdateError> for CommandError {
+    fn from(error: UpdateError) -> CommandError {
+        match error {
+            UpdateError::Server(error) => error.into(),
+            UpdateError::Worktree(error) => error.into(),
+            other => CommandError::Update(other),
+        }
+    }
 }
 
 impl CommandError {
@@ -96,6 +133,31 @@ impl CommandError {
     /// A file or directory could not be used.
     pub fn io(attempt: &'static str, path: &Path, source: std::io::Error) -> CommandError {
         CommandError::Io { attempt, path: path.to_owned(), source }
+    }
+
+    /// A server's refusal; `shown` names a path of a repository the way the user sees it.
+    pub fn of_server(error: ClientError, shown: impl Fn(&str, &str) -> String) -> CommandError {
+        let Some(api) = error.api() else { return CommandError::Server(error) };
+        let problem = &api.problem;
+        match api.status {
+            409 if !problem.paths.is_empty() => CommandError::Conflict {
+                message: words(api),
+                paths: problem.paths.iter().map(|at| with_reason(shown(&at.repo, &at.path), &at.reason)).collect(),
+                hint: problem.hint.clone(),
+            },
+            409 => CommandError::Conflict { message: words(api), paths: Vec::new(), hint: problem.hint.clone() },
+            422 if !problem.findings.is_empty() => refused_by_gate(problem, shown),
+            _ => CommandError::Server(error),
+        }
+    }
+
+    /// True when no server could be asked at all.
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            CommandError::NoServer => true,
+            CommandError::Server(error) => error.api().is_none() && error.is_temporary(),
+            _ => false,
+        }
     }
 
     /// The same error with `hint`, where it has none yet and can carry one.
@@ -152,27 +214,86 @@ pub fn explain(error: &CommandError) -> Explained {
         CommandError::Failed { hint, .. } => (FAILED, Vec::new(), hint.clone()),
         CommandError::Conflict { paths, hint, .. } => (CONFLICT, paths.clone(), hint.clone()),
         CommandError::Refused { findings, hint, .. } => (FAILED, findings.clone(), hint.clone()),
-        CommandError::Settings(SettingsError::ServerUrl { .. }) => {
+        CommandError::Settings(SettingsError::ServerUrl(_)) => {
             (USAGE, Vec::new(), Some("a server is named like https://n1.example:2027; TLS is always used".to_owned()))
         }
-        CommandError::Io { .. } | CommandError::Settings(_) | CommandError::Output(_) => (FAILED, Vec::new(), None),
+        CommandError::NoServer => (
+            FAILED,
+            Vec::new(),
+            Some("name one with --server URL, ECCFG_SERVER or in ~/.config/eccluster/eccfg.toml".to_owned()),
+        ),
+        CommandError::Server(error) => (FAILED, Vec::new(), server_hint(error)),
+        CommandError::Worktree(error) => return explain_worktree(error),
+        CommandError::Io { .. }
+        | CommandError::Settings(_)
+        | CommandError::Output(_)
+        | CommandError::Store(_)
+        | CommandError::Update(_) => (FAILED, Vec::new(), None),
     };
     Explained { status, message: with_causes(error), lines, hint }
 }
 
-/// The message and its causes on one line, leaving out causes that the message already ends with.
-pub fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let words = error.to_string();
-        if !text.contains(&words) {
-            text.push_str(": ");
-            text.push_str(&words);
-        }
-        cause = error.source();
+/// The paths of an overlap stand below the message, every one of them.
+fn explain_worktree(error: &WorktreeError) -> Explained {
+    let message = match error {
+        WorktreeError::Overlap { .. } => "local edits overlap with the update; nothing was changed".to_owned(),
+        WorktreeError::Unresolved { .. } => "files are in conflict since the last pull; nothing was changed".to_owned(),
+        other => with_causes(other),
+    };
+    let status = if error.is_conflict() { CONFLICT } else { FAILED };
+    Explained { status, message, lines: error.paths().iter().map(ToString::to_string).collect(), hint: error.hint() }
+}
+
+fn server_hint(error: &ClientError) -> Option<String> {
+    let Some(api) = error.api() else {
+        return error
+            .to_string()
+            .contains("certificate")
+            .then(|| "is --ca the CA of this cluster, and the server called by a name in its certificate?".to_owned());
+    };
+    if let Some(hint) = &api.problem.hint {
+        return Some(hint.clone());
     }
-    text
+    match api.status {
+        401 => Some("log in with --username and --password-file, or --token-file".to_owned()),
+        403 => Some("log in as somebody who may do that".to_owned()),
+        429 | 503 => Some(api.retry_after.map_or_else(
+            || "try again a little later".to_owned(),
+            |after| format!("try again in {} seconds", after.as_secs().max(1)),
+        )),
+        _ => api
+            .request_id
+            .as_ref()
+            .filter(|_| api.status >= 500)
+            .map(|id| format!("the server's log has more under {id}")),
+    }
+}
+
+/// What the server said; its own title where there is no detail.
+fn words(api: &ApiError) -> String {
+    if api.problem.detail.is_empty() { api.to_string() } else { api.problem.detail.clone() }
+}
+
+fn with_reason(path: String, reason: &str) -> String {
+    if reason.is_empty() { path } else { format!("{path}: {reason}") }
+}
+
+/// The gate's findings as `file:line: message`; the first hint stands for all.
+fn refused_by_gate(problem: &Problem, shown: impl Fn(&str, &str) -> String) -> CommandError {
+    let place = |finding: &cluster::api::Finding| {
+        let file = if finding.repo.is_empty() { finding.file.clone() } else { shown(&finding.repo, &finding.file) };
+        if finding.line > 0 { format!("{file}:{}", finding.line) } else { file }
+    };
+    CommandError::Refused {
+        message: "the change is refused; nothing was committed".to_owned(),
+        findings: problem.findings.iter().map(|finding| format!("{}: {}", place(finding), finding.message)).collect(),
+        hint: problem.hint.clone().or_else(|| problem.findings.iter().find_map(|finding| finding.hint.clone())),
+    }
+}
+
+/// The message and its causes on one line.
+pub fn with_causes(error: &dyn Error) -> String {
+    cluster::error::Chain(error).to_string()
 }
 
 #[cfg(test)]

@@ -12,11 +12,15 @@
 
 pub mod cli;
 pub mod commands;
+pub mod connect;
 pub mod environment;
 pub mod error;
 pub mod output;
+pub mod place;
 pub mod prompt;
+pub mod server;
 pub mod settings;
+pub mod update;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -66,6 +66,11 @@ impl Ui {
         self.json = json;
     }
 
+    /// Whether notes and progress are left out.
+    pub fn quiet(&self) -> bool {
+        self.quiet
+    }
+
     /// Whether results are wanted as JSON.
     pub fn json(&self) -> bool {
         self.json

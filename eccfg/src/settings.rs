@@ -8,13 +8,11 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use cluster::http_client::{ClientError, ServerUrl};
 use serde::Deserialize;
 
 use crate::cli::CommonOptions;
 use crate::environment::Environment;
-
-/// The port ecconfigd listens on unless told otherwise.
-pub const DEFAULT_PORT: u16 = 2027;
 
 /// A password or token. Never shown, not even by `--debug`.
 #[derive(Clone, PartialEq, Eq)]
@@ -60,16 +58,18 @@ pub struct Level {
 /// What the sources say together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// URLs in the order to try, each `https://host:port`.
-    pub servers: Vec<String>,
+    /// Servers in the order to try.
+    pub servers: Vec<ServerUrl>,
     /// The file with the CA's certificate.
     pub ca: Option<PathBuf>,
     /// The user name, wherever it stood.
     pub username: Option<String>,
     /// How to prove it.
     pub login: Login,
-    /// The working copy that was named.
+    /// The working copy that was named for this run, by option or environment.
     pub wc: Option<PathBuf>,
+    /// The one to take where there is none around the current directory.
+    pub wc_default: Option<PathBuf>,
     /// What the user should know about these settings.
     pub warnings: Vec<String>,
 }
@@ -117,16 +117,13 @@ pub enum SettingsError {
         what: &'static str,
     },
     /// A server's URL cannot be used.
-    #[error("{url:?} is not the URL of a server")]
-    ServerUrl {
-        /// What was given.
-        url: String,
-    },
+    #[error(transparent)]
+    ServerUrl(#[from] ClientError),
 }
 
 impl Settings {
-    /// Puts options, environment and the user's file together. The working copy's metadata comes last and separately, with
-    /// [`Settings::or_servers`], because which working copy it is depends on these.
+    /// Puts options, environment and the user's file together. The working copy's metadata comes last and separately
+    /// ([`crate::connect`]), because which working copy it is depends on these.
     pub fn resolve(options: &CommonOptions, environment: &Environment) -> Result<Settings, SettingsError> {
         let mut warnings = Vec::new();
         if options.password.is_some() || (options.token.is_some()) {
@@ -134,22 +131,17 @@ impl Settings {
             warnings.push(format!("others on this machine can read {option} in the process list; use {option}-file"));
         }
         let mut levels = vec![Level::of_options(options), Level::of_environment(environment)];
+        let mut wc_default = None;
         if let Some(path) = environment.user_config().filter(|path| path.exists()) {
-            let level = Level::of_file(&path)?;
+            let mut level = Level::of_file(&path)?;
             warnings.extend(level.too_open(&path));
+            wc_default = level.wc.take();
             levels.push(level);
         }
         let mut settings = combine(levels)?;
+        settings.wc_default = wc_default;
         settings.warnings = warnings;
         Ok(settings)
-    }
-
-    /// Fills in `servers` where nothing of higher priority named any.
-    pub fn or_servers(&mut self, servers: impl IntoIterator<Item = String>) -> Result<(), SettingsError> {
-        if self.servers.is_empty() {
-            self.servers = servers.into_iter().map(|url| server_url(&url)).collect::<Result<_, _>>()?;
-        }
-        Ok(())
     }
 }
 
@@ -280,7 +272,7 @@ impl SecretSource {
 fn combine(levels: Vec<Level>) -> Result<Settings, SettingsError> {
     let servers =
         levels.iter().find(|level| !level.servers.is_empty()).map(|level| level.servers.clone()).unwrap_or_default();
-    let servers = servers.iter().map(|url| server_url(url)).collect::<Result<_, _>>()?;
+    let servers = servers.iter().map(|url| url.parse()).collect::<Result<_, ClientError>>()?;
     let ca = levels.iter().find_map(|level| level.ca.clone());
     let wc = levels.iter().find_map(|level| level.wc.clone());
     let username = levels.iter().find_map(|level| level.username.clone());
@@ -288,28 +280,7 @@ fn combine(levels: Vec<Level>) -> Result<Settings, SettingsError> {
     let secret =
         levels.into_iter().enumerate().find_map(|(i, level)| level.secret.filter(|s| i <= named_at || s.is_password()));
     let login = secret.map(SecretSource::load).transpose()?.unwrap_or_default();
-    Ok(Settings { servers, ca, username, login, wc, warnings: Vec::new() })
-}
-
-/// `host`, `host:port` or `https://host[:port]` as a URL with scheme and port.
-pub fn server_url(text: &str) -> Result<String, SettingsError> {
-    let bad = || SettingsError::ServerUrl { url: text.chars().take(200).collect() };
-    let rest = text.trim().trim_end_matches('/');
-    let rest = rest.strip_prefix("https://").unwrap_or(rest);
-    if rest.is_empty() || rest.contains(['/', '@', ' ', '?', '#']) {
-        return Err(bad());
-    }
-    let bare_ipv6 = !rest.starts_with('[') && rest.matches(':').count() > 1;
-    let with_port = if bare_ipv6 {
-        format!("[{rest}]:{DEFAULT_PORT}")
-    } else if rest.rsplit_once(':').is_some_and(|(_, port)| !port.contains(']')) {
-        rest.to_owned()
-    } else {
-        format!("{rest}:{DEFAULT_PORT}")
-    };
-    let port = with_port.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-    port.filter(|port| *port != 0).ok_or_else(bad)?;
-    Ok(format!("https://{with_port}"))
+    Ok(Settings { servers, ca, username, login, wc, ..Settings::default() })
 }
 
 fn read(path: &Path) -> Result<String, SettingsError> {
@@ -333,6 +304,10 @@ mod tests {
 
     fn level(username: Option<&str>, secret: Option<SecretSource>) -> Level {
         Level { username: username.map(str::to_owned), secret, ..Level::default() }
+    }
+
+    fn names(settings: &Settings) -> Vec<&str> {
+        settings.servers.iter().map(ServerUrl::as_str).collect()
     }
 
     fn password(text: &str) -> Option<SecretSource> {
@@ -380,14 +355,13 @@ mod tests {
         std::fs::write(dir.join("eccfg.toml"), "server = \"c\"\nca = \"ca.pem\"\ntoken = \"from-file\"\n").unwrap();
         let env = Environment::empty("/").with("HOME", home.path()).with("ECCFG_SERVER", "a:1, b ,");
         let settings = Settings::resolve(&CommonOptions::default(), &env).unwrap();
-        assert_eq!(settings.servers, ["https://a:1", "https://b:2027"]);
+        assert_eq!(names(&settings), ["https://a:1", "https://b:2027"]);
         assert_eq!(settings.ca, Some(dir.join("ca.pem")));
         assert_eq!(settings.login, Login::Token(Secret::new("from-file")));
         assert_eq!(settings.warnings.len(), 1, "the file is readable by others: {:?}", settings.warnings);
-        let options =
-            CommonOptions { server: vec!["https://z".into()], password: Some("p".into()), ..Default::default() };
+        let options = CommonOptions { server: vec!["z".into()], password: Some("p".into()), ..Default::default() };
         let settings = Settings::resolve(&options, &env).unwrap();
-        assert_eq!(settings.servers, ["https://z:2027"]);
+        assert_eq!(names(&settings), ["https://z:2027"]);
         assert_eq!(settings.login, Login::Password(Secret::new("p")));
         assert!(!format!("{settings:?}").contains("\"p\""));
     }
@@ -401,25 +375,6 @@ mod tests {
         let env = Environment::empty("/").with("HOME", home.path());
         let error = Settings::resolve(&CommonOptions::default(), &env).unwrap_err().to_string();
         assert!(error.contains("eccfg.toml:2: unknown field `servr`"), "{error}");
-    }
-
-    #[test]
-    fn server_urls_are_completed() {
-        for (text, url) in [
-            ("n1", "https://n1:2027"),
-            ("n1:99", "https://n1:99"),
-            ("https://n1", "https://n1:2027"),
-            ("https://n1:99/", "https://n1:99"),
-            ("10.0.0.1", "https://10.0.0.1:2027"),
-            ("::1", "https://[::1]:2027"),
-            ("[::1]", "https://[::1]:2027"),
-            ("[::1]:99", "https://[::1]:99"),
-        ] {
-            assert_eq!(server_url(text).unwrap(), url);
-        }
-        for bad in ["", "http://n1", "https://", "n1:", "n1:0", "n1:99999", "joe:pw@n1", "https://n1/x", "a b"] {
-            assert!(server_url(bad).is_err(), "{bad:?}");
-        }
     }
 
     #[test]

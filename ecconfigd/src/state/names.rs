@@ -10,17 +10,15 @@ const MAX_NAME_BYTES: usize = 63;
 
 /// The text cannot be the name of a repository or node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a name: one word of a-z, 0-9, '-' and '_', starting with a letter or digit, at most 63 characters")]
+#[error(
+    "{0:?} is not a name: one word of a-z, 0-9, '-' and '_', starting with a letter or digit, at most 63 characters"
+)]
 pub struct BadName(pub String);
 
 fn check(text: &str) -> Result<(), BadName> {
     let first = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     let rest = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_');
-    if first && rest && text.len() <= MAX_NAME_BYTES {
-        Ok(())
-    } else {
-        Err(BadName(text.chars().take(80).collect()))
-    }
+    if first && rest && text.len() <= MAX_NAME_BYTES { Ok(()) } else { Err(BadName(text.chars().take(80).collect())) }
 }
 
 macro_rules! name {

@@ -83,7 +83,11 @@ impl WorkingCopy {
 
     /// What `commit` sends: the changes of a mount against its base, for those local changes that `wanted` accepts.
     /// Paths of the changes are relative to the mount's repository. Refuses while there are conflicts.
-    pub fn local_changes(&self, mount: &str, wanted: &mut dyn FnMut(&LocalChange) -> bool) -> Result<(Base, Vec<TreeChange>)> {
+    pub fn local_changes(
+        &self,
+        mount: &str,
+        wanted: &mut dyn FnMut(&LocalChange) -> bool,
+    ) -> Result<(Base, Vec<TreeChange>)> {
         todo!()
     }
 

@@ -45,11 +45,11 @@ mod error;
 pub mod fault;
 mod types;
 
+pub use copy::{Exchanged, Staged, WorkingCopy};
 pub use error::WorktreeError;
 pub use types::{
-    Base, ChangeKind, ConflictState, CreateOptions, Durability, LocalChange, Mount, MountStatus, OnOverlap, Ownership, ResolveTo,
-    SavedEdit, Scan, Settled, StageOptions, Status, Target, Targets,
+    Base, ChangeKind, ConflictState, CreateOptions, Durability, LocalChange, Mount, MountStatus, OnOverlap, Ownership,
+    ResolveTo, SavedEdit, Scan, Settled, StageOptions, Status, Target, Targets,
 };
-pub use copy::{Exchanged, Staged, WorkingCopy};
 
 mod copy;

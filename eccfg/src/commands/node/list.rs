@@ -1,0 +1,63 @@
+//! `eccfg node list`.
+
+use cluster::api::{NodeInfo, ReportState};
+
+use crate::commands::{Context, Need};
+use crate::error::CommandError;
+use crate::output::columns;
+
+/// List the nodes of the cluster
+///
+/// With each node's subcluster, role and address, and how far its programs got with their configuration.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Only the nodes of this subcluster
+    #[arg(long, value_name = "NAME")]
+    subcluster: Option<String>,
+}
+
+/// Runs the command.
+pub async fn run(args: &Args, cx: &mut Context<'_>) -> Result<u8, CommandError> {
+    let wc = cx.working_copy_if_any()?;
+    let server = cx.server(wc.as_ref(), Need::Reader).await?;
+    let mut nodes = server.nodes().await?;
+    nodes.retain(|node| args.subcluster.as_ref().is_none_or(|wanted| &node.subcluster == wanted));
+    if cx.ui.json() {
+        cx.ui.json_document(&nodes)?;
+        return Ok(0);
+    }
+    let heading = ["NODE", "SUBCLUSTER", "ROLE", "ADDRESS", "CONFIGURATION"].map(str::to_owned).to_vec();
+    let rows: Vec<Vec<String>> = std::iter::once(heading).chain(nodes.iter().map(row)).collect();
+    for line in columns(&rows) {
+        cx.ui.line(line)?;
+    }
+    Ok(0)
+}
+
+fn row(node: &NodeInfo) -> Vec<String> {
+    let role = node.role.map_or_else(|| "not joined".to_owned(), |role| role.to_string());
+    let address = node.address.clone().unwrap_or_else(|| "-".to_owned());
+    vec![node.name.clone(), node.subcluster.clone(), role, address, configuration(node)]
+}
+
+/// `agent healthy, logd refused`; programs that are at an older target say so.
+fn configuration(node: &NodeInfo) -> String {
+    let target = node.target.as_ref().map_or(0, |target| target.serial);
+    let reports = node.reports.iter().map(|report| {
+        let old = if report.serial < target { " (older)" } else { "" };
+        format!("{} {}{old}", report.program, word(report.state))
+    });
+    let text = reports.collect::<Vec<_>>().join(", ");
+    if text.is_empty() { "-".to_owned() } else { text }
+}
+
+fn word(state: ReportState) -> &'static str {
+    match state {
+        ReportState::Fetched => "fetched",
+        ReportState::Checked => "checked",
+        ReportState::Applied => "applied",
+        ReportState::Healthy => "healthy",
+        ReportState::Refused => "refused",
+        ReportState::Failed => "failed",
+    }
+}

@@ -1,0 +1,31 @@
+//! `eccfg node …`: the machines of the cluster.
+
+pub mod enroll;
+pub mod list;
+pub mod token;
+
+use crate::commands::Context;
+use crate::error::CommandError;
+
+/// Admit machines to the cluster and list them
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(subcommand)]
+    command: NodeCommand,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum NodeCommand {
+    Token(token::Args),
+    Enroll(enroll::Args),
+    List(list::Args),
+}
+
+/// Runs the command.
+pub async fn run(args: &Args, cx: &mut Context<'_>) -> Result<u8, CommandError> {
+    match &args.command {
+        NodeCommand::Token(args) => token::run(args, cx).await,
+        NodeCommand::Enroll(args) => enroll::run(args, cx).await,
+        NodeCommand::List(args) => list::run(args, cx).await,
+    }
+}

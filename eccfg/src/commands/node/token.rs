@@ -1,0 +1,34 @@
+//! `eccfg node token`.
+
+use cluster::api::NodeTokenRequest;
+
+use crate::commands::{Context, Need};
+use crate::error::CommandError;
+
+/// Print a one-time token for a new node
+///
+/// The token and nothing else. It is good for one `ecconfigd join` or `eccfg node enroll`, and carries the fingerprint of the
+/// cluster's CA, so that the new node needs no other secret.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The subcluster that the node will belong to
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    subcluster: String,
+    /// How long it is good for, such as 1h [default: the server's]
+    #[arg(long, value_name = "DURATION")]
+    ttl: Option<String>,
+}
+
+/// Runs the command.
+pub async fn run(args: &Args, cx: &mut Context<'_>) -> Result<u8, CommandError> {
+    let wc = cx.working_copy_if_any()?;
+    let server = cx.server(wc.as_ref(), Need::Person).await?;
+    let request = NodeTokenRequest { subcluster: args.subcluster.clone(), ttl: args.ttl.clone() };
+    let answer = server.node_token(&request).await?;
+    if cx.ui.json() {
+        cx.ui.json_document(&answer)?;
+    } else {
+        cx.ui.line(&answer.token)?;
+    }
+    Ok(0)
+}
