@@ -26,14 +26,14 @@
 
 mod body;
 pub mod client;
-// mod enumerate;
-// mod graph;
-// mod negotiate;
-// mod objects;
+mod enumerate;
+mod graph;
+mod negotiate;
+mod objects;
 mod packet;
-// mod packwriter;
+mod packwriter;
 pub mod receive_pack;
-// mod shallow;
+mod shallow;
 pub mod upload_pack;
 
 use std::io;

@@ -4,10 +4,18 @@
 //! is repeated by the client (gitprotocol-http(5), "stateless-rpc"). [`advertise`] answers `GET info/refs`, [`serve`]
 //! answers `POST git-upload-pack`, for v0 and v1 (gitprotocol-pack(5)) as for v2 (gitprotocol-v2(5)).
 
-use std::io::{Read, Write};
+mod advertisement;
+mod session;
+mod v0;
+mod v2;
 
-use super::{Advertised, Error, Version};
+use std::io::{BufWriter, Read, Write};
+
+use super::objects::Objects;
+use super::packet::{BandWriter, Bands, PacketReader, PacketWriter};
+use super::{Advertised, Error, Result, Version};
 use crate::Store;
+use session::Session;
 
 /// What one request may cost.
 #[derive(Debug, Clone)]
@@ -80,8 +88,13 @@ pub enum ServedKind {
 }
 
 /// Answers `GET info/refs?service=git-upload-pack`: the references for v0 and v1, the capabilities for v2.
-pub fn advertise(_store: &Store, _version: Version, _shown: Advertised<'_>, _out: &mut dyn Write) -> Result<(), Error> {
-    todo!()
+pub fn advertise(store: &Store, version: Version, shown: Advertised<'_>, out: &mut dyn Write) -> Result<(), Error> {
+    let mut out = PacketWriter::new(BufWriter::new(out));
+    match version {
+        Version::V2 => advertisement::capabilities_v2(&mut out)?,
+        Version::V0 | Version::V1 => advertisement::references(store, version, shown, &mut out)?,
+    }
+    out.flush()
 }
 
 /// Answers `POST git-upload-pack`.
@@ -89,12 +102,70 @@ pub fn advertise(_store: &Store, _version: Version, _shown: Advertised<'_>, _out
 /// `body` is the request without its content encoding (see [`decode_body`](super::decode_body)). What goes wrong is told
 /// to the client in the answer, so an HTTP layer that has begun to send status 200 need not change its mind.
 pub fn serve(
-    _store: &Store,
-    _shown: Advertised<'_>,
-    _version: Version,
-    _body: &mut dyn Read,
-    _out: &mut dyn Write,
-    _limits: &UploadLimits,
+    store: &Store,
+    shown: Advertised<'_>,
+    version: Version,
+    body: &mut dyn Read,
+    out: &mut dyn Write,
+    limits: &UploadLimits,
 ) -> Result<Served, Error> {
-    todo!()
+    let mut answer = Answer::new(out);
+    let result = answer_request(store, shown, version, body, &mut answer, limits);
+    match result {
+        Ok(served) => answer.out.flush().map(|()| served),
+        Err(error) => {
+            answer.tell(&error);
+            Err(error)
+        }
+    }
+}
+
+fn answer_request(
+    store: &Store,
+    shown: Advertised<'_>,
+    version: Version,
+    body: &mut dyn Read,
+    answer: &mut Answer<'_>,
+    limits: &UploadLimits,
+) -> Result<Served> {
+    let objects = Objects::new(store, limits.max_visited_commits)?;
+    let session = Session { objects, shown, limits };
+    let mut request = PacketReader::new(body, limits.max_request_bytes);
+    match version {
+        Version::V2 => v2::serve(&session, &mut request, answer),
+        Version::V0 | Version::V1 => v0::serve(&session, &mut request, answer),
+    }
+}
+
+/// The request of a client, as both versions read it.
+type Request<'a> = PacketReader<&'a mut dyn Read>;
+
+/// The answer as far as it is written, and how an error would be told from here on.
+struct Answer<'a> {
+    out: PacketWriter<BufWriter<&'a mut dyn Write>>,
+    /// Set once the pack has begun.
+    bands: Option<Bands>,
+}
+
+impl<'a> Answer<'a> {
+    fn new(out: &'a mut dyn Write) -> Self {
+        // Two full packets: a pack leaves in few writes, and a small answer in one.
+        Answer { out: PacketWriter::new(BufWriter::with_capacity(128 << 10, out)), bands: None }
+    }
+
+    /// Tells the client why there is no (further) answer. If that fails, too, the client is gone.
+    fn tell(&mut self, error: &Error) {
+        let text = format!("upload-pack: {error}");
+        let told = match (error, self.bands) {
+            (Error::Io { .. }, _) => return,
+            (_, None) => self.out.error(&text).and_then(|()| self.out.flush()),
+            (_, Some(bands)) => {
+                let mut bands = BandWriter::new(self.out.inner(), bands);
+                bands.error(&format!("{text}\n")).and_then(|()| bands.finish())
+            }
+        };
+        if let Err(err) = told {
+            tracing::debug!(error = %err, "the client could not be told of an error");
+        }
+    }
 }
