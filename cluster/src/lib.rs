@@ -6,6 +6,7 @@ pub mod error;
 pub mod files;
 pub mod http_client;
 pub mod identity;
+pub mod listen;
 pub mod lock;
 pub mod shutdown;
 pub mod telemetry;
