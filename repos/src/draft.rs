@@ -4,11 +4,16 @@
 //! nothing is written until [`Draft::into_pack`] hands out exactly the new objects, so a draft that is dropped
 //! leaves no trace.
 
+use std::collections::{HashMap, HashSet};
+
 use bytes::Bytes;
 
-use crate::quarantine::{CheckError, TreeRules};
-use crate::reader::{Mode, Reader, Signature};
-use crate::{Error, Oid, RepoPath, Result, Store};
+use crate::edit::{EditFailure, TreeEditor};
+use crate::object;
+use crate::pack::PackWriter;
+use crate::reader::{Mode, ObjectKind, Reader, Signature, checked, damaged, odb_error};
+use crate::tree;
+use crate::{Error, Oid, PackError, RepoPath, Result, Store};
 
 /// One edit of a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,6 +119,20 @@ pub struct Draft {
     reader: Reader,
 }
 
+/// The objects that a draft made.
+#[derive(Default)]
+pub(crate) struct Fresh {
+    objects: HashMap<Oid, (ObjectKind, Bytes)>,
+    /// In the order in which they were made, so that the same draft always makes the same pack.
+    order: Vec<Oid>,
+}
+
+impl Fresh {
+    pub(crate) fn get(&self, id: Oid) -> Option<(ObjectKind, &Bytes)> {
+        self.objects.get(&id).map(|(kind, data)| (*kind, data))
+    }
+}
+
 impl std::ops::Deref for Draft {
     type Target = Reader;
 
@@ -124,8 +143,8 @@ impl std::ops::Deref for Draft {
 
 impl Draft {
     /// An empty draft on a store.
-    pub fn new(_store: &Store) -> Result<Draft> {
-        todo!()
+    pub fn new(store: &Store) -> Result<Draft> {
+        Ok(Draft::over(store.reader()?))
     }
 
     /// An empty draft on what a reader sees (a quarantine's, for instance).
@@ -134,35 +153,133 @@ impl Draft {
     }
 
     /// Stores a blob.
-    pub fn write_blob(&mut self, _data: &[u8]) -> Result<Oid> {
-        todo!()
+    pub fn write_blob(&mut self, data: &[u8]) -> Result<Oid> {
+        self.write(ObjectKind::Blob, Bytes::copy_from_slice(data))
+    }
+
+    /// Remembers an object unless the store has it.
+    pub(crate) fn write(&mut self, kind: ObjectKind, data: Bytes) -> Result<Oid> {
+        let id = gix::objs::compute_hash(gix::hash::Kind::Sha1, kind.into(), &data)
+            .map(Oid::from)
+            .map_err(odb_error(Oid::NULL))?;
+        let fresh = self.reader.fresh.get_mut();
+        if !fresh.objects.contains_key(&id) && !self.reader.is_stored(id) {
+            let fresh = self.reader.fresh.get_mut();
+            fresh.order.push(id);
+            fresh.objects.insert(id, (kind, data));
+        }
+        Ok(id)
     }
 
     /// Applies the changes one after the other and answers the new tree. `tree` may be [`Oid::EMPTY_TREE`].
     /// If one does not fit, none is applied.
-    pub fn apply(&mut self, _tree: Oid, _changes: &[TreeChange]) -> Result<Oid, ApplyError> {
-        todo!()
+    pub fn apply(&mut self, tree: Oid, changes: &[TreeChange]) -> Result<Oid, ApplyError> {
+        let mut editor = TreeEditor::new(&self.reader, tree)?;
+        let mut blobs = Vec::new();
+        for change in changes {
+            apply_one(&mut editor, change, &mut blobs)?;
+        }
+        let (root, trees) = editor.finish();
+        for data in blobs.into_iter() {
+            self.write(ObjectKind::Blob, data)?;
+        }
+        for data in trees {
+            self.write(ObjectKind::Tree, data.into())?;
+        }
+        Ok(root)
     }
 
     /// Makes a commit.
-    pub fn commit(&mut self, _commit: &NewCommit) -> Result<Oid> {
-        todo!()
-    }
-
-    /// Checks everything in `tree` that is not in `base` against the rules that pushed trees are checked against.
-    pub fn check_tree(&self, _base: Option<Oid>, _tree: Oid, _rules: &TreeRules) -> Result<(), CheckError> {
-        todo!()
+    pub fn commit(&mut self, commit: &NewCommit) -> Result<Oid> {
+        self.write(ObjectKind::Commit, object::write_commit(commit).into())
     }
 
     /// A self-contained pack of exactly the objects that the draft made and the store did not have.
     /// `None` if there are none. Objects that no commit came to use are in it as well.
     pub fn into_pack(self) -> Result<Option<Vec<u8>>> {
-        todo!()
+        let fresh = self.reader.fresh.borrow();
+        pack(&fresh, &fresh.order)
     }
 
     /// Like [`Draft::into_pack`], but only what `tips` reach, and without consuming the draft: candidates that were
     /// refused leave nothing behind.
-    pub fn pack_of(&self, _tips: &[Oid]) -> Result<Option<Vec<u8>>> {
-        todo!()
+    pub fn pack_of(&self, tips: &[Oid]) -> Result<Option<Vec<u8>>> {
+        let fresh = self.reader.fresh.borrow();
+        let reached = reach(&fresh, tips)?;
+        let wanted: Vec<Oid> = fresh.order.iter().copied().filter(|id| reached.contains(id)).collect();
+        pack(&fresh, &wanted)
+    }
+}
+
+/// The fresh objects that `tips` reach. What is not fresh was in the store before, and so was all that it reaches.
+fn reach(fresh: &Fresh, tips: &[Oid]) -> Result<HashSet<Oid>> {
+    let mut reached = HashSet::new();
+    let mut todo = tips.to_vec();
+    while let Some(id) = todo.pop() {
+        let Some((kind, data)) = fresh.get(id) else { continue };
+        if !reached.insert(id) {
+            continue;
+        }
+        match kind {
+            ObjectKind::Commit => {
+                let links = object::links(data).ok_or_else(|| damaged(id, "it is not a commit"))?;
+                todo.push(links.tree);
+                todo.extend(links.parents);
+            }
+            ObjectKind::Tree => {
+                for entry in tree::entries(data) {
+                    todo.push(checked(id, entry)?.0.id);
+                }
+            }
+            ObjectKind::Tag => todo.extend(object::tag_target(data).map(|(target, _)| target)),
+            ObjectKind::Blob => {}
+        }
+    }
+    Ok(reached)
+}
+
+fn pack(fresh: &Fresh, wanted: &[Oid]) -> Result<Option<Vec<u8>>> {
+    if wanted.is_empty() {
+        return Ok(None);
+    }
+    let storing = |source| Error::Pack(PackError::Io { action: "write", source });
+    let mut writer = PackWriter::new(Vec::new(), wanted.len() as u32).map_err(storing)?;
+    // Commits first, as git orders its packs: walking history then reads the pack from front to back.
+    for kind in [ObjectKind::Commit, ObjectKind::Tag, ObjectKind::Tree, ObjectKind::Blob] {
+        for (kind, data) in wanted.iter().filter_map(|id| fresh.get(*id)).filter(|(is, _)| *is == kind) {
+            writer.object(kind, data).map_err(storing)?;
+        }
+    }
+    Ok(Some(writer.finish().map_err(storing)?.1))
+}
+
+fn apply_one(editor: &mut TreeEditor<'_>, change: &TreeChange, blobs: &mut Vec<Bytes>) -> Result<(), ApplyError> {
+    let at = |path: &RepoPath| {
+        let path = path.clone();
+        move |failure: EditFailure| match failure {
+            EditFailure::Problem(problem) => ApplyError::Change { path, problem },
+            EditFailure::Store(err) => ApplyError::Store(err),
+        }
+    };
+    match change {
+        TreeChange::Put { path, mode, content } => {
+            let id = match content {
+                Content::Bytes(data) => {
+                    blobs.push(data.clone());
+                    gix::objs::compute_hash(gix::hash::Kind::Sha1, gix::objs::Kind::Blob, data)
+                        .map(Oid::from)
+                        .map_err(odb_error(Oid::NULL))?
+                }
+                Content::Blob(id) => *id,
+            };
+            let known = matches!(content, Content::Bytes(_)) || editor.has_blob(id)?;
+            if !known {
+                return Err(at(path)(EditFailure::Problem(ApplyProblem::MissingBlob(id))));
+            }
+            editor.put(path, *mode, id).map_err(at(path))
+        }
+        TreeChange::Delete { path } => editor.delete(path).map(|_| ()).map_err(at(path)),
+        TreeChange::Rename { from, to } => editor.rename(from, to).map_err(|(path, failure)| at(&path)(failure)),
+        TreeChange::Chmod { path, mode } => editor.chmod(path, *mode).map_err(at(path)),
     }
 }

@@ -12,13 +12,14 @@
 //! Left out on purpose: references are not kept here. The authoritative map of references lives in the replicated
 //! state; [`Store::project_refs`] writes a copy for plain `git`.
 
-#![allow(clippy::todo)]
-
+mod check;
 mod diff;
 mod draft;
+mod edit;
 mod error;
 mod log;
 mod merge;
+mod object;
 mod oid;
 mod pack;
 mod path;
@@ -27,8 +28,10 @@ mod quarantine;
 mod reader;
 mod refs;
 mod store;
+mod tree;
 pub mod worktree;
 
+pub use check::{CheckError, Problem, ProblemKind, Refusal, TreeRules};
 pub use diff::{Change, Patch, PatchOptions};
 pub use draft::{ApplyError, ApplyProblem, Content, Draft, NewCommit, TreeChange};
 pub use error::{Error, PackError, Result};
@@ -36,7 +39,7 @@ pub use log::LogOptions;
 pub use merge::{Conflict, ConflictKind, Labels, Merge, MergeMode};
 pub use oid::{Oid, PackId, ParseOidError};
 pub use path::{PathError, RepoPath};
-pub use quarantine::{CheckError, PackLimits, Quarantine, Received, Refusal, TreeRules};
+pub use quarantine::{PackLimits, Quarantine, Received};
 pub use reader::{CommitInfo, Entry, File, Mode, Object, ObjectKind, Reader, Signature};
 pub use refs::{RefMap, RefName, RefNameError};
-pub use store::{ConsolidateOptions, Consolidated, Problem, ProblemKind, Store};
+pub use store::{ConsolidateOptions, Consolidated, PackInfo, Store};

@@ -26,7 +26,7 @@ pub struct PathError {
 }
 
 /// The longest path we take: PATH_MAX of Linux, less room for the directory in which a tree is checked out.
-const MAX_PATH_BYTES: usize = 3000;
+pub(crate) const MAX_PATH_BYTES: usize = 3000;
 /// NAME_MAX of Linux.
 const MAX_NAME_BYTES: usize = 255;
 
@@ -146,7 +146,7 @@ pub(crate) fn printable(path: &[u8]) -> String {
 }
 
 /// Git's way of writing bytes in ASCII: quotation marks around, octal escapes inside.
-fn quote(path: &[u8]) -> String {
+pub(crate) fn quote(path: &[u8]) -> String {
     let mut out = String::from("\"");
     for byte in path {
         match byte {

@@ -4,18 +4,57 @@
 //! has the same objects, so readers never wait. Installing a pack twice is harmless, which makes applying a log
 //! entry again harmless. Nothing is synced to disk when it is installed: the log is the durable copy until
 //! [`Store::sync`] has returned.
+//!
+//! Whatever is being written lies in the store's own directory under `quarantine/` first, which is locked as long as the
+//! store is open; what a crash leaves there has no lock, and the next one to open the store removes it.
 
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::oid::PackId;
-use crate::quarantine::Quarantine;
+use crate::pack::{self, Source, Staged};
+use crate::quarantine::{PackLimits, Quarantine};
 use crate::reader::Reader;
-use crate::{Oid, RefMap, RefName, Result};
+use crate::{Error, Oid, PackError, RefMap, RefName, Result};
+
+/// Packs that one store can hold at a time before gix gives up ("too few index slots"). Consolidation keeps them well below.
+const PACK_SLOTS: u16 = 4096;
+/// From so many files on, one syncfs is cheaper than a sync of each.
+const SYNC_ALL_FROM_FILES: usize = 32;
 
 /// One repository on disk. Clones share it; all threads may use it at once.
 #[derive(Clone)]
 pub struct Store {
-    _todo: (),
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    root: PathBuf,
+    objects: PathBuf,
+    odb: Arc<gix::odb::Store>,
+    staging: Mutex<Option<Staging>>,
+    names: AtomicU64,
+    /// Files that were installed and may not be on the disk yet.
+    unsynced: Mutex<BTreeSet<PathBuf>>,
+    consolidating: Mutex<()>,
+}
+
+/// The directory that this store writes in before anybody may read. The lock lives as long as the file is open.
+struct Staging {
+    directory: PathBuf,
+    _lock: File,
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if let Err(err) = fs::remove_dir_all(&self.directory) {
+            tracing::debug!(directory = %self.directory.display(), %err, "could not remove a staging directory; the next start will");
+        }
+    }
 }
 
 /// When and how packs are merged.
@@ -46,96 +85,490 @@ pub struct Consolidated {
     pub bytes: u64,
 }
 
-/// Something wrong in a store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    /// The object.
-    pub id: Oid,
-    /// What is wrong with it.
-    pub kind: ProblemKind,
-    /// The commit, tree or tag that refers to it, if it is not a tip.
-    pub referrer: Option<Oid>,
-}
-
-/// What can be wrong with an object.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ProblemKind {
-    /// It is not there.
-    Missing,
-    /// It does not decode, or its content does not have its name.
-    Damaged(String),
+/// A pack that is installed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PackInfo {
+    /// Its name.
+    pub id: PackId,
+    /// Its file.
+    pub path: PathBuf,
+    /// The size of that.
+    pub bytes: u64,
+    /// Objects in it.
+    pub objects: u32,
 }
 
 impl Store {
     /// Makes an empty repository. An existing one is opened.
-    pub fn init(_path: &Path) -> Result<Store> {
-        todo!()
+    pub fn init(path: &Path) -> Result<Store> {
+        for directory in ["objects/pack", "objects/info", "refs/heads", "refs/tags"] {
+            let directory = path.join(directory);
+            fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
+        }
+        // gc is ours: git's own would drop what only the replicated state refers to.
+        let config = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n[gc]\n\tauto = 0\n[maintenance]\n\tauto = false\n";
+        write_if_missing(&path.join("config"), config.as_bytes())?;
+        write_if_missing(&path.join("HEAD"), b"ref: refs/heads/main\n")?;
+        Store::open(path)
     }
 
     /// Opens a repository and removes what crashed writers left behind.
-    pub fn open(_path: &Path) -> Result<Store> {
-        todo!()
+    pub fn open(path: &Path) -> Result<Store> {
+        let reason = |reason| Error::NotAStore { path: path.to_owned(), reason };
+        let root = path.canonicalize().map_err(Error::io("open", path))?;
+        if !root.join("HEAD").is_file() {
+            return Err(reason("it has no HEAD"));
+        }
+        let objects = root.join("objects");
+        if !objects.is_dir() {
+            return Err(reason("it has no objects"));
+        }
+        Store::at(root, objects)
     }
 
     /// A store that is only an object directory: the shared one of working copies. It is created if it is missing.
     /// [`Store::project_refs`] does not work on it.
-    pub fn open_objects(_objects_dir: &Path) -> Result<Store> {
-        todo!()
+    pub fn open_objects(objects_dir: &Path) -> Result<Store> {
+        for directory in ["pack", "info"] {
+            let directory = objects_dir.join(directory);
+            fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
+        }
+        let objects = objects_dir.canonicalize().map_err(Error::io("open", objects_dir))?;
+        Store::at(objects.clone(), objects)
+    }
+
+    fn at(root: PathBuf, objects: PathBuf) -> Result<Store> {
+        remove_stale(&root.join("quarantine"))?;
+        let options = gix::odb::store::init::Options {
+            slots: gix::odb::store::init::Slots::Given(PACK_SLOTS),
+            ..gix::odb::store::init::Options::default()
+        };
+        let odb = gix::odb::Store::at_opts(objects.clone(), gix::hash::Kind::Sha1, &mut std::iter::empty(), options)
+            .map_err(Error::io("open", &objects))?;
+        Ok(Store {
+            inner: Arc::new(Inner {
+                root,
+                objects,
+                odb: Arc::new(odb),
+                staging: Mutex::new(None),
+                names: AtomicU64::new(0),
+                unsynced: Mutex::new(BTreeSet::new()),
+                consolidating: Mutex::new(()),
+            }),
+        })
     }
 
     /// The repository's directory (for [`Store::open_objects`], the object directory).
     pub fn path(&self) -> &Path {
-        todo!()
+        &self.inner.root
     }
 
     /// The directory of its objects.
     pub fn objects_dir(&self) -> &Path {
-        todo!()
+        &self.inner.objects
     }
 
     /// A view for one thread.
     pub fn reader(&self) -> Result<Reader> {
-        todo!()
+        Ok(Reader::of(Arc::clone(&self.inner.odb)))
     }
 
     /// A place to receive a pack in.
     pub fn quarantine(&self) -> Result<Quarantine> {
-        todo!()
+        Quarantine::new(self.clone(), self.staging_path("received")?)
     }
 
     /// Installs a self-contained pack: checks and indexes it and makes it visible at once. Again is harmless. Not synced.
-    pub fn install_pack(&self, _pack: &[u8]) -> Result<PackId> {
-        todo!()
+    ///
+    /// It is written a second time if the file that is there is not the same to the last byte: after a power cut it may not be.
+    pub fn install_pack(&self, pack: &[u8]) -> Result<PackId> {
+        if let Some(id) = claimed_id(pack)
+            && self.is_installed(id, &mut { pack }, pack.len() as u64)
+        {
+            self.remember_unsynced(id);
+            return Ok(id);
+        }
+        self.install_from(&mut { pack })
     }
 
     /// The same from a file, which is left where it is and never held in memory as a whole.
-    pub fn install_pack_file(&self, _pack: &Path) -> Result<PackId> {
-        todo!()
+    pub fn install_pack_file(&self, pack: &Path) -> Result<PackId> {
+        if let Some(id) = self.adopt(pack)? {
+            return Ok(id);
+        }
+        let open = || File::open(pack).map_err(Error::io("open", pack));
+        let (id, bytes) = claimed_id_of_file(&open()?).map_err(Error::io("read", pack))?;
+        if self.is_installed(id, &mut BufReader::new(open()?), bytes) {
+            self.remember_unsynced(id);
+            return Ok(id);
+        }
+        self.install_from(&mut open()?)
+    }
+
+    /// A pack that our own quarantine has checked and indexed needs only to be linked.
+    fn adopt(&self, pack: &Path) -> Result<Option<PackId>> {
+        let ours = lock(&self.inner.staging).as_ref().is_some_and(|staging| pack.starts_with(&staging.directory));
+        let index = pack.with_extension("idx");
+        if !ours || !index.is_file() {
+            return Ok(None);
+        }
+        let (id, bytes) =
+            File::open(pack).and_then(|file| claimed_id_of_file(&file)).map_err(Error::io("read", pack))?;
+        let stem = self.staging_path("adopted")?;
+        let staged =
+            Staged { id, pack: stem.with_extension("pack"), index: stem.with_extension("idx"), objects: 0, bytes };
+        fs::hard_link(pack, &staged.pack).map_err(Error::io("link", pack))?;
+        fs::hard_link(&index, &staged.index).map_err(Error::io("link", &index))?;
+        self.publish(&staged)?;
+        Ok(Some(id))
+    }
+
+    fn install_from(&self, pack: &mut dyn Read) -> Result<PackId> {
+        let staged = self.stage(pack, &self.staging_path("install")?, &PackLimits::unlimited(), None)?;
+        if let Some(staged) = &staged.pack {
+            self.publish(staged)?;
+        }
+        Ok(staged.id)
+    }
+
+    /// Writes a pack to `<stem>.pack`, checked and indexed. A pack without objects leaves nothing.
+    pub(crate) fn stage(
+        &self,
+        pack: &mut dyn Read,
+        stem: &Path,
+        limits: &PackLimits,
+        bases: Option<&Reader>,
+    ) -> Result<StagedPack, PackError> {
+        let path = stem.with_extension("pack");
+        let storing = |source| PackError::Io { action: "store", source };
+        let result = (|| {
+            let mut out = BufWriter::with_capacity(128 << 10, File::create(&path).map_err(storing)?);
+            let scanned = pack::scan(pack, &mut out, limits)?;
+            out.flush().map_err(storing)?;
+            let id = scanned.id;
+            if scanned.entries.is_empty() {
+                fs::remove_file(&path).map_err(storing)?;
+                return Ok(StagedPack { id, pack: None });
+            }
+            let staged = pack::index_staged(&path, scanned, bases)?;
+            Ok(StagedPack { id: staged.id, pack: Some(staged) })
+        })();
+        if result.is_err() {
+            // Best effort: the whole directory goes when the store is closed.
+            let _ = (fs::remove_file(&path), fs::remove_file(stem.with_extension("idx")));
+        }
+        result
+    }
+
+    /// Makes a staged pack visible: the pack before its index, because readers go by the index.
+    fn publish(&self, staged: &Staged) -> Result<()> {
+        for (from, extension) in [(&staged.pack, "pack"), (&staged.index, "idx")] {
+            let to = self.pack_path(staged.id, extension);
+            fs::set_permissions(from, std::os::unix::fs::PermissionsExt::from_mode(0o444))
+                .map_err(Error::io("set the mode of", from))?;
+            fs::rename(from, &to).map_err(Error::io("install", &to))?;
+        }
+        self.remember_unsynced(staged.id);
+        Ok(())
+    }
+
+    fn pack_path(&self, id: PackId, extension: &str) -> PathBuf {
+        self.inner.objects.join("pack").join(id.file_name(extension))
+    }
+
+    fn remember_unsynced(&self, id: PackId) {
+        lock(&self.inner.unsynced).extend([self.pack_path(id, "pack"), self.pack_path(id, "idx")]);
+    }
+
+    /// True if a pack of this name is there with exactly these bytes, and a sound index.
+    fn is_installed(&self, id: PackId, pack: &mut dyn Read, bytes: u64) -> bool {
+        let Ok(there) = File::open(self.pack_path(id, "pack")) else { return false };
+        there.metadata().is_ok_and(|meta| meta.len() == bytes)
+            && same_bytes(&mut BufReader::new(there), pack).unwrap_or(false)
+            && index_is_sound(&self.pack_path(id, "idx"), id)
     }
 
     /// Writes every pack that was installed since the last time to the disk, for good.
     pub fn sync(&self) -> Result<()> {
-        todo!()
+        let files = std::mem::take(&mut *lock(&self.inner.unsynced));
+        if files.is_empty() {
+            return Ok(());
+        }
+        let result = sync_files(&files, &self.inner.objects.join("pack"));
+        if result.is_err() {
+            lock(&self.inner.unsynced).extend(files);
+        }
+        result
     }
 
     /// Writes git's own references, so that plain `git` finds what the replicated state says. Each file is replaced atomically.
-    pub fn project_refs(&self, _refs: &RefMap, _head: &RefName) -> Result<()> {
-        todo!()
+    pub fn project_refs(&self, refs: &RefMap, head: &RefName) -> Result<()> {
+        let reader = self.reader()?;
+        let mut packed = String::from("# pack-refs with: peeled fully-peeled sorted \n");
+        for (name, id) in refs {
+            packed.push_str(&format!("{id} {name}\n"));
+            match reader.peel(*id) {
+                Ok((peeled, _)) if peeled != *id => packed.push_str(&format!("^{peeled}\n")),
+                // A projection: an object that is missing shows up in `verify`, not here.
+                Ok(_) | Err(_) => {}
+            }
+        }
+        self.replace("packed-refs", packed.as_bytes())?;
+        self.replace("HEAD", format!("ref: {head}\n").as_bytes())?;
+        // Loose references win over packed ones in git's eyes, and none of them is ours.
+        remove_loose(&self.inner.root.join("refs"), 0)
+    }
+
+    fn replace(&self, name: &str, content: &[u8]) -> Result<()> {
+        let path = self.inner.root.join(name);
+        if fs::read(&path).is_ok_and(|old| old == content) {
+            return Ok(());
+        }
+        let staged = self.staging_path("ref")?;
+        fs::write(&staged, content).map_err(Error::io("write", &staged))?;
+        fs::rename(&staged, &path).map_err(Error::io("replace", &path))
     }
 
     /// Merges small packs into a larger one. Readers and installers go on meanwhile.
-    /// Nothing is dropped: `tips` only say what is to come first in the pack.
-    pub fn consolidate(&self, _options: &ConsolidateOptions, _tips: &[Oid]) -> Result<Consolidated> {
-        todo!()
+    /// Nothing is dropped, whether or not `tips` reach it.
+    pub fn consolidate(&self, options: &ConsolidateOptions, _tips: &[Oid]) -> Result<Consolidated> {
+        let _one_at_a_time = lock(&self.inner.consolidating);
+        let packs = self.packs()?;
+        let nothing = Consolidated { packs_before: packs.len(), packs_after: packs.len(), ..Consolidated::default() };
+        // Somebody ran git's own maintenance: an index over several packs would be left pointing at nothing.
+        let foreign = self.inner.objects.join("pack/multi-pack-index").exists();
+        if packs.len() < options.min_packs.max(2) || foreign {
+            return Ok(nothing);
+        }
+        let chosen = worth_merging(packs, options.factor);
+        if chosen.len() < 2 {
+            return Ok(nothing);
+        }
+        let sources: Vec<Source> = chosen
+            .iter()
+            .map(|info| Source { pack: info.path.clone(), index: info.path.with_extension("idx") })
+            .collect();
+        let staged = pack::glue(&sources, &self.staging_path("glue")?)?;
+        let (id, objects, bytes) = (staged.id, staged.objects, staged.bytes);
+        self.publish(&staged)?;
+        // The small packs may be durable already, so the new one must be before they go.
+        let new_files = [self.pack_path(id, "pack"), self.pack_path(id, "idx")].into();
+        sync_files(&new_files, &self.inner.objects.join("pack"))?;
+        let removed: Vec<&PackInfo> = chosen.iter().filter(|info| info.id != id).collect();
+        for info in &removed {
+            remove_pack(&info.path)?;
+        }
+        Ok(Consolidated {
+            packs_before: nothing.packs_before,
+            packs_after: nothing.packs_before + 1 - removed.len(),
+            objects,
+            bytes,
+        })
     }
 
-    /// Reads everything that `tips` reach. At most a thousand problems are listed.
-    pub fn verify(&self, _tips: &[Oid]) -> Result<Vec<Problem>> {
-        todo!()
+    /// The packs that are installed.
+    pub fn packs(&self) -> Result<Vec<PackInfo>> {
+        let directory = self.inner.objects.join("pack");
+        let mut packs = Vec::new();
+        for entry in fs::read_dir(&directory).map_err(Error::io("list", &directory))? {
+            let path = entry.map_err(Error::io("list", &directory))?.path();
+            let id = path
+                .file_name()
+                .and_then(|name| name.to_str()?.strip_prefix("pack-")?.strip_suffix(".idx")?.parse().ok());
+            if let Some(id) = id
+                && let Some(info) = pack_info(PackId(id), &path)
+            {
+                packs.push(info);
+            }
+        }
+        packs.sort_unstable();
+        Ok(packs)
     }
 
-    /// The packs, for figures and for fetching what another replica has.
-    pub fn packs(&self) -> Result<Vec<(PackId, PathBuf, u64)>> {
-        todo!()
+    /// A new name in this store's own directory.
+    pub(crate) fn staging_path(&self, what: &str) -> Result<PathBuf> {
+        let mut staging = lock(&self.inner.staging);
+        let directory = match &*staging {
+            Some(staging) => staging.directory.clone(),
+            None => staging.insert(new_staging(&self.inner.root.join("quarantine"))?).directory.clone(),
+        };
+        Ok(directory.join(format!("{what}-{}", self.inner.names.fetch_add(1, Ordering::Relaxed))))
     }
+}
+
+/// What [`Store::stage`] made of a pack.
+pub(crate) struct StagedPack {
+    pub(crate) id: PackId,
+    pub(crate) pack: Option<Staged>,
+}
+
+/// A lock that a panicking thread held is as good as any other here: what they guard is only ever replaced whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write_if_missing(path: &Path, content: &[u8]) -> Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let temporary = path.with_extension(format!("new-{}", std::process::id()));
+    fs::write(&temporary, content).map_err(Error::io("write", &temporary))?;
+    fs::rename(&temporary, path).map_err(Error::io("create", path))
+}
+
+/// Takes the lock that keeps those who clean up and those who have not locked their directory yet apart.
+fn lock_entrance(quarantine: &Path) -> Result<File> {
+    fs::create_dir_all(quarantine).map_err(Error::io("create", quarantine))?;
+    let path = quarantine.join("lock");
+    let file = File::options().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
+        .map_err(|err| Error::io("lock", &path)(err.into()))?;
+    Ok(file)
+}
+
+fn new_staging(quarantine: &Path) -> Result<Staging> {
+    let _entrance = lock_entrance(quarantine)?;
+    let directory = tempfile::Builder::new()
+        .prefix("s-")
+        .tempdir_in(quarantine)
+        .map_err(Error::io("create a directory in", quarantine))?
+        .keep();
+    let lock = File::open(&directory).map_err(Error::io("open", &directory))?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .map_err(|err| Error::io("lock", &directory)(err.into()))?;
+    Ok(Staging { directory, _lock: lock })
+}
+
+fn remove_stale(quarantine: &Path) -> Result<()> {
+    if !quarantine.is_dir() {
+        return Ok(());
+    }
+    let _entrance = lock_entrance(quarantine)?;
+    for entry in fs::read_dir(quarantine).map_err(Error::io("list", quarantine))? {
+        let path = entry.map_err(Error::io("list", quarantine))?.path();
+        if !path.is_dir() {
+            continue;
+        }
+        let directory = File::open(&path).map_err(Error::io("open", &path))?;
+        if rustix::fs::flock(&directory, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
+            fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+fn claimed_id(pack: &[u8]) -> Option<PackId> {
+    let trailer = pack.len().checked_sub(pack::TRAILER_BYTES)?;
+    Oid::from_slice(&pack[trailer..]).map(PackId)
+}
+
+fn claimed_id_of_file(file: &File) -> std::io::Result<(PackId, u64)> {
+    use std::os::unix::fs::FileExt;
+    let bytes = file.metadata()?.len();
+    let mut trailer = [0; pack::TRAILER_BYTES];
+    if let Some(start) = bytes.checked_sub(pack::TRAILER_BYTES as u64) {
+        file.read_exact_at(&mut trailer, start)?;
+    }
+    Ok((PackId(Oid::from_bytes(trailer)), bytes))
+}
+
+fn same_bytes(a: &mut dyn Read, b: &mut dyn Read) -> std::io::Result<bool> {
+    let (mut left, mut right) = (vec![0; 64 << 10], vec![0; 64 << 10]);
+    loop {
+        let count = a.read(&mut left)?;
+        if count == 0 {
+            return Ok(b.read(&mut right)? == 0);
+        }
+        match b.read_exact(&mut right[..count]) {
+            Ok(()) if left[..count] == right[..count] => {}
+            Ok(()) => return Ok(false),
+            Err(err) if err.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(false),
+            Err(err) => return Err(err),
+        }
+    }
+}
+
+fn index_is_sound(path: &Path, id: PackId) -> bool {
+    let Ok(bytes) = fs::read(path) else { return false };
+    let Some(body) = bytes.len().checked_sub(20) else { return false };
+    let mut hasher = gix::hash::hasher(gix::hash::Kind::Sha1);
+    hasher.update(&bytes[..body]);
+    let names_pack = body >= 20 && bytes[body - 20..body] == *id.0.as_bytes();
+    names_pack && hasher.try_finalize().is_ok_and(|checksum| checksum.as_slice() == &bytes[body..])
+}
+
+/// Syncs files and the directory that names them. A file that is gone was merged into one that was synced first.
+fn sync_files(files: &BTreeSet<PathBuf>, directory: &Path) -> Result<()> {
+    let directory_file = File::open(directory).map_err(Error::io("open", directory))?;
+    if files.len() >= SYNC_ALL_FROM_FILES {
+        return rustix::fs::syncfs(&directory_file).map_err(|err| Error::io("sync", directory)(err.into()));
+    }
+    for path in files {
+        match File::open(path) {
+            Ok(file) => file.sync_all().map_err(Error::io("sync", path))?,
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound => {}
+            Err(err) => return Err(Error::io("open", path)(err)),
+        }
+    }
+    directory_file.sync_all().map_err(Error::io("sync", directory))
+}
+
+/// Git makes references no deeper than this in practice; what is deeper is not ours to follow.
+const MAX_REF_DEPTH: usize = 32;
+
+fn remove_loose(directory: &Path, depth: usize) -> Result<()> {
+    for entry in fs::read_dir(directory).map_err(Error::io("list", directory))? {
+        let entry = entry.map_err(Error::io("list", directory))?;
+        let path = entry.path();
+        let kind = entry.file_type().map_err(Error::io("examine", &path))?;
+        if kind.is_dir() && depth < MAX_REF_DEPTH {
+            remove_loose(&path, depth + 1)?;
+        } else if kind.is_file() {
+            fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+fn pack_info(id: PackId, index: &Path) -> Option<PackInfo> {
+    use std::os::unix::fs::FileExt;
+    let path = index.with_extension("pack");
+    let bytes = fs::metadata(&path).ok()?.len();
+    // The last number of the fan-out table is how many objects there are.
+    let mut count = [0; 4];
+    File::open(index).and_then(|file| file.read_exact_at(&mut count, 8 + 255 * 4)).ok()?;
+    Some(PackInfo { id, path, bytes, objects: u32::from_be_bytes(count) })
+}
+
+/// The packs to be merged so that afterwards each has at least `factor` times the objects of all smaller ones together.
+fn worth_merging(mut packs: Vec<PackInfo>, factor: u32) -> Vec<PackInfo> {
+    packs.retain(|info| !info.path.with_extension("keep").exists());
+    packs.sort_unstable_by_key(|info| (info.objects, info.id));
+    let mut sums = Vec::with_capacity(packs.len());
+    let mut sum = 0u64;
+    for info in &packs {
+        sums.push(sum);
+        sum += u64::from(info.objects);
+    }
+    // From the largest down, as long as the rule holds; everything below the first break is merged,
+    // and so is whatever then becomes too small beside the merged pack.
+    let holds = |at: usize| u64::from(packs[at].objects) >= u64::from(factor) * sums[at];
+    let mut end = packs.len();
+    while end > 1 && holds(end - 1) {
+        end -= 1;
+    }
+    packs.truncate(if end > 1 { end } else { 0 });
+    packs
+}
+
+/// The index first: without it nobody looks for the pack.
+fn remove_pack(pack: &Path) -> Result<()> {
+    for extension in ["idx", "rev", "bitmap", "mtimes", "pack"] {
+        let path = pack.with_extension(extension);
+        match fs::remove_file(&path) {
+            Err(err) if err.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &path)(err)),
+            _ => {}
+        }
+    }
+    Ok(())
 }

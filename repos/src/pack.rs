@@ -1,1 +1,0 @@
-//! The pack format: writing, scanning and indexing.
