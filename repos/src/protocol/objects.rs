@@ -92,7 +92,7 @@ impl Objects {
     /// The packs of the store and their sizes. Nothing if they cannot be listed: objects are found in other ways, too.
     pub(crate) fn packs(&self) -> Vec<(PathBuf, u64)> {
         let packs = self.store.packs().unwrap_or_default();
-        packs.into_iter().map(|(_, path, bytes)| (path, bytes)).collect()
+        packs.into_iter().map(|info| (info.path, info.bytes)).collect()
     }
 
     /// The kind of an object; `None` if it is not here.
