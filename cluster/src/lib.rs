@@ -2,8 +2,10 @@
 
 pub mod api;
 pub mod control;
+pub mod documents;
 pub mod error;
 pub mod files;
+pub mod gate;
 pub mod http_client;
 pub mod identity;
 pub mod listen;
@@ -11,4 +13,5 @@ pub mod lock;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;
+pub mod units;
 pub mod watch_dir;
