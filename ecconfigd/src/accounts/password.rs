@@ -1,0 +1,177 @@
+//! Passwords: argon2id, and the bound on how much of the machine it may take.
+//!
+//! One verification costs 19 MiB and some 20 ms of a core on purpose, so whoever can make the server verify can make it busy. Hence at most
+//! [`PARALLEL`] verifications run at once, at most [`WAITING`] wait for one, and the rest are told to come back later. Runs happen on
+//! blocking threads, never on the ones that serve connections.
+
+use std::fmt;
+use std::sync::Arc;
+
+use argon2::password_hash::{PasswordHash, PasswordHasher, PasswordVerifier, SaltString};
+use argon2::{Algorithm, Argon2, Params, Version};
+use tokio::sync::Semaphore;
+use zeroize::Zeroizing;
+
+/// Runs at once. Half of a small machine stays free for everything else, and memory stays under 40 MiB.
+const PARALLEL: usize = 2;
+/// Callers that may wait for a run: two seconds of work. More are refused with [`PasswordError::Busy`].
+const WAITING: usize = 64;
+/// The longest password that is hashed; longer input is refused before it costs anything.
+pub const MAX_PASSWORD_BYTES: usize = 256;
+
+/// A password that wipes itself and never shows up in a log.
+#[derive(Clone)]
+pub struct Secret(Zeroizing<String>);
+
+impl Secret {
+    /// Takes the text over.
+    pub fn new(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+
+    /// The text itself, for comparing and hashing.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// Why a password could not be hashed or verified. A wrong password is not an error.
+#[derive(Debug, thiserror::Error)]
+pub enum PasswordError {
+    /// Too many verifications wait already.
+    #[error("too many passwords are being verified")]
+    Busy,
+    /// The stored hash cannot be read.
+    #[error("the stored password hash cannot be read")]
+    Corrupt,
+    /// The new password cannot be accepted.
+    #[error("the password must have {min} to {MAX_PASSWORD_BYTES} bytes", min = MIN_PASSWORD_BYTES)]
+    Length,
+    /// argon2 itself refused.
+    #[error("the password cannot be hashed: {0}")]
+    Hash(String),
+}
+
+/// The shortest password that can be set.
+pub const MIN_PASSWORD_BYTES: usize = 8;
+
+/// argon2id as OWASP recommends it: 19 MiB, two passes, one lane.
+fn argon2() -> Argon2<'static> {
+    let params = Params::new(19 * 1024, 2, 1, None).expect("the parameters are constants within argon2's limits");
+    Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+}
+
+/// Hashes a new password into the PHC text form. Costs some 20 ms: call it on a blocking thread.
+pub fn hash(password: &Secret) -> Result<String, PasswordError> {
+    let length = password.expose().len();
+    if !(MIN_PASSWORD_BYTES..=MAX_PASSWORD_BYTES).contains(&length) {
+        return Err(PasswordError::Length);
+    }
+    let mut salt = [0u8; 16];
+    getrandom::fill(&mut salt).map_err(|error| PasswordError::Hash(error.to_string()))?;
+    let salt = SaltString::encode_b64(&salt).map_err(|error| PasswordError::Hash(error.to_string()))?;
+    let hash = argon2().hash_password(password.expose().as_bytes(), &salt);
+    hash.map(|hash| hash.to_string()).map_err(|error| PasswordError::Hash(error.to_string()))
+}
+
+/// Whether the password fits the stored hash. Costs some 20 ms: call it on a blocking thread.
+fn verify(password: &Secret, stored: &str) -> Result<bool, PasswordError> {
+    let stored = PasswordHash::new(stored).map_err(|_| PasswordError::Corrupt)?;
+    Ok(argon2().verify_password(password.expose().as_bytes(), &stored).is_ok())
+}
+
+/// Runs verifications with the bounds named at the top.
+#[derive(Debug, Clone)]
+pub struct Verifier {
+    /// Bounded: one permit per caller that may wait or run; none left means [`PasswordError::Busy`].
+    queue: Arc<Semaphore>,
+    running: Arc<Semaphore>,
+    /// What an unknown user's password is compared with, so that the time does not tell who exists.
+    decoy: Arc<str>,
+}
+
+impl Verifier {
+    /// Prepares the decoy hash.
+    pub fn new() -> Result<Self, PasswordError> {
+        let decoy = hash(&Secret::new("nobody's password".into()))?;
+        Ok(Self {
+            queue: Arc::new(Semaphore::new(PARALLEL + WAITING)),
+            running: Arc::new(Semaphore::new(PARALLEL)),
+            decoy: decoy.into(),
+        })
+    }
+
+    /// Whether the password fits; with no stored hash the answer is no, after the same work.
+    pub async fn verify(&self, password: Secret, stored: Option<&str>) -> Result<bool, PasswordError> {
+        if password.expose().len() > MAX_PASSWORD_BYTES {
+            return Ok(false);
+        }
+        let known = stored.is_some();
+        let stored: Arc<str> = stored.map_or_else(|| self.decoy.clone(), Arc::from);
+        let fits = self.run(move || verify(&password, &stored)).await?;
+        Ok(fits && known)
+    }
+
+    /// Hashes a new password under the same bounds.
+    pub async fn hash(&self, password: Secret) -> Result<String, PasswordError> {
+        self.run(move || hash(&password)).await
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, PasswordError> + Send + 'static,
+    ) -> Result<T, PasswordError> {
+        let queued = self.queue.clone().try_acquire_owned().map_err(|_| PasswordError::Busy)?;
+        let running = self.running.clone().acquire_owned().await.map_err(|_| PasswordError::Busy)?;
+        // The permits travel with the work: a caller that goes away does not free a thread that is still busy.
+        let task = tokio::task::spawn_blocking(move || {
+            let _permits = (queued, running);
+            work()
+        });
+        task.await.map_err(|_| PasswordError::Busy)?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn secret(text: &str) -> Secret {
+        Secret::new(text.into())
+    }
+
+    #[tokio::test]
+    async fn a_password_fits_only_its_own_hash() {
+        let verifier = Verifier::new().unwrap();
+        let stored = verifier.hash(secret("correct horse")).await.unwrap();
+        assert!(stored.starts_with("$argon2id$"));
+        assert!(verifier.verify(secret("correct horse"), Some(&stored)).await.unwrap());
+        assert!(!verifier.verify(secret("battery staple"), Some(&stored)).await.unwrap());
+        assert!(!verifier.verify(secret("nobody's password"), None).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_flood_is_refused_instead_of_queued() {
+        let verifier = Verifier::new().unwrap();
+        let _all = verifier.queue.clone().acquire_many_owned((PARALLEL + WAITING) as u32).await.unwrap();
+        assert!(matches!(verifier.verify(secret("x"), None).await, Err(PasswordError::Busy)));
+    }
+
+    #[test]
+    fn lengths_are_bounded() {
+        assert!(matches!(hash(&secret("short")), Err(PasswordError::Length)));
+        assert!(matches!(hash(&secret(&"x".repeat(257))), Err(PasswordError::Length)));
+    }
+
+    #[test]
+    fn a_secret_does_not_show_itself() {
+        assert!(!format!("{:?}", secret("hush")).contains("hush"));
+    }
+}

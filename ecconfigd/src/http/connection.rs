@@ -1,0 +1,315 @@
+//! One accepted connection, from the first byte to the last: admission, TLS, HTTP/1.1 or HTTP/2 by ALPN, idle time, shutdown.
+//!
+//! Ten thousand of these are open at once and most do nothing, so their memory counts: the protocol is known from ALPN and only its state
+//! is kept, buffers are small, and idle time is watched by one timer per connection. A connection over the bounds is still answered, with
+//! 429 or 503, as long as few are; then it is dropped before TLS costs anything.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::response::IntoResponse as _;
+use cluster::identity::Peer;
+use http::{HeaderValue, Request, Response, header};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::limits::{ConnectionGate, ConnectionPlace, Limits};
+
+/// Connections over the bounds that are answered at a time; the others are closed without a word.
+const REFUSALS: usize = 32;
+
+/// What a request's handler may know about its connection.
+#[derive(Debug)]
+pub struct ConnectionInfo {
+    /// The other end.
+    pub remote: SocketAddr,
+    /// The node behind a verified client certificate.
+    pub peer: Option<Peer>,
+    activity: Activity,
+}
+
+/// When the connection was last of use: how many requests are in flight, and since when none is.
+#[derive(Debug)]
+struct Activity {
+    opened: Instant,
+    in_flight: AtomicU32,
+    idle_since_ms: AtomicU64,
+    served: AtomicU64,
+}
+
+impl Activity {
+    fn new() -> Self {
+        Self {
+            opened: Instant::now(),
+            in_flight: AtomicU32::new(0),
+            idle_since_ms: AtomicU64::new(0),
+            served: AtomicU64::new(0),
+        }
+    }
+
+    /// How long no request has been in flight.
+    fn idle(&self) -> Duration {
+        if self.in_flight.load(Ordering::Relaxed) > 0 {
+            return Duration::ZERO;
+        }
+        self.opened.elapsed().saturating_sub(Duration::from_millis(self.idle_since_ms.load(Ordering::Relaxed)))
+    }
+}
+
+/// A request in flight on its connection; it ends when the last byte of the answer is sent.
+#[derive(Debug)]
+pub struct InFlight(Arc<ConnectionInfo>);
+
+impl InFlight {
+    /// Counts a request.
+    pub fn begin(info: &Arc<ConnectionInfo>) -> Self {
+        info.activity.in_flight.fetch_add(1, Ordering::Relaxed);
+        info.activity.served.fetch_add(1, Ordering::Relaxed);
+        Self(info.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let activity = &self.0.activity;
+        activity.idle_since_ms.store(activity.opened.elapsed().as_millis() as u64, Ordering::Relaxed);
+        activity.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Answers one request; what the router is to connections.
+pub trait Handler: Send + Sync + 'static {
+    /// Answers; failures are answers too.
+    fn handle(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        info: Arc<ConnectionInfo>,
+    ) -> impl Future<Output = Response<Body>> + Send;
+}
+
+/// What all connections share.
+pub struct Acceptor<H> {
+    /// TLS with the node's certificate, client certificates optional.
+    pub tls: TlsAcceptor,
+    /// Who answers.
+    pub handler: Arc<H>,
+    /// The bounds.
+    pub limits: Limits,
+    /// Who is in.
+    pub gate: Arc<ConnectionGate>,
+    /// Refusals being answered.
+    pub refusals: Arc<Semaphore>,
+    /// No new connections and requests from here on.
+    pub draining: CancellationToken,
+    /// The connections' tasks.
+    pub tasks: TaskTracker,
+}
+
+impl<H: Handler> Acceptor<H> {
+    /// Puts the parts together.
+    pub fn new(
+        tls: Arc<rustls::ServerConfig>,
+        handler: Arc<H>,
+        limits: Limits,
+        draining: CancellationToken,
+    ) -> Arc<Self> {
+        let gate = ConnectionGate::new(&limits);
+        let refusals = Arc::new(Semaphore::new(REFUSALS));
+        Arc::new(Self { tls: tls.into(), handler, limits, gate, refusals, draining, tasks: TaskTracker::new() })
+    }
+
+    /// Accepts until the server drains.
+    pub async fn listen(self: Arc<Self>, listener: TcpListener) {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.draining.cancelled() => return,
+            };
+            match accepted {
+                Ok((stream, remote)) => self.admit(stream, remote),
+                // Out of file descriptors, or the client is gone already: neither may stop the loop, nor let it spin.
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        }
+    }
+
+    fn admit(self: &Arc<Self>, stream: TcpStream, remote: SocketAddr) {
+        match self.gate.enter(remote.ip()) {
+            Ok(place) => {
+                self.tasks.spawn(self.clone().serve(stream, remote, place));
+            }
+            Err(why) => {
+                let Ok(permit) = self.refusals.clone().try_acquire_owned() else { return };
+                let this = self.clone();
+                self.tasks.spawn(async move {
+                    this.refuse(stream, why.error().into_response()).await;
+                    drop(permit);
+                });
+            }
+        }
+    }
+
+    async fn serve(self: Arc<Self>, stream: TcpStream, remote: SocketAddr, place: ConnectionPlace) {
+        tune(&stream);
+        let Some(stream) = self.handshake(stream).await else { return };
+        let (_, session) = stream.get_ref();
+        let is_http2 = session.alpn_protocol() == Some(b"h2");
+        let peer = Peer::from_connection(session).unwrap_or_else(|error| {
+            tracing::warn!(%remote, %error, "a client certificate of our CA names no node");
+            None
+        });
+        let info = Arc::new(ConnectionInfo { remote, peer, activity: Activity::new() });
+        if is_http2 {
+            self.serve_http2(stream, info).await;
+        } else {
+            self.serve_http1(stream, info).await;
+        }
+        drop(place);
+    }
+
+    /// TLS within its time; a client that speaks plain HTTP is told so.
+    async fn handshake(&self, mut stream: TcpStream) -> Option<TlsStream<TcpStream>> {
+        let handshake = async {
+            let mut first = [0u8; 1];
+            if stream.peek(&mut first).await.ok()? > 0 && first[0].is_ascii_uppercase() {
+                let _ = stream.write_all(PLAIN_HTTP.as_bytes()).await;
+                return None;
+            }
+            self.tls.accept(stream).await.ok()
+        };
+        tokio::select! {
+            done = tokio::time::timeout(self.limits.header_time, handshake) => done.ok().flatten(),
+            () = self.draining.cancelled() => None,
+        }
+    }
+
+    async fn serve_http1(&self, stream: TlsStream<TcpStream>, info: Arc<ConnectionInfo>) {
+        let service = service_fn(|request| self.answer(request, &info));
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .max_headers(self.limits.header_count)
+            .max_buf_size(self.limits.header_bytes.max(8192))
+            .header_read_timeout(None)
+            .half_close(false);
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let mut draining = false;
+        loop {
+            tokio::select! {
+                _ = connection.as_mut() => return,
+                () = self.draining.cancelled(), if !draining => {
+                    draining = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = self.idle_too_long(&info) => return,
+            }
+        }
+    }
+
+    async fn serve_http2(&self, stream: TlsStream<TcpStream>, info: Arc<ConnectionInfo>) {
+        let service = service_fn(|request| {
+            let (handler, info) = (self.handler.clone(), info.clone());
+            async move { Ok::<_, Infallible>(handler.handle(request, info).await) }
+        });
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(self.limits.streams_per_connection)
+            .max_header_list_size(self.limits.header_bytes as u32)
+            // Large enough that a push over a 20 ms link is not throttled, small enough that a stalled one holds little.
+            .initial_stream_window_size(256 << 10)
+            .initial_connection_window_size(1 << 20)
+            .max_send_buf_size(64 << 10)
+            .max_frame_size(16 << 10)
+            .keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_timeout(Duration::from_secs(20));
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let mut draining = false;
+        loop {
+            tokio::select! {
+                _ = connection.as_mut() => return,
+                () = self.draining.cancelled(), if !draining => {
+                    draining = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = self.idle_too_long(&info) => return,
+            }
+        }
+    }
+
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        info: &Arc<ConnectionInfo>,
+    ) -> Result<Response<Body>, Infallible> {
+        let mut response = self.handler.clone().handle(request, info.clone()).await;
+        if self.draining.is_cancelled() {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(response)
+    }
+
+    /// Ends when no request has been in flight for the idle time, or none came at all within the head's time.
+    async fn idle_too_long(&self, info: &ConnectionInfo) {
+        loop {
+            let fresh = info.activity.served.load(Ordering::Relaxed) == 0;
+            let bound = if fresh { self.limits.header_time } else { self.limits.idle_time };
+            let idle = info.activity.idle();
+            if idle >= bound {
+                return;
+            }
+            tokio::time::sleep(bound - idle).await;
+        }
+    }
+
+    /// Says why over TLS and closes, within the head's time.
+    async fn refuse(&self, stream: TcpStream, response: Response<Body>) {
+        let Some(mut stream) = self.handshake(stream).await else { return };
+        let _ = tokio::time::timeout(self.limits.header_time, refuse_http1(&mut stream, response)).await;
+    }
+}
+
+/// Reads one request's head and answers it. HTTP/2 clients get their answer as a closed connection.
+async fn refuse_http1(stream: &mut TlsStream<TcpStream>, response: Response<Body>) {
+    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+        return;
+    }
+    let response = Mutex::new(Some(response));
+    let service = service_fn(|_: Request<Incoming>| {
+        let answer = response.lock().expect("no code panics while it holds this lock").take();
+        async move { answer.ok_or("one answer is all there is") }
+    });
+    let mut builder = http1::Builder::new();
+    let _ = builder.keep_alive(false).serve_connection(TokioIo::new(&mut *stream), service).await;
+    let _ = stream.shutdown().await;
+}
+
+const PLAIN_HTTP: &str = "HTTP/1.1 400 Bad Request\r\nContent-Type: application/problem+json\r\nConnection: close\r\nContent-Length: 197\r\n\r\n\
+{\"type\":\"urn:eccluster:problem:plain_http\",\"title\":\"This port speaks HTTPS\",\"status\":400,\"code\":\"plain_http\",\"detail\":\"the request came without TLS\",\"hint\":\"use https:// and the cluster's CA, ca.pem\"}";
+
+/// Small messages leave at once, and a peer that vanished is noticed.
+fn tune(stream: &TcpStream) {
+    use nix::sys::socket::{setsockopt, sockopt};
+    let _ = stream.set_nodelay(true);
+    let _ = setsockopt(stream, sockopt::KeepAlive, &true);
+    let _ = setsockopt(stream, sockopt::TcpKeepIdle, &60);
+    let _ = setsockopt(stream, sockopt::TcpKeepInterval, &15);
+    let _ = setsockopt(stream, sockopt::TcpKeepCount, &4);
+}

@@ -1,0 +1,294 @@
+//! git over smart HTTP: `/<repo>.git/info/refs`, `git-upload-pack`, `git-receive-pack`.
+//!
+//! The protocol itself is `repos::protocol`'s; here are the transport, the rights and the bounds. Every advertisement and every fetch does
+//! a read-index first, so a fetch anywhere after a push anywhere sees it. A refused push is an answer with status 200: its reasons travel
+//! in git's own report, where the client shows them behind `remote:`.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use repos::protocol::{Advertised, Error, Service, Version, decode_body, receive_pack, upload_pack};
+use repos::{RefMap, RefName, Store};
+use serde::Deserialize;
+
+use super::App;
+use super::bridge::{BodyReader, BodyWriter, Pace};
+use super::extract::{Path, Query};
+use super::problem::{ApiError, Code};
+use crate::accounts::{Action, Caller, authorize};
+use crate::commit::{PushCommand, PushOutcome, PushRequest};
+use crate::state::RepoName;
+
+const GIT_PROTOCOL: HeaderName = HeaderName::from_static("git-protocol");
+
+pub(super) fn routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/{repo}/info/refs", get(info_refs))
+        .route("/{repo}/git-upload-pack", post(upload))
+        .route("/{repo}/git-receive-pack", post(receive))
+}
+
+/// `default.git` names the repository `default`.
+fn repo_name(segment: &str) -> Result<RepoName, ApiError> {
+    let name = segment.strip_suffix(".git").and_then(|name| name.parse().ok());
+    name.ok_or_else(|| ApiError::not_found(format!("there is no repository at /{segment}")))
+}
+
+fn version(headers: &HeaderMap) -> Version {
+    Version::from_header(headers.get(GIT_PROTOCOL).map(HeaderValue::as_bytes))
+}
+
+/// A repository as one request sees it: its objects, and its refs at one moment.
+struct View {
+    store: Store,
+    refs: Arc<RefMap>,
+    head: RefName,
+}
+
+impl View {
+    /// What everybody has agreed on by now.
+    async fn newest(app: &App, repo: &RepoName) -> Result<Self, ApiError> {
+        app.core.linearize().await?;
+        let record = app.core.repo(repo)?;
+        Ok(Self { store: app.core.store(repo)?, refs: app.core.refs(repo)?, head: record.head_ref.clone() })
+    }
+
+    fn advertised(&self) -> Advertised<'_> {
+        Advertised { refs: &self.refs, head: &self.head }
+    }
+}
+
+impl App {
+    fn pace(&self) -> Pace {
+        Pace { pause: self.limits.body_idle_time, deadline: Instant::now() + self.limits.transfer_time }
+    }
+
+    fn may_use(&self, caller: &Caller, repo: &RepoName, service: Service) -> Result<(), ApiError> {
+        match service {
+            Service::UploadPack => authorize(caller, Action::Read(repo)),
+            Service::ReceivePack => authorize(caller, Action::Commit(repo)),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct InfoRefs {
+    service: Option<String>,
+}
+
+/// What a repository has to offer.
+async fn info_refs(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(segment): Path<String>,
+    Query(query): Query<InfoRefs>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let repo = repo_name(&segment)?;
+    let service = query.service.as_deref().and_then(Service::from_name);
+    let service = service.ok_or_else(|| {
+        ApiError::new(Code::Forbidden, "git's dumb protocol is not served here").hint("use a git from this century")
+    })?;
+    app.may_use(&caller, &repo, service)?;
+    let _place = app.places.fetches.take().await?;
+    let view = View::newest(&app, &repo).await?;
+    let version = version(&headers);
+    let advertising = tokio::task::spawn_blocking(move || {
+        let mut out = Vec::new();
+        match service {
+            Service::UploadPack => upload_pack::advertise(&view.store, version, view.advertised(), &mut out)?,
+            Service::ReceivePack => receive_pack::advertise(version, view.advertised(), &mut out)?,
+        }
+        Ok::<_, Error>(out)
+    });
+    let out = advertising.await.map_err(|error| ApiError::internal(&error))?;
+    let out = out.map_err(|error| ApiError::internal(&error))?;
+    Ok(answer(service.advertisement_type(), out.into()))
+}
+
+/// git's answers are never kept by anybody in between.
+fn answer(content_type: &'static str, body: Body) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static(content_type)),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache, max-age=0, must-revalidate")),
+        (header::EXPIRES, HeaderValue::from_static("Fri, 01 Jan 1980 00:00:00 GMT")),
+        (header::PRAGMA, HeaderValue::from_static("no-cache")),
+    ];
+    (StatusCode::OK, headers, body).into_response()
+}
+
+/// The body of a request on its way to a thread that may block.
+struct Incoming {
+    reader: BodyReader,
+    encoding: Option<String>,
+    limit_bytes: u64,
+}
+
+impl Incoming {
+    /// Refuses what is no request of this service.
+    fn new(request: Request, service: Service, pace: Pace, limit_bytes: u64) -> Result<Self, ApiError> {
+        let text = |name| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        if text(header::CONTENT_TYPE) != Some(service.request_type()) {
+            return Err(ApiError::new(Code::MediaType, format!("the body must be {}", service.request_type())));
+        }
+        let encoding = text(header::CONTENT_ENCODING).map(str::to_owned);
+        let known = encoding.as_deref().unwrap_or_default().trim().to_ascii_lowercase();
+        if !matches!(known.as_str(), "" | "identity" | "gzip" | "x-gzip") {
+            return Err(ApiError::new(Code::MediaType, format!("the content encoding {known:?} is not supported")));
+        }
+        Ok(Self { reader: BodyReader::new(request.into_body(), pace), encoding, limit_bytes })
+    }
+
+    /// The body unpacked and bounded.
+    fn open(self) -> io::Result<Box<dyn Read>> {
+        decode_body(self.encoding.as_deref(), self.reader, self.limit_bytes)
+    }
+}
+
+/// Clone and fetch: negotiation and pack, streamed.
+async fn upload(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(segment): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let repo = repo_name(&segment)?;
+    app.may_use(&caller, &repo, Service::UploadPack)?;
+    let limits = upload_pack::UploadLimits::default();
+    let version = version(request.headers());
+    let pace = app.pace();
+    let incoming = Incoming::new(request, Service::UploadPack, pace, limits.max_request_bytes)?;
+    let place = app.places.fetches.take().await?;
+    let view = View::newest(&app, &repo).await?;
+    let (mut out, answer_body) = BodyWriter::new(pace);
+    let span = tracing::Span::current();
+    tokio::task::spawn_blocking(move || {
+        let _place = place;
+        let _span = span.enter();
+        let mut body = match incoming.open() {
+            Ok(body) => body,
+            Err(error) => return out.fail(error),
+        };
+        match upload_pack::serve(&view.store, view.advertised(), version, &mut body, &mut out, &limits) {
+            Ok(_) => drop(out.finish()),
+            // The client has been told already, in git's words.
+            Err(error) if error.is_clients_fault() => {
+                tracing::info!(%error, "a fetch was refused");
+                drop(out.finish());
+            }
+            Err(error) => {
+                tracing::info!(%error, "a fetch broke off");
+                out.fail(io::Error::other(error));
+            }
+        }
+    });
+    Ok(answer(Service::UploadPack.result_type(), answer_body))
+}
+
+/// Push: the pack is streamed into a quarantine, judged, and becomes visible with the log entry that names it.
+async fn receive(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(segment): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let repo = repo_name(&segment)?;
+    app.may_use(&caller, &repo, Service::ReceivePack)?;
+    let limits = app.receive_limits();
+    let limit_bytes = limits.max_command_bytes + limits.pack.max_bytes;
+    let incoming = Incoming::new(request, Service::ReceivePack, app.pace(), limit_bytes)?;
+    let place = app.places.pushes.take().await?;
+    let store = app.core.store(&repo)?;
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut body = incoming.open()?;
+        let push = receive_pack::read(&store, &mut body, &limits);
+        // A client that is refused early still sends its pack; read on for a while so that it reads our answer.
+        let _ = io::copy(&mut (&mut body).take(DISCARD_BYTES), &mut io::sink());
+        Ok::<_, io::Error>(push)
+    });
+    let result_type = Service::ReceivePack.result_type();
+    let push = reading.await.map_err(|error| ApiError::internal(&error))?;
+    let mut push = match push.map_err(|error| ApiError::bad_request(error.to_string()))? {
+        Ok(push) => push,
+        Err(error) => {
+            tracing::info!(%error, "a push could not be read");
+            let mut out = Vec::new();
+            receive_pack::refuse(&error, &mut out).map_err(|error| ApiError::internal(&error))?;
+            return Ok(answer(result_type, out.into()));
+        }
+    };
+    let outcome = judge(&app, &caller, repo, &mut push).await;
+    drop(place);
+    let mut out = Vec::new();
+    receive_pack::report(&push, &outcome, &mut out).map_err(|error| ApiError::internal(&error))?;
+    Ok(answer(result_type, out.into()))
+}
+
+/// What is read and thrown away of a push that failed, before the connection is given up.
+const DISCARD_BYTES: u64 = 64 << 20;
+
+impl App {
+    fn receive_limits(&self) -> receive_pack::ReceiveLimits {
+        let mut limits = receive_pack::ReceiveLimits::default();
+        limits.pack.max_bytes = self.limits.push_bytes;
+        limits.pack.max_objects = self.limits.push_objects;
+        limits.pack.max_object_bytes = self.limits.object_bytes;
+        limits
+    }
+}
+
+/// Hands a push to the core and puts its answer into git's form.
+async fn judge(app: &App, caller: &Caller, repo: RepoName, push: &mut receive_pack::Push) -> receive_pack::Outcome {
+    use receive_pack::{Outcome, RefOutcome};
+    if let Err(reason) = &push.received {
+        return Outcome::unpack_failed(push, reason.clone());
+    }
+    if push.commands.is_empty() {
+        return Outcome::all_done(push);
+    }
+    let commands = push.commands.iter();
+    let request = PushRequest {
+        repo,
+        author: caller.author(app.cluster()),
+        commands: commands.map(|c| PushCommand { name: c.name.clone(), old: c.old, new: c.new }).collect(),
+        atomic: push.capabilities.atomic,
+        quarantine: push.quarantine.take(),
+    };
+    match app.core.push(request).await {
+        Ok(PushOutcome { refs, lines, .. }) => Outcome {
+            unpack_error: None,
+            refs: refs
+                .into_iter()
+                .map(|(_, done)| done.map_or_else(RefOutcome::Refused, |()| RefOutcome::Done))
+                .collect(),
+            messages: lines,
+        },
+        Err(error) => {
+            let error = ApiError::from(error);
+            let mut outcome = Outcome::all_refused(push, error.code().code().replace('_', " "));
+            outcome.messages = error.lines();
+            outcome
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_repository_ends_in_git() {
+        assert_eq!(repo_name("default.git").unwrap().as_str(), "default");
+        for bad in ["default", "..git", ".git", "A.git", "default.git.git"] {
+            assert!(repo_name(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! The cluster and its nodes: membership, what each node is, what it reports.
+
+use std::sync::Arc;
+
+use axum::Json as JsonBody;
+use axum::extract::State;
+use cluster::api::{ClusterInfo, ClusterMember, NodeInfo, NodeReport, NodeRole, Problem};
+use http::StatusCode;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::App;
+use super::extract::{Json, Path, Payload};
+use super::problem::{ApiError, Code};
+use super::trust::now_ms;
+use crate::accounts::{Action, Caller, authorize};
+use crate::core::Group;
+use crate::state::{NodeKind, NodeName, NodeRecord, ReportRecord, rfc3339};
+
+/// What is kept of a command's output: the end, where errors are.
+const OUTPUT_MAX_BYTES: usize = 16 << 10;
+/// Steps of one report.
+const STEPS_MAX: usize = 200;
+
+impl Payload for NodeReport {}
+
+pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new()
+        .routes(routes!(cluster_info))
+        .routes(routes!(list))
+        .routes(routes!(one))
+        .routes(routes!(report))
+}
+
+/// The Raft group as this server sees it.
+#[utoipa::path(get, path = "/api/v1/cluster", tag = "nodes", operation_id = "getCluster", responses(
+    (status = 200, description = "Members, leader, applied state", body = ClusterInfo),
+    (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
+))]
+async fn cluster_info(State(app): State<Arc<App>>, caller: Caller) -> Result<JsonBody<ClusterInfo>, ApiError> {
+    authorize(&caller, Action::SeeCluster)?;
+    let group = app.core.group();
+    let members = group.members.into_iter().map(|member| ClusterMember {
+        id: member.raft_id,
+        node: member.node,
+        address: member.address,
+        role: if member.voter { NodeRole::Voter } else { NodeRole::Learner },
+        matched: member.matched,
+    });
+    Ok(JsonBody(ClusterInfo {
+        cluster: group.cluster,
+        node: app.core.node_name().to_string(),
+        leader: group.leader,
+        term: group.term,
+        applied: group.applied,
+        members: members.collect(),
+        version: env!("CARGO_PKG_VERSION").into(),
+    }))
+}
+
+/// Every node that joined, enrolled, or is named in `global/cluster.toml`.
+#[utoipa::path(get, path = "/api/v1/nodes", tag = "nodes", operation_id = "listNodes", responses(
+    (status = 200, description = "The nodes by name", body = Vec<NodeInfo>),
+    (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
+))]
+async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<JsonBody<Vec<NodeInfo>>, ApiError> {
+    authorize(&caller, Action::SeeCluster)?;
+    Ok(JsonBody(app.node_infos().await?))
+}
+
+/// One node.
+#[utoipa::path(get, path = "/api/v1/nodes/{node}", tag = "nodes", operation_id = "getNode", params(
+    ("node" = String, Path, description = "The node"),
+), responses(
+    (status = 200, description = "The node", body = NodeInfo),
+    (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
+))]
+async fn one(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(node): Path<NodeName>,
+) -> Result<JsonBody<NodeInfo>, ApiError> {
+    authorize(&caller, Action::SeeCluster)?;
+    let found = app.node_infos().await?.into_iter().find(|info| info.name == node.as_str());
+    found.map(JsonBody).ok_or_else(|| ApiError::not_found(format!("no such node: {node}")))
+}
+
+/// A program on a node tells what it did with its target. The newest report of each program is kept.
+#[utoipa::path(post, path = "/api/v1/nodes/{node}/report", tag = "nodes", operation_id = "report", params(
+    ("node" = String, Path, description = "The node"),
+), request_body = NodeReport, responses(
+    (status = 204, description = "Kept"),
+    (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
+))]
+async fn report(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(node): Path<NodeName>,
+    Json(mut report): Json<NodeReport>,
+) -> Result<StatusCode, ApiError> {
+    authorize(&caller, Action::Report(&node))?;
+    app.core.node(&node)?;
+    check(&mut report)?;
+    report.time = Some(rfc3339(now_ms()));
+    let json = serde_json::to_vec(&report).map_err(|error| ApiError::internal(&error))?;
+    app.core.report(ReportRecord { node, program: report.program, json }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Refuses what is no report, cuts what is too long.
+fn check(report: &mut NodeReport) -> Result<(), ApiError> {
+    let word = |text: &str| {
+        (1..=32).contains(&text.len())
+            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    if !word(&report.program) {
+        return Err(ApiError::new(Code::Invalid, "program: a word of a-z, 0-9 and '-', at most 32 characters"));
+    }
+    report.steps.truncate(STEPS_MAX);
+    keep_end(&mut report.detail);
+    report.steps.iter_mut().for_each(|step| keep_end(&mut step.output));
+    Ok(())
+}
+
+fn keep_end(text: &mut String) {
+    if text.len() > OUTPUT_MAX_BYTES {
+        let from = text.ceil_char_boundary(text.len() - OUTPUT_MAX_BYTES);
+        text.replace_range(..from, "…");
+    }
+}
+
+impl App {
+    /// Every node, by name.
+    async fn node_infos(&self) -> Result<Vec<NodeInfo>, ApiError> {
+        let group = self.core.group();
+        self.core.nodes().iter().map(|record| self.node_info(record, &group)).collect()
+    }
+
+    fn node_info(&self, record: &NodeRecord, group: &Group) -> Result<NodeInfo, ApiError> {
+        let reports = self.core.reports(&record.name)?;
+        let reports = reports.iter().filter_map(|report| serde_json::from_slice(&report.json).ok()).collect();
+        Ok(NodeInfo {
+            name: record.name.to_string(),
+            subcluster: record.subcluster.to_string(),
+            role: Some(role(record, group)),
+            address: record.address.clone(),
+            labels: Vec::new(),
+            groups: Vec::new(),
+            witness: false,
+            search_path: Vec::new(),
+            target: self.core.target(&record.name).ok().map(|event| event.record.api()),
+            reports,
+        })
+    }
+
+    /// Where a node is reached, as far as the state or `cluster.toml` say.
+    pub(super) async fn node_address(&self, node: &NodeName) -> Option<String> {
+        self.core.node(node).ok()?.address.clone()
+    }
+}
+
+/// What a node is to the cluster now.
+fn role(record: &NodeRecord, group: &Group) -> NodeRole {
+    match record.kind {
+        NodeKind::Client => NodeRole::Client,
+        NodeKind::Server => {
+            let member = group.members.iter().find(|member| member.node == record.name.as_str());
+            if member.is_some_and(|member| member.voter) { NodeRole::Voter } else { NodeRole::Learner }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_output_keeps_its_end() {
+        let mut text = "ü".repeat(OUTPUT_MAX_BYTES);
+        text.push_str("the error");
+        keep_end(&mut text);
+        assert!(text.len() <= OUTPUT_MAX_BYTES + 4 && text.starts_with('…') && text.ends_with("the error"));
+    }
+}
