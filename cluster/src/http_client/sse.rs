@@ -8,7 +8,7 @@ use super::{ApiClient, Backoff, Call, ClientError, Reply};
 
 /// One event's data; an event of the API is a few kilobytes.
 const EVENT_LIMIT_BYTES: usize = 4 << 20;
-/// The server sends a comment at least every 15 seconds; four missed ones mean that it is gone.
+/// The server sends a comment every 25 seconds; when two are missing it is gone.
 const SILENCE: Duration = Duration::from_secs(60);
 const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -179,7 +179,8 @@ impl EventStream {
                 Ok(Err(error)) => error,
                 Err(_) => ClientError::TimedOut { server: reply.server().clone(), after: SILENCE },
             };
-            let asked = parser.retry();
+            // The first return is quick, because another server may be ready; only then the server's wish counts.
+            let asked = if self.backoff.failures() == 0 { None } else { parser.retry() };
             self.state = State::Idle;
             return Ok(self.lost(error, asked));
         }
