@@ -10,6 +10,7 @@
 //!
 //! The server is never imported: the only shared code is `cluster` (types, HTTP client, gate) and `repos` (git).
 
+pub mod agent;
 pub mod cli;
 pub mod commands;
 pub mod connect;

@@ -70,16 +70,19 @@ impl Renewer {
 
     /// Renews through the cluster's API until `stop`.
     pub async fn run(self, client: ApiClient, stop: CancellationToken) {
-        let issue = async |present: Arc<Identity>| renew(&client, &present).await;
+        let issue = |present: Arc<Identity>| {
+            let client = client.clone();
+            async move { renew(&client, &present).await }
+        };
         self.run_with(issue, stop).await;
     }
 
     /// The same with another way to get a certificate: ecconfigd has the CA at hand.
-    pub async fn run_with(
-        self,
-        mut issue: impl AsyncFnMut(Arc<Identity>) -> Result<Identity, IdentityError>,
-        stop: CancellationToken,
-    ) {
+    pub async fn run_with<F, Fut>(self, mut issue: F, stop: CancellationToken)
+    where
+        F: FnMut(Arc<Identity>) -> Fut,
+        Fut: Future<Output = Result<Identity, IdentityError>>,
+    {
         let mut backoff = Backoff::new(Duration::from_secs(10), Duration::from_secs(3600));
         let mut changes = self.identity.changes();
         loop {

@@ -1,0 +1,86 @@
+//! Telling the cluster how far this node got.
+//!
+//! Reports go out beside the work, never in its way: a server that is slow or gone does not hold an update up. Only the newest
+//! report matters (it says how far the node is), so the mailbox holds one, and what could not be delivered is sent again
+//! until a newer one takes its place.
+
+use std::time::Duration;
+
+use cluster::api::NodeReport;
+use cluster::http_client::{ApiClient, Backoff, Call, ClientError, escape};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Where reports are left.
+#[derive(Clone, Debug)]
+pub(crate) struct Reporter {
+    newest: watch::Sender<Option<NodeReport>>,
+}
+
+impl Reporter {
+    /// A reporter, and the task that delivers what it is given until `stop`.
+    pub(crate) fn new(
+        client: ApiClient,
+        node: String,
+        stop: CancellationToken,
+    ) -> (Reporter, impl Future<Output = ()>) {
+        let (newest, reports) = watch::channel(None);
+        (Reporter { newest }, deliver(client, node, reports, stop))
+    }
+
+    /// Leaves a report; one that was not delivered yet gives way.
+    pub(crate) fn send(&self, report: NodeReport) {
+        self.newest.send_replace(Some(report));
+    }
+}
+
+async fn deliver(
+    client: ApiClient,
+    node: String,
+    mut reports: watch::Receiver<Option<NodeReport>>,
+    stop: CancellationToken,
+) {
+    let path = format!("/api/v1/nodes/{}/report", escape(&node));
+    let mut backoff = Backoff::default();
+    let mut unsent: Option<NodeReport> = None;
+    loop {
+        let wait = match &unsent {
+            None => Duration::MAX,
+            Some(report) => match post(&client, &path, report).await {
+                Ok(()) => {
+                    backoff.reset();
+                    unsent = None;
+                    Duration::MAX
+                }
+                Err(error) if error.is_temporary() => {
+                    tracing::debug!(%error, "a report was not delivered yet");
+                    backoff.next_delay()
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the server does not take this node's report");
+                    unsent = None;
+                    Duration::MAX
+                }
+            },
+        };
+        tokio::select! {
+            changed = reports.changed() => match changed {
+                Ok(()) => unsent.clone_from(&reports.borrow_and_update()),
+                Err(_) => return,
+            },
+            () = tokio::time::sleep(wait) => {}
+            () = stop.cancelled() => break,
+        }
+    }
+    // One last try, for the report of an update that ended as the agent was told to.
+    if reports.has_changed().unwrap_or(false) {
+        unsent.clone_from(&reports.borrow_and_update());
+    }
+    if let Some(report) = &unsent {
+        let _ = post(&client, &path, report).await;
+    }
+}
+
+async fn post(client: &ApiClient, path: &str, report: &NodeReport) -> Result<(), ClientError> {
+    client.send(Call::post(path).json(report)?).await.map(drop)
+}
