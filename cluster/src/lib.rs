@@ -11,6 +11,7 @@ pub mod identity;
 pub mod listen;
 pub mod lock;
 pub mod shutdown;
+pub mod subscription;
 pub mod telemetry;
 pub mod tls;
 pub mod units;

@@ -29,6 +29,7 @@ pub struct WatchError {
 }
 
 /// Watches a directory and everything below it.
+#[derive(Debug)]
 pub struct DirWatch {
     dir: PathBuf,
     watcher: RecommendedWatcher,

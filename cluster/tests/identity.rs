@@ -260,11 +260,12 @@ async fn renewal_happens_when_it_is_due_and_not_before() {
     let renewer = Renewer::new(identity.clone());
     let stopped = stop.clone();
     let renewing = async move {
-        let issue = async |present: Arc<Identity>| {
+        let issue = |present: Arc<Identity>| {
             counter.fetch_add(1, Ordering::SeqCst);
-            let key = KeyRequest::generate(present.node())?;
-            let chain = ca.issue(key.csr_pem(), &NodeCert::new("n1", "default", NodeRole::Voter), DEFAULT_VALIDITY)?;
-            key.certified(&chain.pem, &chain.ca_pem)
+            let key = KeyRequest::generate(present.node()).unwrap();
+            let cert = NodeCert::new("n1", "default", NodeRole::Voter);
+            let chain = ca.issue(key.csr_pem(), &cert, DEFAULT_VALIDITY).unwrap();
+            std::future::ready(key.certified(&chain.pem, &chain.ca_pem))
         };
         renewer.run_with(issue, stopped).await;
     };

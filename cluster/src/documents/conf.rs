@@ -90,6 +90,12 @@ impl<'a> NodeConf<'a> {
         }
     }
 
+    /// Uses a search path of the caller's choice.
+    pub fn with_search_path(mut self, search_path: SearchPath) -> Self {
+        self.search_path = search_path;
+        self
+    }
+
     /// The node's name.
     pub fn node(&self) -> &str {
         &self.node
@@ -187,7 +193,7 @@ pub fn hash(files: &dyn Files, node: &str) -> Result<String, ConfError> {
 }
 
 /// The same value with the keys of every object sorted.
-fn canonical(value: serde_json::Value) -> serde_json::Value {
+pub(crate) fn canonical(value: serde_json::Value) -> serde_json::Value {
     match value {
         serde_json::Value::Object(entries) => {
             let mut entries: Vec<_> = entries.into_iter().map(|(key, value)| (key, canonical(value))).collect();

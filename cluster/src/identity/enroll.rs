@@ -10,9 +10,12 @@ use super::{Fingerprint, Identity, IdentityError, JoinToken, KeyRequest, Reloadi
 use crate::api::{EnrollRequest, EnrollResponse, RenewRequest, RenewResponse};
 use crate::error::Chain;
 use crate::http_client::{ApiClient, Backoff, ServerUrl};
+use crate::lock::{DirLock, Owner};
 
 /// Sleeping in pieces: a clock that is set, or a machine that was suspended, must not hide a due date for long.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+/// Held while renewing: a node's programs share its identity, and one new certificate serves them all.
+const RENEWAL_LOCK: &str = ".renewal.lock";
 
 /// Exchanges a one-time token for an identity.
 ///
@@ -70,7 +73,7 @@ impl Renewer {
 
     /// Renews through the cluster's API until `stop`.
     pub async fn run(self, client: ApiClient, stop: CancellationToken) {
-        let issue = |present: Arc<Identity>| {
+        let issue = move |present: Arc<Identity>| {
             let client = client.clone();
             async move { renew(&client, &present).await }
         };
@@ -95,10 +98,9 @@ impl Renewer {
                 }
                 continue;
             }
-            let present = self.identity.current();
-            let renewed = match stop.run_until_cancelled(issue(present)).await {
+            let renewed = match stop.run_until_cancelled(self.renew_once(&mut issue)).await {
                 None => return,
-                Some(result) => result.and_then(|fresh| self.identity.replace(&fresh)),
+                Some(result) => result,
             };
             match renewed {
                 Ok(()) if until(self.identity.current().peer().renewal_due()).is_zero() => {
@@ -115,6 +117,25 @@ impl Renewer {
                 return;
             }
         }
+    }
+
+    /// Renews unless another program on this machine, which shares the directory, does or did.
+    async fn renew_once<F, Fut>(&self, issue: &mut F) -> Result<(), IdentityError>
+    where
+        F: FnMut(Arc<Identity>) -> Fut,
+        Fut: Future<Output = Result<Identity, IdentityError>>,
+    {
+        let dir = self.identity.dir();
+        let owner = Owner::current("the renewal of the certificate", self.identity.current().node());
+        let _lock = DirLock::acquire_file(&dir.join(RENEWAL_LOCK), dir, &owner)
+            .map_err(|error| IdentityError::invalid("renewal", Chain(&error)))?;
+        self.identity.reload()?;
+        let present = self.identity.current();
+        if !until(present.peer().renewal_due()).is_zero() {
+            return Ok(());
+        }
+        let fresh = issue(present).await?;
+        self.identity.replace(&fresh)
     }
 
     fn complain(&self, error: &IdentityError) {

@@ -19,6 +19,7 @@
 //! certificate says.
 
 mod ca;
+mod cluster_key;
 mod enroll;
 mod peer;
 pub(crate) mod pem;
@@ -29,6 +30,7 @@ mod token;
 use std::path::PathBuf;
 
 pub use ca::{Ca, CertChain, DEFAULT_VALIDITY, NodeCert};
+pub use cluster_key::ClusterKey;
 pub use enroll::{Renewer, enroll, renew};
 pub use peer::{Fingerprint, Peer};
 pub use reload::ReloadingIdentity;
@@ -36,6 +38,7 @@ pub use store::{Identity, KeyRequest};
 pub use token::{JoinToken, TokenSecret};
 
 pub use crate::api::NodeRole;
+use crate::documents::schema::names;
 
 /// Where a node's identity is when nobody says otherwise.
 pub const DEFAULT_DIR: &str = "/etc/eccluster/identity";
@@ -68,7 +71,7 @@ pub enum IdentityError {
         /// The name.
         name: String,
         /// The rule it breaks.
-        why: &'static str,
+        why: String,
     },
     /// A certificate or request could not be made.
     #[error("cannot {action}")]
@@ -109,40 +112,19 @@ impl IdentityError {
     }
 }
 
-/// A node name is one lower-case word: letters, digits and inner `-`, at most 63 bytes, so that it is a directory name, a DNS label
-/// and a certificate's common name alike.
+/// Refuses what cannot be a node's name, by the same rule as `cluster.toml`.
 pub fn check_node_name(name: &str) -> Result<(), IdentityError> {
-    check_word("node name", name)?;
-    if matches!(name, "default" | "global") {
-        return Err(IdentityError::Name {
-            what: "node name",
-            name: name.into(),
-            why: "the directories default/ and global/ have a meaning of their own",
-        });
-    }
-    Ok(())
+    check("node name", name, names::refuse_node_name(name))
 }
 
-/// A subcluster name follows the rules of a node name; `default` is one, `global` is not.
+/// Refuses what cannot be a subcluster's name, by the same rule as `cluster.toml`.
 pub fn check_subcluster_name(name: &str) -> Result<(), IdentityError> {
-    check_word("subcluster name", name)?;
-    if name == "global" {
-        let why = "the repository global belongs to every subcluster";
-        return Err(IdentityError::Name { what: "subcluster name", name: name.into(), why });
-    }
-    Ok(())
+    check("subcluster name", name, names::refuse_subcluster_name(name))
 }
 
-fn check_word(what: &'static str, name: &str) -> Result<(), IdentityError> {
-    let refuse = |why| Err(IdentityError::Name { what, name: name.chars().take(80).collect(), why });
-    if name.is_empty() || name.len() > 63 {
-        return refuse("it needs 1 to 63 characters");
+fn check(what: &'static str, name: &str, refusal: Option<String>) -> Result<(), IdentityError> {
+    match refusal {
+        None => Ok(()),
+        Some(why) => Err(IdentityError::Name { what, name: name.chars().take(80).collect(), why }),
     }
-    if !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_') {
-        return refuse("only lower-case letters, digits, - and _ are allowed");
-    }
-    if name.starts_with(['-', '_']) || name.ends_with(['-', '_']) {
-        return refuse("it must begin and end with a letter or digit");
-    }
-    Ok(())
 }
