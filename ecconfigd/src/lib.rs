@@ -8,4 +8,5 @@ pub mod http;
 pub mod limits;
 pub mod state;
 pub mod templates;
+pub mod tree_files;
 pub mod watch;

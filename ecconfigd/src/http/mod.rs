@@ -8,6 +8,7 @@ mod account;
 pub mod bridge;
 mod commits;
 pub mod connection;
+mod effective;
 pub mod extract;
 mod files;
 mod git;
@@ -104,6 +105,7 @@ fn requests() -> OpenApiRouter<Arc<App>> {
         .merge(files::routes())
         .merge(history::routes())
         .merge(commits::routes())
+        .merge(effective::routes())
         .merge(nodes::routes())
         .merge(trust::routes())
         .merge(account::routes())

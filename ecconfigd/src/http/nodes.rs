@@ -1,10 +1,13 @@
 //! The cluster and its nodes: membership, what each node is, what it reports.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json as JsonBody;
 use axum::extract::State;
 use cluster::api::{ClusterInfo, ClusterMember, NodeInfo, NodeReport, NodeRole, Problem};
+use cluster::documents::SearchPath;
+use cluster::documents::schema::cluster::Node;
 use http::StatusCode;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -130,13 +133,25 @@ fn keep_end(text: &mut String) {
 }
 
 impl App {
-    /// Every node, by name.
+    /// Every node, by name: those of the state, and those that `cluster.toml` names in advance.
     async fn node_infos(&self) -> Result<Vec<NodeInfo>, ApiError> {
         let group = self.core.group();
-        self.core.nodes().iter().map(|record| self.node_info(record, &group)).collect()
+        // A cluster.toml that cannot be read must not hide the nodes that exist.
+        let named = self.named_nodes().await.unwrap_or_default();
+        let mut infos = BTreeMap::new();
+        for record in self.core.nodes() {
+            infos.insert(record.name.to_string(), self.registered(&record, &group)?);
+        }
+        for node in named.nodes.into_values() {
+            let info = infos.entry(node.name.clone()).or_insert_with(|| only_named(&node));
+            info.address = info.address.take().or(node.address.map(|host| host.to_string()));
+            info.search_path = SearchPath::of_node(&node.name, &node.groups).directories().to_vec();
+            (info.labels, info.groups, info.witness) = (node.labels.into_iter().collect(), node.groups, node.witness);
+        }
+        Ok(infos.into_values().collect())
     }
 
-    fn node_info(&self, record: &NodeRecord, group: &Group) -> Result<NodeInfo, ApiError> {
+    fn registered(&self, record: &NodeRecord, group: &Group) -> Result<NodeInfo, ApiError> {
         let reports = self.core.reports(&record.name)?;
         let reports = reports.iter().filter_map(|report| serde_json::from_slice(&report.json).ok()).collect();
         Ok(NodeInfo {
@@ -147,7 +162,7 @@ impl App {
             labels: Vec::new(),
             groups: Vec::new(),
             witness: false,
-            search_path: Vec::new(),
+            search_path: SearchPath::of_node(record.name.as_str(), &[]).directories().to_vec(),
             target: self.core.target(&record.name).ok().map(|event| event.record.api()),
             reports,
         })
@@ -155,7 +170,26 @@ impl App {
 
     /// Where a node is reached, as far as the state or `cluster.toml` say.
     pub(super) async fn node_address(&self, node: &NodeName) -> Option<String> {
-        self.core.node(node).ok()?.address.clone()
+        if let Some(address) = self.core.node(node).ok().and_then(|record| record.address.clone()) {
+            return Some(address);
+        }
+        let named = self.named_nodes().await.ok()?;
+        Some(named.nodes.get(node.as_str())?.address.as_ref()?.to_string())
+    }
+}
+
+fn only_named(node: &Node) -> NodeInfo {
+    NodeInfo {
+        name: node.name.clone(),
+        subcluster: node.subcluster.clone(),
+        role: None,
+        address: None,
+        labels: Vec::new(),
+        groups: Vec::new(),
+        witness: false,
+        search_path: Vec::new(),
+        target: None,
+        reports: Vec::new(),
     }
 }
 

@@ -228,23 +228,8 @@ impl From<repos::Error> for ApiError {
     fn from(error: repos::Error) -> Self {
         match error {
             repos::Error::TooLarge { .. } => Self::new(Code::TooLarge, error.to_string()),
-            other => Self::internal(&Chain(&other)),
+            other => Self::internal(&cluster::error::Chain(&other)),
         }
-    }
-}
-
-/// An error with its causes on one line, for the log.
-struct Chain<'a>(&'a dyn std::error::Error);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
     }
 }
 

@@ -30,10 +30,10 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
 /// How new an answer must be.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-struct Min {
+pub(super) struct Min {
     /// Wait until this server has at least this revision; 503 when it takes too long.
     #[serde(default, deserialize_with = "revision_number")]
-    min_revision: Option<u64>,
+    pub(super) min_revision: Option<u64>,
 }
 
 /// Lists the repositories that the caller may read.
