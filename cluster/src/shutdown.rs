@@ -148,6 +148,11 @@ impl Shutdown {
         *self.inner.reason.get().unwrap_or(&Reason::Asked)
     }
 
+    /// Waits until a second signal says that even draining takes too long.
+    pub async fn hurried(&self) {
+        self.inner.hurry.cancelled().await;
+    }
+
     /// Waits for every tracked task, at most `deadline`. Call it after everything that accepts new work has stopped.
     pub async fn drain(&self, deadline: Duration) -> Drained {
         self.inner.tasks.close();

@@ -1,6 +1,7 @@
 //! How much anybody may ask of this server, and the counters that enforce it.
 //!
-//! Every number is a setting under `[limits]` in `ecconfigd.toml` with a default that fits a machine of two cores and 2 GiB. What always
+//! Every number is a setting under `[limits]` in `ecconfigd.toml`; the settings, their defaults and what they mean are declared in
+//! [`cluster::documents::schema::ecconfigd`]. What always
 //! holds: nothing waits without a bound on how many wait and how long, and whoever is turned away gets 429 (it is you) or 503 (it is
 //! us) with `Retry-After`. Idle watchers are counted apart from requests that work, so that ten thousand of them block nobody.
 
@@ -10,12 +11,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use cluster::documents::schema::ecconfigd::Limits as Settings;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::accounts::throttle::network;
 use crate::http::problem::{ApiError, Code};
 
-/// The limits in force; see `ecconfigd.toml` in docs/operating for the words on each.
+/// The limits in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of a request's head. 16 KiB is what common proxies take.
@@ -62,40 +64,51 @@ pub struct Limits {
     pub fetches: usize,
     /// Pushes at once: each holds a thread and a quarantine on disk.
     pub pushes: usize,
+    /// Password verifications at once: each takes a core and 19 MiB for some 20 ms.
+    pub password_checks: usize,
     /// The longest that a long poll waits, whatever it asks for.
     pub wait_time: Duration,
     /// How long the server drains at shutdown.
     pub shutdown_time: Duration,
 }
 
+/// An ordinary JSON body. Nothing but a commit has more to say, so this one is no setting.
+const BODY_BYTES: usize = 1 << 20;
+
 impl Default for Limits {
     fn default() -> Self {
-        const MIB: usize = 1 << 20;
+        Self::from(&Settings::default())
+    }
+}
+
+impl From<&Settings> for Limits {
+    fn from(set: &Settings) -> Self {
         Self {
-            header_bytes: 16 << 10,
-            header_count: 100,
-            header_time: Duration::from_secs(10),
-            idle_time: Duration::from_secs(75),
-            body_idle_time: Duration::from_secs(30),
-            request_time: Duration::from_secs(30),
-            transfer_time: Duration::from_secs(3600),
-            body_bytes: MIB,
-            commit_bytes: 48 * MIB,
-            push_bytes: 512 << 20,
-            object_bytes: 128 << 20,
-            push_objects: 2_000_000,
-            file_bytes: 128 << 20,
-            connections: 20_000,
-            connections_per_address: 12_000,
-            streams_per_connection: 100,
-            in_flight: 256,
-            queue: 2048,
-            queue_time: Duration::from_secs(5),
-            watchers: 20_000,
-            fetches: 32,
-            pushes: 8,
-            wait_time: Duration::from_secs(300),
-            shutdown_time: Duration::from_secs(10),
+            header_bytes: set.header_size.bytes() as usize,
+            header_count: set.header_count as usize,
+            header_time: set.header_timeout.get(),
+            idle_time: set.idle_timeout.get(),
+            body_idle_time: set.stall_timeout.get(),
+            request_time: set.request_timeout.get(),
+            transfer_time: set.transfer_timeout.get(),
+            body_bytes: BODY_BYTES.min(set.body_size.bytes() as usize),
+            commit_bytes: set.body_size.bytes() as usize,
+            push_bytes: set.push_size.bytes(),
+            object_bytes: set.file_size.bytes(),
+            push_objects: set.push_objects,
+            file_bytes: set.file_size.bytes(),
+            connections: set.connections as usize,
+            connections_per_address: set.connections_per_address as usize,
+            streams_per_connection: set.streams_per_connection,
+            in_flight: set.requests as usize,
+            queue: set.queue as usize,
+            queue_time: set.queue_timeout.get(),
+            watchers: set.watchers as usize,
+            fetches: set.git_transfers as usize,
+            pushes: set.git_pushes as usize,
+            password_checks: set.password_checks as usize,
+            wait_time: set.wait.get(),
+            shutdown_time: set.shutdown_timeout.get(),
         }
     }
 }

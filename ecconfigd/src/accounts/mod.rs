@@ -210,10 +210,10 @@ enum Credentials {
 
 impl Accounts {
     /// Accounts as the core has them.
-    pub fn new(core: Core) -> anyhow::Result<Self> {
+    pub fn new(core: Core, password_checks: usize) -> anyhow::Result<Self> {
         Ok(Self {
             core,
-            verifier: Verifier::new()?,
+            verifier: Verifier::new(password_checks)?,
             cache: CredentialCache::new().map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?,
             throttle: Throttle::default(),
         })

@@ -1,7 +1,7 @@
 //! Passwords: argon2id, and the bound on how much of the machine it may take.
 //!
 //! One verification costs 19 MiB and some 20 ms of a core on purpose, so whoever can make the server verify can make it busy. Hence at most
-//! [`PARALLEL`] verifications run at once, at most [`WAITING`] wait for one, and the rest are told to come back later. Runs happen on
+//! `password_checks` verifications run at once, at most [`WAITING`] wait for one, and the rest are told to come back later. Runs happen on
 //! blocking threads, never on the ones that serve connections.
 
 use std::fmt;
@@ -12,8 +12,6 @@ use argon2::{Algorithm, Argon2, Params, Version};
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
-/// Runs at once. Half of a small machine stays free for everything else, and memory stays under 40 MiB.
-const PARALLEL: usize = 2;
 /// Callers that may wait for a run: two seconds of work. More are refused with [`PasswordError::Busy`].
 const WAITING: usize = 64;
 /// The longest password that is hashed; longer input is refused before it costs anything.
@@ -97,12 +95,12 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// Prepares the decoy hash.
-    pub fn new() -> Result<Self, PasswordError> {
+    /// At most so many verifications at once. Prepares the decoy hash.
+    pub fn new(parallel: usize) -> Result<Self, PasswordError> {
         let decoy = hash(&Secret::new("nobody's password".into()))?;
         Ok(Self {
-            queue: Arc::new(Semaphore::new(PARALLEL + WAITING)),
-            running: Arc::new(Semaphore::new(PARALLEL)),
+            queue: Arc::new(Semaphore::new(parallel + WAITING)),
+            running: Arc::new(Semaphore::new(parallel)),
             decoy: decoy.into(),
         })
     }
@@ -149,7 +147,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_password_fits_only_its_own_hash() {
-        let verifier = Verifier::new().unwrap();
+        let verifier = Verifier::new(2).unwrap();
         let stored = verifier.hash(secret("correct horse")).await.unwrap();
         assert!(stored.starts_with("$argon2id$"));
         assert!(verifier.verify(secret("correct horse"), Some(&stored)).await.unwrap());
@@ -159,8 +157,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_flood_is_refused_instead_of_queued() {
-        let verifier = Verifier::new().unwrap();
-        let _all = verifier.queue.clone().acquire_many_owned((PARALLEL + WAITING) as u32).await.unwrap();
+        let verifier = Verifier::new(2).unwrap();
+        let _all = verifier.queue.clone().acquire_many_owned((2 + WAITING) as u32).await.unwrap();
         assert!(matches!(verifier.verify(secret("x"), None).await, Err(PasswordError::Busy)));
     }
 

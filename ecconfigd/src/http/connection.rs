@@ -125,9 +125,9 @@ impl<H: Handler> Acceptor<H> {
         tls: Arc<rustls::ServerConfig>,
         handler: Arc<H>,
         limits: Limits,
+        gate: Arc<ConnectionGate>,
         draining: CancellationToken,
     ) -> Arc<Self> {
-        let gate = ConnectionGate::new(&limits);
         let refusals = Arc::new(Semaphore::new(REFUSALS));
         Arc::new(Self { tls: tls.into(), handler, limits, gate, refusals, draining, tasks: TaskTracker::new() })
     }

@@ -117,7 +117,7 @@ fn filled(mut document: EffectiveDocument, found: EffectiveFile) -> Result<Effec
             document.origins =
                 origins.map(|(key, place)| (key.to_string(), origin(&place.file, place.at.line))).collect();
         }
-        EffectiveFile::Plain { path, data } => {
+        EffectiveFile::Whole { path, data } => {
             document.origins = [(String::new(), origin(&path, 1))].into();
             document.value = match String::from_utf8(data) {
                 Ok(text) => text.into(),

@@ -127,7 +127,10 @@ fn check(report: &mut NodeReport) -> Result<(), ApiError> {
 
 fn keep_end(text: &mut String) {
     if text.len() > OUTPUT_MAX_BYTES {
-        let from = text.ceil_char_boundary(text.len() - OUTPUT_MAX_BYTES);
+        let mut from = text.len() - OUTPUT_MAX_BYTES;
+        while !text.is_char_boundary(from) {
+            from += 1;
+        }
         text.replace_range(..from, "…");
     }
 }

@@ -100,7 +100,7 @@ async fn enroll(State(app): State<Arc<App>>, Json(request): Json<EnrollRequest>)
         raft_id: None,
         address: None,
         joined_time_ms: now_ms(),
-        certificates: vec![certificate_record(&chain)?],
+        certificates: vec![issued(&chain)?],
     };
     app.core.register_node(RegisterNode { record, token: Some(token.id) }).await?;
     tracing::info!(node = %name, subcluster = %token.subcluster, "a node enrolled");
@@ -134,7 +134,7 @@ async fn renew(
         .ca()?
         .issue(&request.csr_pem, &wanted, DEFAULT_VALIDITY)
         .map_err(|error| ApiError::new(Code::Invalid, error.to_string()))?;
-    app.core.certificate_issued(name, certificate_record(&chain)?).await?;
+    app.core.certificate_issued(name, issued(&chain)?).await?;
     let body = RenewResponse { certificate_pem: chain.pem, ca_pem: chain.ca_pem };
     Ok((no_store(), JsonBody(body)).into_response())
 }
@@ -191,18 +191,21 @@ fn certificate_for(name: &NodeName, subcluster: &RepoName, role: NodeRole, addre
 }
 
 /// What the state keeps of a certificate.
-pub(crate) fn certificate_record(chain: &CertChain) -> Result<CertificateRecord, ApiError> {
+pub(crate) fn certificate_record(pem: &str, not_after: time::OffsetDateTime) -> Result<CertificateRecord, String> {
     use x509_parser::prelude::{FromDer as _, X509Certificate};
-    let (_, pem) =
-        x509_parser::pem::parse_x509_pem(chain.pem.as_bytes()).map_err(|error| ApiError::internal(&error))?;
-    let (_, certificate) = X509Certificate::from_der(&pem.contents).map_err(|error| ApiError::internal(&error))?;
+    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).map_err(|error| error.to_string())?;
+    let (_, certificate) = X509Certificate::from_der(&pem.contents).map_err(|error| error.to_string())?;
     let fingerprint = cluster::identity::Fingerprint::of(&pem.contents.as_slice().into());
     Ok(CertificateRecord {
         serial: hex::encode(certificate.raw_serial()),
         fingerprint: fingerprint.to_string(),
         issued_time_ms: now_ms(),
-        not_after_time_ms: u64::try_from(chain.not_after.unix_timestamp()).unwrap_or(0) * 1000,
+        not_after_time_ms: u64::try_from(not_after.unix_timestamp()).unwrap_or(0) * 1000,
     })
+}
+
+fn issued(chain: &CertChain) -> Result<CertificateRecord, ApiError> {
+    certificate_record(&chain.pem, chain.not_after).map_err(|error| ApiError::internal(&error))
 }
 
 /// A life that was asked for, within its bounds.

@@ -78,13 +78,23 @@ limits! {
     watchers: u32 = 20_000, at least 1;
     /// Commits waiting for the log.
     commit_queue: u32 = 1_024, at least 1;
+    /// Requests, fetches and pushes that may wait for their turn; more are sent away at once.
+    queue: u32 = 2_048, at least 1;
+    /// How long a request may wait for its turn.
+    queue_timeout: HumanDuration = HumanDuration::from_secs(5), at least HumanDuration::from_millis(10);
     /// Git uploads and downloads running at once; each holds a thread.
     git_transfers: u32 = 64, at least 1;
+    /// Pushes running at once; each holds a thread and its pack on disk.
+    git_pushes: u32 = 8, at least 1;
+    /// Requests at once on one HTTP/2 connection.
+    streams_per_connection: u32 = 100, at least 1;
     /// Password checks at once; each takes a processor and 19 MiB for some milliseconds.
     password_checks: u32 = 4, at least 1;
     /// A request's head.
     header_size: HumanSize = HumanSize::from_kib(64), at least HumanSize::from_kib(4);
-    /// A JSON request's body.
+    /// Fields in a request's head.
+    header_count: u32 = 100, at least 20;
+    /// A commit's JSON body; other JSON bodies have at most 1 MiB.
     body_size: HumanSize = HumanSize::from_mib(96), at least HumanSize::from_kib(64);
     /// A pushed pack.
     push_size: HumanSize = HumanSize::from_gib(1), at least HumanSize::from_kib(64);
@@ -98,12 +108,18 @@ limits! {
     commit_paths: u32 = 100_000, at least 1;
     /// Time for a request's head to arrive.
     header_timeout: HumanDuration = HumanDuration::from_secs(10), at least HumanDuration::from_millis(100);
+    /// Time that a connection may stay open without a request.
+    idle_timeout: HumanDuration = HumanDuration::from_secs(75), at least HumanDuration::from_millis(100);
     /// Time without a byte in either direction before a transfer is ended.
-    stall_timeout: HumanDuration = HumanDuration::from_secs(30), at least HumanDuration::from_secs(1);
+    stall_timeout: HumanDuration = HumanDuration::from_secs(30), at least HumanDuration::from_millis(100);
+    /// Time for a clone, fetch or push in all.
+    transfer_timeout: HumanDuration = HumanDuration::from_secs(3_600), at least HumanDuration::from_secs(1);
     /// Time for a request's work, transfers and watches not counted.
     request_timeout: HumanDuration = HumanDuration::from_secs(30), at least HumanDuration::from_secs(1);
     /// The longest that a long poll may ask to wait.
     wait: HumanDuration = HumanDuration::from_secs(300), at least HumanDuration::from_secs(1);
+    /// Time to finish what runs when the server stops.
+    shutdown_timeout: HumanDuration = HumanDuration::from_secs(10), at least HumanDuration::from_millis(10);
 }
 
 impl Schema for Ecconfigd {

@@ -1,0 +1,352 @@
+//! The command line of `ecconfigd`, and the one place where its errors become words and an exit status.
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use cluster::control;
+use cluster::documents::schema::values::HostPort;
+use cluster::error::Chain;
+use cluster::shutdown::{Reason, Shutdown};
+use cluster::telemetry::{self, TelemetryOptions};
+use serde_json::json;
+
+use crate::init::{self, InitError};
+use crate::server::{self, Server, StartError};
+
+/// Something failed.
+const FAILED: u8 = 1;
+/// The command line makes no sense.
+const USAGE: u8 = 2;
+/// Somebody else has it, or has done it.
+const CONFLICT: u8 = 3;
+
+/// The configuration server: git repositories, JSON API and watch streams for a cluster of nodes.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ecconfigd",
+    bin_name = "ecconfigd",
+    version,
+    infer_long_args = true,
+    disable_help_subcommand = true,
+    after_help = "Exit status: 0 done, 1 failed, 2 wrong usage, 3 conflict."
+)]
+struct Cli {
+    #[command(flatten)]
+    telemetry: TelemetryOptions,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Init(Init),
+    Join(Join),
+    Run(Run),
+}
+
+/// Make a new cluster of one node.
+///
+/// Writes the cluster's certificate authority, the node's identity, the password of the first user (admin) and the repositories
+/// `default` (or the subcluster that is named) and `global` below the data directory. An init that was interrupted can be repeated.
+#[derive(Debug, Args)]
+struct Init {
+    /// Where everything is kept
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// This node's name: one lower-case word
+    #[arg(long, value_name = "NAME")]
+    node: String,
+    /// Where to listen
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: HostPort,
+    /// Where others reach this server, when not where it listens
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<HostPort>,
+    /// The subcluster this node belongs to
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    subcluster: String,
+    /// The cluster's name, for people
+    #[arg(long, value_name = "NAME", default_value = "eccluster")]
+    cluster_name: String,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Join a cluster as a further server.
+#[derive(Debug, Args)]
+struct Join {
+    /// Where everything is kept
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// This node's name: one lower-case word
+    #[arg(long, value_name = "NAME")]
+    node: String,
+    /// Where to listen
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: HostPort,
+    /// Where others reach this server, when not where it listens
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<HostPort>,
+    /// A server of the cluster
+    #[arg(long, value_name = "URL")]
+    server: String,
+    /// A one-time token; `eccfg node token` makes one
+    #[arg(long, value_name = "TOKEN")]
+    token: String,
+    /// Hold everything, but never vote
+    #[arg(long)]
+    learner: bool,
+}
+
+/// Run the server until it is told to stop.
+///
+/// SIGTERM and SIGINT drain and end it. Sockets that were opened before (LISTEN_FDS, as systemd does it) are served instead of the
+/// addresses in `ecconfigd.toml`.
+#[derive(Debug, Args)]
+struct Run {
+    /// The data directory that init or join made
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Where to listen, instead of where ecconfigd.toml says; repeat it for more
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Vec<HostPort>,
+    /// A file that gets one line per address once the server listens
+    #[arg(long, value_name = "FILE")]
+    port_file: Option<PathBuf>,
+}
+
+/// What ended a command, in words.
+struct Failure {
+    status: u8,
+    message: String,
+    hint: Option<String>,
+}
+
+impl Failure {
+    fn new(status: u8, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), hint: None }
+    }
+
+    fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+/// Runs `ecconfigd` as a program. `args` are what follows the program's name; the name itself in front does no harm.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    let named = args.first().is_some_and(|first| Path::new(first).file_name().is_some_and(|name| name == "ecconfigd"));
+    if !named {
+        args.insert(0, "ecconfigd".into());
+    }
+    let outcome = parse(args).and_then(|cli| match cli {
+        None => Ok(()),
+        Some(cli) => dispatch(cli),
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let mut stderr = std::io::stderr().lock();
+            let _ = writeln!(stderr, "error: {}", failure.message);
+            if let Some(hint) = failure.hint {
+                let _ = writeln!(stderr, "hint: {hint}");
+            }
+            ExitCode::from(failure.status)
+        }
+    }
+}
+
+/// The command line; `None` when help or the version was printed.
+fn parse(args: Vec<OsString>) -> Result<Option<Cli>, Failure> {
+    use clap::error::ErrorKind;
+    match Cli::try_parse_from(args) {
+        Ok(cli) => Ok(Some(cli)),
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            let _ = error.print();
+            Ok(None)
+        }
+        Err(error) => {
+            let text = error.render().to_string();
+            let text = text.strip_prefix("error: ").unwrap_or(&text);
+            let message = text.split("\n\n").next().unwrap_or(text).split_whitespace().collect::<Vec<_>>().join(" ");
+            Err(Failure::new(USAGE, message).hint("ecconfigd --help, or --help after a command, shows how"))
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<(), Failure> {
+    telemetry::init(&cli.telemetry).map_err(|error| Failure::new(USAGE, Chain(&error).to_string()))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::new(FAILED, format!("cannot start threads: {error}")))?;
+    match cli.command {
+        Command::Init(options) => runtime.block_on(run_init(options)),
+        Command::Join(options) => join(&options),
+        Command::Run(options) => runtime.block_on(run(options)),
+    }
+}
+
+async fn run_init(options: Init) -> Result<(), Failure> {
+    let root = nix::unistd::geteuid().is_root();
+    let wanted = init::Options {
+        data: options.data,
+        node: options.node,
+        listen: options.listen,
+        advertise: options.advertise,
+        subcluster: options.subcluster,
+        cluster: options.cluster_name,
+        link: root.then(|| cluster::identity::DEFAULT_DIR.into()),
+    };
+    let report = init::init(&wanted).await.map_err(init_failure)?;
+    if options.json {
+        print(&serde_json::to_string(&report).map_err(|error| Failure::new(FAILED, error.to_string()))?);
+    } else {
+        print(&format!(
+            "Made cluster {} with node {}\n  server:   {}\n  CA:       {}\n  user:     {}\n  password: in {}",
+            report.cluster,
+            report.node,
+            report.url,
+            report.ca.display(),
+            init::ADMIN,
+            report.admin_password_file.display(),
+        ));
+    }
+    Ok(())
+}
+
+fn init_failure(error: InitError) -> Failure {
+    let words = Chain(&error).to_string();
+    match error {
+        InitError::Done { data } => Failure::new(CONFLICT, words).hint(format!(
+            "ecconfigd run --data {} starts it; another cluster needs another directory",
+            data.display()
+        )),
+        InitError::Name(_) => Failure::new(USAGE, words),
+        InitError::Lock(_) => Failure::new(CONFLICT, words),
+        _ => Failure::new(FAILED, words).hint("repeat the command once the cause is gone; it goes on where it stopped"),
+    }
+}
+
+/// Nodes beyond the first one hold working copies until replication is there.
+fn join(options: &Join) -> Result<(), Failure> {
+    let Join { data: _, node, listen: _, advertise: _, server: _, token: _, learner: _ } = options;
+    let words = format!("{node} cannot join: this version runs one ecconfigd per cluster");
+    Err(Failure::new(FAILED, words).hint("eccfg node enroll makes this machine a client of the cluster"))
+}
+
+async fn run(options: Run) -> Result<(), Failure> {
+    raise_file_limit();
+    let failed = |words: String| Failure::new(FAILED, words);
+    let shutdown = Shutdown::on_signals().map_err(|error| failed(format!("cannot wait for signals: {error}")))?;
+    let inherited = cluster::listen::inherited().map_err(|error| failed(format!("inherited sockets: {error}")))?;
+    let wanted = server::Options { data: options.data, listen: options.listen, inherited, settings: None };
+    let server = Server::start(wanted).await.map_err(start_failure)?;
+    if let Some(path) = &options.port_file {
+        let lines: String = server.addresses().iter().map(|address| format!("{address}\n")).collect();
+        let written = cluster::files::write_atomic(path, lines.as_bytes(), 0o644);
+        written.map_err(|error| failed(Chain(&error).to_string()))?;
+    }
+    serve_control(&server, &shutdown);
+    let failure = tokio::select! {
+        reason = shutdown.requested() => {
+            tracing::info!(%reason, "stopping");
+            None
+        }
+        why = server.failed() => Some(why),
+    };
+    tokio::select! {
+        _ = server.shutdown() => {}
+        // A second signal: whoever presses Ctrl-C twice means it.
+        () = hurried(&shutdown) => {}
+    }
+    match failure {
+        None => Ok(()),
+        Some(why) => {
+            shutdown.trigger(Reason::Asked);
+            Err(Failure::new(FAILED, why))
+        }
+    }
+}
+
+async fn hurried(shutdown: &Shutdown) {
+    shutdown.hurried().await;
+    tracing::warn!("told to hurry: not waiting any longer");
+}
+
+fn start_failure(error: StartError) -> Failure {
+    let words = Chain(&error).to_string();
+    match error {
+        StartError::NoCluster { .. } => {
+            Failure::new(FAILED, words).hint("ecconfigd init makes a cluster there, ecconfigd join enters one")
+        }
+        StartError::Lock(_) => Failure::new(CONFLICT, words),
+        _ => Failure::new(FAILED, words),
+    }
+}
+
+/// Every watcher is a file descriptor; the usual soft limit of 1024 is for programs that use `select`.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// The control socket. Without one the server serves all the same: several may run on a machine.
+fn serve_control(server: &Server, shutdown: &Shutdown) {
+    let app = server.app().clone();
+    let addresses: Vec<String> = server.addresses().iter().map(ToString::to_string).collect();
+    let router = control::Router::new().command("status", "addresses, leader and readiness", move |_, _| {
+        let group = app.core.group();
+        let status = json!({
+            "node": app.core.node_name().as_str(),
+            "cluster": app.cluster(),
+            "addresses": addresses,
+            "leader": group.leader,
+            "term": group.term,
+            "applied": group.applied,
+            "readiness": format!("{:?}", app.core.readiness()),
+        });
+        async move { Ok(status) }
+    });
+    let options = control::ServerOptions::new("ecconfigd", server.app().core.node_name().as_str());
+    match control::Server::bind(&options) {
+        Ok(socket) => {
+            shutdown.spawn(socket.serve(router, shutdown.token()));
+        }
+        Err(error) => tracing::info!(error = %Chain(&error), "no control socket"),
+    }
+}
+
+fn print(text: &str) {
+    // A reader that went away is no failure of what was done.
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_usage_is_one_line_and_status_2() {
+        let args = ["ecconfigd", "init", "--node", "n1"].map(OsString::from);
+        let failure = parse(args.into()).unwrap_err();
+        assert_eq!(failure.status, USAGE);
+        assert!(failure.message.contains("--data") && !failure.message.contains('\n'), "{}", failure.message);
+        let args = ["ecconfigd", "init", "--data", "d", "--node", "n1", "--listen", "nowhere"].map(OsString::from);
+        assert!(parse(args.into()).unwrap_err().message.contains("nowhere"));
+    }
+}

@@ -1,0 +1,289 @@
+//! The whole server as a library: start it, learn where it listens, stop it.
+//!
+//! Start takes the data directory's lock, binds, opens the core and serves at once; `/readyz` says when the core has caught up. Stop goes
+//! the other way round: no new connections and watches, what runs is finished within its deadline, then the core is closed.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cluster::documents::schema::ecconfigd::{Ecconfigd, Limits as Settings};
+use cluster::documents::schema::values::HostPort;
+use cluster::documents::{LocalError, load_local};
+use cluster::error::Chain;
+use cluster::identity::{Ca, DEFAULT_VALIDITY, IdentityError, KeyRequest, NodeCert, NodeRole, ReloadingIdentity};
+use cluster::lock::{DirLock, LockError, Owner};
+use cluster::shutdown::Drained;
+use cluster::telemetry::Metrics as Registry;
+use time::OffsetDateTime;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::accounts::Accounts;
+use crate::core::{Core, CoreLimits, CoreOptions, Readiness};
+use crate::http::App;
+use crate::http::connection::Acceptor;
+use crate::http::metrics::Metrics;
+use crate::http::web::Web;
+use crate::init::{CONFIG_FILE, IDENTITY_DIR};
+use crate::limits::{AllPlaces, Limits};
+use crate::state::NodeName;
+
+/// How often the server looks whether its certificate shall be renewed.
+const RENEWAL_CHECK: Duration = Duration::from_secs(3600);
+/// Connections that the kernel holds until we accept them: a herd that reconnects at once fits.
+const BACKLOG: i32 = 4096;
+
+/// What to start.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// The data directory that `init` or `join` made.
+    pub data: PathBuf,
+    /// Where to listen instead of where `ecconfigd.toml` says.
+    pub listen: Vec<HostPort>,
+    /// Sockets that listen already. With any of these, addresses of the file are not bound.
+    pub inherited: Vec<std::net::TcpListener>,
+    /// Settings instead of those of the file, for tests.
+    pub settings: Option<Settings>,
+}
+
+/// Why the server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// There is no cluster in the data directory.
+    #[error("{} holds no cluster", data.display())]
+    NoCluster {
+        /// The data directory.
+        data: PathBuf,
+    },
+    /// Another process has it.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// `ecconfigd.toml`.
+    #[error(transparent)]
+    Config(#[from] LocalError),
+    /// The node's identity, or the CA.
+    #[error("the node's identity cannot be used")]
+    Identity(#[from] IdentityError),
+    /// An address.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The core.
+    #[error("the replicated state cannot be opened")]
+    Core(#[from] crate::error::Error),
+    /// Something else that is needed.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// A server that runs.
+pub struct Server {
+    addresses: Vec<SocketAddr>,
+    app: Arc<App>,
+    acceptor: Arc<Acceptor<Web>>,
+    readiness: watch::Receiver<Readiness>,
+    _lock: DirLock,
+}
+
+impl Server {
+    /// Starts a server on the current runtime.
+    pub async fn start(options: Options) -> Result<Self, StartError> {
+        let (lock, identity, config) = local(&options)?;
+        let settings = options.settings.unwrap_or(config.limits);
+        let limits = Limits::from(&settings);
+        let wanted = if options.listen.is_empty() { config.listen } else { options.listen };
+        let listeners = listeners(options.inherited, &wanted).await?;
+        let addresses: Vec<SocketAddr> = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+        let address = match (&config.advertise, addresses.first()) {
+            (Some(advertise), _) => advertise.to_string(),
+            (None, Some(first)) => first.to_string(),
+            (None, None) => return Err(StartError::Other("there is no address to listen on".into())),
+        };
+        let core = Core::open(CoreOptions {
+            data: options.data.clone(),
+            node: node_name(&identity)?,
+            address,
+            limits: core_limits(&settings),
+        })
+        .await?;
+        let app = application(&options.data, core, limits, identity)?;
+        let tls = cluster::tls::server_config(app.identity.clone(), app.identity.current().ca_pem())?;
+        let acceptor = Acceptor::new(
+            Arc::new(tls),
+            Web::new(app.clone()),
+            app.limits.clone(),
+            app.connections.clone(),
+            app.draining.clone(),
+        );
+        for listener in listeners {
+            tokio::spawn(acceptor.clone().listen(listener));
+        }
+        tokio::spawn(app.identity.clone().watch(app.draining.clone()));
+        tokio::spawn(renew(app.clone(), certificate_names(&wanted, config.advertise.as_ref())));
+        let readiness = app.core.watch_readiness();
+        tracing::info!(node = %app.core.node_name(), cluster = app.cluster(), ?addresses, "serving");
+        Ok(Self { addresses, app, acceptor, readiness, _lock: lock })
+    }
+
+    /// Where it listens, in the order of the settings.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// What the handlers share.
+    pub fn app(&self) -> &Arc<App> {
+        &self.app
+    }
+
+    /// Ends with the reason when the server cannot go on; until then it waits.
+    pub async fn failed(&self) -> String {
+        let mut readiness = self.readiness.clone();
+        loop {
+            if let Readiness::Failed(why) = &*readiness.borrow_and_update() {
+                return why.clone();
+            }
+            if readiness.changed().await.is_err() {
+                return "the core is gone".into();
+            }
+        }
+    }
+
+    /// Stops: nothing new, what runs is finished within the deadline, watches end at once.
+    pub async fn shutdown(self) -> Drained {
+        self.app.draining.cancel();
+        let tasks = &self.acceptor.tasks;
+        tasks.close();
+        let drained = match tokio::time::timeout(self.app.limits.shutdown_time, tasks.wait()).await {
+            Ok(()) => Drained::Clean,
+            Err(_) => Drained::DeadlinePassed { unfinished: tasks.len() },
+        };
+        self.app.core.shutdown().await;
+        tracing::info!(outcome = %drained, "stopped");
+        drained
+    }
+}
+
+/// What lies in the data directory.
+fn local(options: &Options) -> Result<(DirLock, Arc<ReloadingIdentity>, Ecconfigd), StartError> {
+    let data = &options.data;
+    let no_cluster = || StartError::NoCluster { data: data.clone() };
+    let config = load_local::<Ecconfigd>(&data.join(CONFIG_FILE))?.ok_or_else(no_cluster)?;
+    let identity = match ReloadingIdentity::load(data.join(IDENTITY_DIR)) {
+        Err(IdentityError::Missing { .. }) => return Err(no_cluster()),
+        identity => identity?,
+    };
+    let lock = DirLock::acquire(data, &Owner::current("ecconfigd", identity.current().node()))?;
+    Ok((lock, identity, config))
+}
+
+fn node_name(identity: &ReloadingIdentity) -> Result<NodeName, StartError> {
+    identity.current().node().parse().map_err(|error: crate::state::BadName| StartError::Other(error.to_string()))
+}
+
+fn core_limits(settings: &Settings) -> CoreLimits {
+    CoreLimits {
+        max_commit_bytes: settings.commit_size.bytes(),
+        commit_queue: settings.commit_queue as usize,
+        max_watchers: settings.watchers as usize,
+        ..CoreLimits::default()
+    }
+}
+
+fn application(
+    data: &Path,
+    core: Core,
+    limits: Limits,
+    identity: Arc<ReloadingIdentity>,
+) -> Result<Arc<App>, StartError> {
+    let ca = match Ca::load(data) {
+        Ok(ca) => Some(ca),
+        // Only voters hold it.
+        Err(IdentityError::Missing { .. }) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let accounts = Accounts::new(core.clone(), limits.password_checks);
+    Ok(Arc::new(App {
+        accounts: accounts.map_err(|error| StartError::Other(error.to_string()))?,
+        places: AllPlaces::new(&limits),
+        connections: crate::limits::ConnectionGate::new(&limits),
+        metrics: Metrics::new(Registry::new("ecconfigd", core.node_name().as_str())),
+        cluster: core.group().cluster,
+        draining: CancellationToken::new(),
+        core,
+        limits,
+        identity,
+        ca,
+    }))
+}
+
+/// Sockets that were handed to us, or else the addresses bound now.
+async fn listeners(inherited: Vec<std::net::TcpListener>, wanted: &[HostPort]) -> Result<Vec<TcpListener>, StartError> {
+    let mut listeners = Vec::new();
+    for listener in inherited {
+        let failed = |source| StartError::Listen { address: "an inherited socket".into(), source };
+        listener.set_nonblocking(true).map_err(failed)?;
+        listeners.push(TcpListener::from_std(listener).map_err(failed)?);
+    }
+    if !listeners.is_empty() {
+        return Ok(listeners);
+    }
+    for address in wanted {
+        let failed = |source| StartError::Listen { address: address.to_string(), source };
+        for resolved in tokio::net::lookup_host(address.to_string()).await.map_err(failed)? {
+            listeners.push(bind(resolved).map_err(failed)?);
+        }
+    }
+    Ok(listeners)
+}
+
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { tokio::net::TcpSocket::new_v4()? } else { tokio::net::TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG as u32)
+}
+
+/// The names that this server's own certificate covers.
+fn certificate_names(listen: &[HostPort], advertise: Option<&HostPort>) -> Vec<String> {
+    let mut names: Vec<String> = listen.iter().chain(advertise).map(ToString::to_string).collect();
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    names.extend(host.filter(|host| host.parse::<cluster::documents::schema::values::Host>().is_ok()));
+    names
+}
+
+/// Renews the server's own certificate when two thirds of its life are over, for as long as the server runs.
+async fn renew(app: Arc<App>, names: Vec<String>) {
+    let Some(ca) = &app.ca else { return };
+    loop {
+        if app.identity.current().peer().renewal_due() <= OffsetDateTime::now_utc()
+            && let Err(error) = renew_now(&app, ca, &names).await
+        {
+            tracing::error!(error = %Chain(error.as_ref()), "the server's certificate was not renewed");
+        }
+        if app.draining.run_until_cancelled(tokio::time::sleep(RENEWAL_CHECK)).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// Issues the server a fresh certificate and uses it at once.
+pub async fn renew_now(app: &App, ca: &Ca, names: &[String]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let present = app.identity.current();
+    let peer = present.peer();
+    let key = KeyRequest::generate(&peer.node)?;
+    let wanted = NodeCert::new(&peer.node, &peer.subcluster, NodeRole::Voter);
+    let wanted = names.iter().fold(wanted, |certificate, name| certificate.reached_at(name));
+    let chain = ca.issue(key.csr_pem(), &wanted, DEFAULT_VALIDITY)?;
+    app.identity.replace(&key.certified(&chain.pem, &chain.ca_pem)?)?;
+    let record = crate::http::certificate_record(&chain.pem, chain.not_after)?;
+    app.core.certificate_issued(app.core.node_name(), record).await?;
+    tracing::info!(until = %chain.not_after, "the server's certificate is renewed");
+    Ok(())
+}
