@@ -83,7 +83,9 @@ pub fn command() -> clap::Command {
 /// Reads the arguments that follow the program's name. What cannot run was told already: the error is the exit status.
 pub fn parse(args: impl IntoIterator<Item = OsString>, ui: &mut Ui) -> Result<Cli, u8> {
     let args = std::iter::once(OsString::from("eccfg")).chain(args);
-    let parsed = Cli::command().try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
+    // Without a terminal the width is fixed, so that scripts and tests see the same everywhere.
+    let command = if ui.coloured() { Cli::command() } else { Cli::command().term_width(100) };
+    let parsed = command.try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
     parsed.map_err(|refusal| tell(&refusal, ui))
 }
 

@@ -8,6 +8,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use cluster::api::Problem;
+use cluster::documents::{Findings, LocalError};
 use cluster::http_client::{ApiError, ClientError};
 use repos::worktree::WorktreeError;
 
@@ -217,6 +218,9 @@ pub fn explain(error: &CommandError) -> Explained {
         CommandError::Settings(SettingsError::ServerUrl(_)) => {
             (USAGE, Vec::new(), Some("a server is named like https://n1.example:2027; TLS is always used".to_owned()))
         }
+        CommandError::Settings(SettingsError::File(LocalError::Refused(findings))) => {
+            return explain_findings(findings);
+        }
         CommandError::NoServer => (
             FAILED,
             Vec::new(),
@@ -242,6 +246,16 @@ fn explain_worktree(error: &WorktreeError) -> Explained {
     };
     let status = if error.is_conflict() { CONFLICT } else { FAILED };
     Explained { status, message, lines: error.paths().iter().map(ToString::to_string).collect(), hint: error.hint() }
+}
+
+/// The user's own configuration file is wrong.
+fn explain_findings(findings: &Findings) -> Explained {
+    Explained {
+        status: FAILED,
+        message: "the configuration of eccfg is wrong".to_owned(),
+        lines: findings.iter().map(crate::commands::finding_line).collect(),
+        hint: findings.iter().find_map(|finding| finding.hint.clone()),
+    }
 }
 
 fn server_hint(error: &ClientError) -> Option<String> {

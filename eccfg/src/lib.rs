@@ -29,14 +29,15 @@ use std::process::ExitCode;
 pub use environment::Environment;
 pub use output::Ui;
 
-/// Runs `eccfg` as a program: `args` are what follows the program's name. Used by the link `eccfg` and by `eccluster eccfg …`.
-pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+/// Runs `eccfg` as a program: `args` begin with the program's name, as a process gets them. Used by the link `eccfg` and by
+/// `eccluster eccfg …`.
+pub fn main(args: Vec<OsString>) -> ExitCode {
     let environment = Environment::of_process();
     let mut ui = Ui::of_process(&environment);
-    ExitCode::from(run(args, environment, &mut ui))
+    ExitCode::from(run(args.into_iter().skip(1), environment, &mut ui))
 }
 
-/// Runs one command with everything it may see of its surroundings handed in, and returns the exit status. What
+/// Runs one command, `args` without the program's name, with everything it may see of its surroundings handed in, and returns the exit status. What
 /// [`main`] calls, and what tests call in process.
 pub fn run(args: impl IntoIterator<Item = OsString>, environment: Environment, ui: &mut Ui) -> u8 {
     let cli = match cli::parse(args, ui) {

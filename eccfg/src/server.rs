@@ -2,17 +2,19 @@
 //!
 //! A [`Server`] is all servers of a cluster; which of them answers is the HTTP client's business.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cluster::api::{
-    CommitDetail, CommitRequest, Diff, EffectiveDocument, Head, LogEntry, MultiCommitRequest, MultiCommitResponse,
-    NodeInfo, NodeReport, NodeTokenRequest, NodeTokenResponse, RepoChanges, RevisionSpec, Target,
+    CommitDetail, Diff, EffectiveDocument, Head, LogEntry, MultiCommitRequest, MultiCommitResponse, NodeInfo,
+    NodeReport, NodeTokenRequest, NodeTokenResponse, RevisionSpec, Target,
 };
 use cluster::http_client::{ApiClient, Call, ClientError, EventStream, Payload, Reply, escape, escape_path};
 
 /// A commit may carry megabytes and wait for a leader.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(180);
+/// How long to wait before a commit is sent again: together longer than an election takes.
+const COMMIT_PAUSES: [Duration; 4] =
+    [Duration::from_millis(200), Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
 /// The first byte of a pack comes once the server has counted its objects.
 const PACK_HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -93,12 +95,27 @@ impl Server {
         self.client.send(call).await?.json().await
     }
 
-    /// Commits to one or several repositories, all or nothing. Repeated under one key until a server says what became of it.
-    ///
-    /// A change to a single repository goes to the same endpoint: an answer of one shape.
+    /// Commits to one or several repositories, all or nothing. A lost answer is asked for again under the same key, so that what was
+    /// committed is not committed twice and its revision is learnt; so is a server that is busy.
     pub async fn commit_all(&self, request: &MultiCommitRequest) -> Result<MultiCommitResponse, ClientError> {
-        let call = Call::post("/api/v1/commits").json(request)?.idempotency_key(&random_key()).timeout(COMMIT_TIMEOUT);
-        self.client.send(call).await?.json().await
+        let key = random_key();
+        let mut pauses = COMMIT_PAUSES.iter();
+        loop {
+            let call = Call::post("/api/v1/commits").json(request)?.idempotency_key(&key).timeout(COMMIT_TIMEOUT);
+            let error = match self.client.send(call).await {
+                Ok(reply) => return reply.json().await,
+                Err(error) => error,
+            };
+            let busy = matches!(error.status(), Some(429 | 502..=504));
+            let again = error.is_temporary() && (busy || !error.is_certainly_not_done());
+            match pauses.next().filter(|_| again) {
+                Some(pause) => {
+                    tracing::debug!(%error, "committing again under the same key");
+                    tokio::time::sleep(*pause).await;
+                }
+                None => return Err(error),
+            }
+        }
     }
 
     /// A document as one node sees it.
@@ -139,12 +156,6 @@ impl Server {
             .streaming(PACK_HEAD_TIMEOUT);
         self.client.send(call).await
     }
-}
-
-/// A request to one repository in the shape for several.
-pub fn as_multi(repo: &str, request: CommitRequest) -> MultiCommitRequest {
-    let part = RepoChanges { base: request.base, changes: request.changes };
-    MultiCommitRequest { message: request.message, repos: BTreeMap::from([(repo.to_owned(), part)]) }
 }
 
 /// A revision number is written `r47` where a bare number could be taken for a commit id.

@@ -8,8 +8,9 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use cluster::documents::schema::eccfg::Eccfg;
+use cluster::documents::{LocalError, load_local};
 use cluster::http_client::{ClientError, ServerUrl};
-use serde::Deserialize;
 
 use crate::cli::CommonOptions;
 use crate::environment::Environment;
@@ -89,7 +90,7 @@ pub enum Login {
 /// A setting cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    /// The user's configuration file cannot be read.
+    /// A password or token file cannot be read.
     #[error("{path} cannot be read")]
     Read {
         /// The file.
@@ -98,16 +99,9 @@ pub enum SettingsError {
         #[source]
         source: std::io::Error,
     },
-    /// The user's configuration file is wrong.
-    #[error("{path}:{line}: {message}")]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// What is wrong there.
-        message: String,
-    },
+    /// The user's configuration file cannot be used.
+    #[error(transparent)]
+    File(#[from] LocalError),
     /// A password or token file holds nothing.
     #[error("{path} holds no {what}")]
     EmptySecret {
@@ -179,22 +173,17 @@ impl Level {
     }
 
     fn of_file(path: &Path) -> Result<Level, SettingsError> {
-        let text = read(path)?;
-        let file: UserFile = toml::from_str(&text).map_err(|error| SettingsError::Parse {
-            path: path.to_owned(),
-            line: error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count()),
-            message: error.message().to_owned(),
-        })?;
+        let file: Eccfg = load_local(path)?.unwrap_or_default();
         let dir = path.parent().unwrap_or(Path::new("/"));
         let beside = |name: Option<PathBuf>| name.map(|name| dir.join(name));
         Ok(Level {
-            servers: file.server.map(OneOrMore::into_vec).unwrap_or_default(),
+            servers: file.servers,
             ca: beside(file.ca),
             username: file.username,
             secret: SecretSource::first(
-                file.token.as_deref(),
+                file.token.as_ref().map(|secret| secret.0.as_str()),
                 beside(file.token_file).as_deref(),
-                file.password.as_deref(),
+                file.password.as_ref().map(|secret| secret.0.as_str()),
                 beside(file.password_file).as_deref(),
             ),
             wc: beside(file.wc),
@@ -208,36 +197,6 @@ impl Level {
         let mode = std::fs::metadata(path).ok()?.permissions().mode();
         (secret_inside && mode & 0o077 != 0)
             .then(|| format!("{} holds a secret and others may read it; chmod 600 it", path.display()))
-    }
-}
-
-/// `~/.config/eccluster/eccfg.toml` as written.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct UserFile {
-    server: Option<OneOrMore>,
-    ca: Option<PathBuf>,
-    username: Option<String>,
-    password: Option<String>,
-    password_file: Option<PathBuf>,
-    token: Option<String>,
-    token_file: Option<PathBuf>,
-    wc: Option<PathBuf>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMore {
-    One(String),
-    More(Vec<String>),
-}
-
-impl OneOrMore {
-    fn into_vec(self) -> Vec<String> {
-        match self {
-            OneOrMore::One(url) => vec![url],
-            OneOrMore::More(urls) => urls,
-        }
     }
 }
 
@@ -352,7 +311,8 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let dir = home.path().join(".config/eccluster");
         std::fs::create_dir_all(&dir).unwrap();
-        std::fs::write(dir.join("eccfg.toml"), "server = \"c\"\nca = \"ca.pem\"\ntoken = \"from-file\"\n").unwrap();
+        std::fs::write(dir.join("eccfg.toml"), "server = \"https://c\"\nca = \"ca.pem\"\ntoken = \"from-file\"\n")
+            .unwrap();
         let env = Environment::empty("/").with("HOME", home.path()).with("ECCFG_SERVER", "a:1, b ,");
         let settings = Settings::resolve(&CommonOptions::default(), &env).unwrap();
         assert_eq!(names(&settings), ["https://a:1", "https://b:2027"]);
@@ -374,7 +334,7 @@ mod tests {
         std::fs::write(dir.join("eccfg.toml"), "username = \"joe\"\nservr = \"c\"\n").unwrap();
         let env = Environment::empty("/").with("HOME", home.path());
         let error = Settings::resolve(&CommonOptions::default(), &env).unwrap_err().to_string();
-        assert!(error.contains("eccfg.toml:2: unknown field `servr`"), "{error}");
+        assert!(error.contains("eccfg.toml:2:1: ") && error.contains("servr"), "{error}");
     }
 
     #[test]

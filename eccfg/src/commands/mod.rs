@@ -6,6 +6,7 @@ mod commit;
 mod completions;
 mod delete;
 mod diff;
+mod effective;
 mod log;
 mod man;
 mod node;
@@ -14,10 +15,12 @@ mod resolve;
 mod revert;
 mod show;
 mod status;
+mod validate;
 mod watch;
 
 use cluster::api::RevisionSpec;
 use cluster::http_client::ServerUrl;
+use cluster::telemetry::{self, TelemetryOptions};
 use repos::worktree::{WorkingCopy, WorktreeError};
 
 use crate::cli::{Cli, CommonOptions};
@@ -27,6 +30,7 @@ use crate::error::CommandError;
 use crate::output::Ui;
 use crate::place;
 use crate::settings::Settings;
+pub use validate::finding_line;
 
 /// What `eccfg` can do. The variants carry no words of their own: those stand in the command's file.
 #[allow(missing_docs, reason = "a doc comment here would replace the command's help")]
@@ -42,6 +46,8 @@ pub enum Command {
     Delete(delete::Args),
     Log(log::Args),
     Show(show::Args),
+    Effective(effective::Args),
+    Validate(validate::Args),
     Watch(watch::Args),
     Node(node::Args),
     Agent(agent::Args),
@@ -72,6 +78,12 @@ pub fn dispatch(cli: Cli, environment: Environment, ui: &mut Ui) -> Result<u8, C
         .enable_all()
         .build()
         .map_err(|source| CommandError::because("the runtime cannot start", source))?;
+    // The agent is a daemon and has a log of its own.
+    if cx.options.debug && !matches!(cli.command, Command::Agent(_)) {
+        let log = "warn,eccfg=debug,cluster=debug,repos=debug".to_owned();
+        // A second run in one process keeps the first one's log.
+        let _ = telemetry::init(&TelemetryOptions { log, ..TelemetryOptions::default() });
+    }
     runtime.block_on(run(cli.command, &mut cx))
 }
 
@@ -87,6 +99,8 @@ async fn run(command: Command, cx: &mut Context<'_>) -> Result<u8, CommandError>
         Command::Delete(args) => delete::run(&args, cx).await,
         Command::Log(args) => log::run(&args, cx).await,
         Command::Show(args) => show::run(&args, cx).await,
+        Command::Effective(args) => effective::run(&args, cx).await,
+        Command::Validate(args) => validate::run(&args, cx).await,
         Command::Watch(args) => watch::run(&args, cx).await,
         Command::Node(args) => node::run(&args, cx).await,
         Command::Agent(args) => agent::run(&args, cx).await,
@@ -136,6 +150,17 @@ impl Context<'_> {
             Ok(wc) => Ok(Some(wc)),
             Err(WorktreeError::NotAWorkingCopy(_)) if settings.wc.is_none() => Ok(None),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The one that was named, or that the current directory lies in; not the machine's own.
+    pub fn working_copy_here(&mut self) -> Result<Option<WorkingCopy>, CommandError> {
+        if self.settings()?.wc.is_some() {
+            return self.working_copy().map(Some);
+        }
+        match WorkingCopy::discover(self.environment.current_dir()) {
+            Err(WorktreeError::NotAWorkingCopy(_)) => Ok(None),
+            other => Ok(Some(other?)),
         }
     }
 
