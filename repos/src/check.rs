@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 use crate::draft::Draft;
 use crate::log::Walk;
 use crate::object;
-use crate::path::{MAX_PATH_BYTES, check_name, join_bytes};
+use crate::path::{MAX_DEPTH, MAX_PATH_BYTES, check_name, join_bytes};
 use crate::reader::{Mode, ObjectKind, Reader, damaged};
 use crate::tree::{self, RawEntry};
 use crate::{Error, Oid, RepoPath, Result, Store};
@@ -196,6 +196,10 @@ impl<'a> Checker<'a> {
         }
         if path.len() > MAX_PATH_BYTES {
             self.refuse(&path[..200], format!("a path is longer than {MAX_PATH_BYTES} bytes"));
+            return Ok(1);
+        }
+        if depth >= MAX_DEPTH {
+            self.refuse(&path[..200.min(path.len())], format!("a path is more than {MAX_DEPTH} directories deep"));
             return Ok(1);
         }
         if !entry.mode_is_canonical {

@@ -27,6 +27,8 @@ pub struct PathError {
 
 /// The longest path we take: PATH_MAX of Linux, less room for the directory in which a tree is checked out.
 pub(crate) const MAX_PATH_BYTES: usize = 3000;
+/// Deeper trees are refused: they are walked by recursion, and nobody has them.
+pub(crate) const MAX_DEPTH: usize = 128;
 /// NAME_MAX of Linux.
 const MAX_NAME_BYTES: usize = 255;
 
@@ -130,6 +132,9 @@ fn check(path: &[u8]) -> Result<(), String> {
     }
     if path.len() > MAX_PATH_BYTES {
         return Err(format!("longer than {MAX_PATH_BYTES} bytes"));
+    }
+    if path.iter().filter(|byte| **byte == b'/').count() >= MAX_DEPTH {
+        return Err(format!("more than {MAX_DEPTH} directories deep"));
     }
     path.split(|byte| *byte == b'/').try_for_each(|name| check_name(name, false))
 }

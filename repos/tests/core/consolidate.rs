@@ -1,0 +1,146 @@
+//! Many packs into few, while others read.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use repos::{ConsolidateOptions, Oid, RefMap, RefName, Store};
+
+use crate::support::{Repo, git, put};
+
+fn many(repo: &Repo, count: i64) -> Vec<Oid> {
+    let mut commits: Vec<Oid> = Vec::new();
+    for n in 0..count {
+        let parents: Vec<Oid> = commits.last().copied().into_iter().collect();
+        let lines: String = (0..50).map(|line| format!("{}\n", line * (n % 7))).collect();
+        commits.push(repo.commit(&parents, n, &[put(&format!("d/f{}", n % 5), lines), put("n", n.to_string())]));
+    }
+    commits
+}
+
+fn few() -> ConsolidateOptions {
+    ConsolidateOptions { min_packs: 2, ..ConsolidateOptions::default() }
+}
+
+#[test]
+fn small_packs_become_one() {
+    let repo = Repo::new();
+    let commits = many(&repo, 30);
+    let untouched = repo.store.consolidate(&ConsolidateOptions::default(), &[]).unwrap();
+    assert_eq!((untouched.packs_before, untouched.packs_after, untouched.objects), (30, 30, 0));
+    let done = repo.store.consolidate(&few(), &commits[29..]).unwrap();
+    assert_eq!((done.packs_before, done.packs_after), (30, 1));
+    assert_eq!(repo.store.packs().unwrap().len(), 1);
+    assert_eq!(repo.store.verify(&commits).unwrap(), []);
+    repo.store.project_refs(&RefMap::from([(RefName::main(), commits[29])]), &RefName::main()).unwrap();
+    git(repo.store.path(), &["fsck", "--full", "--strict"]);
+    git(
+        repo.store.path(),
+        &["index-pack", "--strict", "--verify", repo.store.packs().unwrap()[0].path.to_str().unwrap()],
+    );
+    // Nothing left to do.
+    assert_eq!(repo.store.consolidate(&few(), &[]).unwrap().packs_after, 1);
+}
+
+#[test]
+fn large_packs_are_left_alone() {
+    let repo = Repo::new();
+    many(&repo, 40);
+    repo.store.consolidate(&few(), &[]).unwrap();
+    let large = repo.store.packs().unwrap()[0].id;
+    let tip = many(&repo, 3).pop().unwrap();
+    let after = repo.store.commit_small(tip, 4);
+    let done = repo.store.consolidate(&few(), &[]).unwrap();
+    assert!(done.objects < 30, "{done:?}");
+    assert!(repo.store.packs().unwrap().iter().any(|info| info.id == large));
+    assert_eq!(repo.store.verify(&[after]).unwrap(), []);
+}
+
+trait CommitSmall {
+    fn commit_small(&self, parent: Oid, count: i64) -> Oid;
+}
+
+impl CommitSmall for Store {
+    fn commit_small(&self, parent: Oid, count: i64) -> Oid {
+        let mut tip = parent;
+        for n in 0..count {
+            let mut draft = repos::Draft::new(self).unwrap();
+            let tree = draft.apply(draft.tree_of(tip).unwrap(), &[put("small", format!("small {n}"))]).unwrap();
+            tip = draft.commit(&crate::support::new_commit(tree, &[tip], 1000 + n)).unwrap();
+            self.install_pack(&draft.into_pack().unwrap().unwrap()).unwrap();
+        }
+        tip
+    }
+}
+
+#[test]
+fn packs_with_deltas_and_duplicates_are_glued() {
+    let from = Repo::new();
+    let commits = many(&from, 20);
+    let to = Repo::new();
+    // Overlapping packs with deltas of both sorts, as pushes bring them.
+    for (at, options) in [(5, &["--delta-base-offset"][..]), (12, &[]), (19, &["--delta-base-offset"]), (8, &[])] {
+        let args: Vec<&str> =
+            ["pack-objects", "--stdout", "--revs", "-q"].into_iter().chain(options.iter().copied()).collect();
+        let pack = crate::support::git_with(from.store.path(), &args, format!("{}\n", commits[at]).as_bytes());
+        to.store.install_pack(&pack).unwrap();
+    }
+    let before = to.store.packs().unwrap();
+    assert_eq!(before.len(), 4);
+    let done = to.store.consolidate(&ConsolidateOptions { min_packs: 2, factor: 100 }, &[]).unwrap();
+    assert_eq!(done.packs_after, 1);
+    assert!(done.bytes < before.iter().map(|info| info.bytes).sum());
+    assert_eq!(to.store.verify(&commits).unwrap(), []);
+    git(to.store.path(), &["index-pack", "--strict", "--verify", to.store.packs().unwrap()[0].path.to_str().unwrap()]);
+}
+
+#[test]
+fn readers_never_miss_an_object() {
+    let repo = Repo::new();
+    let commits = many(&repo, 60);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..3)
+            .map(|n| {
+                let (store, commits, stop) = (repo.store.clone(), &commits, &stop);
+                scope.spawn(move || {
+                    let mut rounds = 0;
+                    // Old readers that have opened few packs, and new ones.
+                    let old = store.reader().unwrap();
+                    while !stop.load(Ordering::Relaxed) || rounds < 2 {
+                        let fresh = store.reader().unwrap();
+                        for commit in commits.iter().skip(n) {
+                            for reader in [&old, &fresh] {
+                                let tree = reader.tree_of(*commit).unwrap();
+                                assert!(
+                                    reader
+                                        .list(tree, None, true)
+                                        .unwrap()
+                                        .iter()
+                                        .all(|entry| reader.blob(entry.id, 10_000).is_ok())
+                                );
+                            }
+                        }
+                        rounds += 1;
+                    }
+                })
+            })
+            .collect();
+        let mut tip = commits[59];
+        for _ in 0..6 {
+            repo.store.consolidate(&few(), &[]).unwrap();
+            tip = repo.store.commit_small(tip, 5);
+        }
+        stop.store(true, Ordering::Relaxed);
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        assert_eq!(repo.store.verify(&[tip]).unwrap(), []);
+    });
+}
+
+#[test]
+fn a_new_pack_with_the_name_of_an_old_one_is_kept() {
+    let repo = Repo::new();
+    many(&repo, 3);
+    repo.store.consolidate(&few(), &[]).unwrap();
+    let only = repo.store.packs().unwrap();
+    assert_eq!(repo.store.consolidate(&ConsolidateOptions { min_packs: 1, factor: 1000 }, &[]).unwrap().packs_after, 1);
+    assert_eq!(repo.store.packs().unwrap(), only);
+}

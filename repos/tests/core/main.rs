@@ -1,0 +1,11 @@
+//! The core of `repos` against real git and against simple models.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod check;
+mod consolidate;
+mod draft;
+mod history;
+mod merge;
+mod receive;
+mod store;
+mod support;
