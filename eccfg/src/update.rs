@@ -117,6 +117,9 @@ pub async fn create(root: &Path, info: &CopyInfo, ca_pem: &str) -> Result<Workin
     };
     let (root, info, ca_pem) = (root.to_owned(), info.clone(), ca_pem.to_owned());
     blocking(move || {
+        if let Some(parent) = root.parent() {
+            std::fs::create_dir_all(parent).map_err(|source| CommandError::io("create", parent, source))?;
+        }
         let wc = match WorkingCopy::create(&root, options.clone()) {
             Err(WorktreeError::AlreadyExists(_)) => WorkingCopy::open(&root)?,
             other => other?,

@@ -3,7 +3,6 @@
 use repos::worktree::{StageOptions, WorkingCopy};
 
 use crate::commands::{Context, Need, pull};
-use crate::connect;
 use crate::error::CommandError;
 use crate::place::{self, CopyInfo};
 use crate::update::{self, Follow};
@@ -55,10 +54,14 @@ pub async fn run(args: &Args, cx: &mut Context<'_>) -> Result<u8, CommandError> 
     let server = cx.server(None, Need::Reader).await?;
     // Asked before anything is made: a name that does not exist must leave nothing behind.
     server.head(subcluster).await?;
+    let node = match &args.node {
+        Some(node) => node.clone(),
+        None => cx.node(None)?,
+    };
     let info = CopyInfo {
         servers: cx.settings()?.servers.iter().map(ToString::to_string).collect(),
         subcluster: subcluster.to_owned(),
-        node: Some(node(args, cx)),
+        node: Some(node),
         username: cx.settings()?.username.clone(),
     };
     let wc = update::create(&root, &info, server.ca_pem()).await?;
@@ -66,11 +69,4 @@ pub async fn run(args: &Args, cx: &mut Context<'_>) -> Result<u8, CommandError> 
     let pulled = update::pull(&server, &wc, &Follow::Heads, &options).await?;
     cx.ui.progress(format!("Working copy {}", wc.root().display()))?;
     pull::show(&update::Pulled { changes: Vec::new(), directory_replaced: false, ..pulled }, &wc, cx)
-}
-
-fn node(args: &Args, cx: &Context<'_>) -> String {
-    args.node
-        .clone()
-        .or_else(|| connect::identity_of_node(&cx.environment).map(|peer| peer.node))
-        .unwrap_or_else(|| cx.environment.short_host_name().to_owned())
 }
