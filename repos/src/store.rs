@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::oid::PackId;
-use crate::pack::{self, Source, Staged};
+use crate::pack::{self, Staged};
 use crate::quarantine::{PackLimits, Quarantine};
 use crate::reader::Reader;
 use crate::{Error, Oid, PackError, RefMap, RefName, Result};
@@ -40,7 +40,6 @@ struct Inner {
     names: AtomicU64,
     /// Files that were installed and may not be on the disk yet.
     unsynced: Mutex<BTreeSet<PathBuf>>,
-    consolidating: Mutex<()>,
 }
 
 /// The directory that this store writes in before anybody may read. The lock lives as long as the file is open.
@@ -55,34 +54,6 @@ impl Drop for Staging {
             tracing::debug!(directory = %self.directory.display(), %err, "could not remove a staging directory; the next start will");
         }
     }
-}
-
-/// When and how packs are merged.
-#[derive(Debug, Clone)]
-pub struct ConsolidateOptions {
-    /// Do nothing below so many packs.
-    pub min_packs: usize,
-    /// A pack is left alone if it has at least this many times the objects of all smaller ones together.
-    pub factor: u32,
-}
-
-impl Default for ConsolidateOptions {
-    fn default() -> Self {
-        ConsolidateOptions { min_packs: 50, factor: 2 }
-    }
-}
-
-/// What consolidating did.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Consolidated {
-    /// Packs before.
-    pub packs_before: usize,
-    /// Packs after.
-    pub packs_after: usize,
-    /// Objects in the new pack, if one was written.
-    pub objects: u32,
-    /// Its size.
-    pub bytes: u64,
 }
 
 /// A pack that is installed.
@@ -153,7 +124,6 @@ impl Store {
                 staging: Mutex::new(None),
                 names: AtomicU64::new(0),
                 unsynced: Mutex::new(BTreeSet::new()),
-                consolidating: Mutex::new(()),
             }),
         })
     }
@@ -261,7 +231,7 @@ impl Store {
     }
 
     /// Makes a staged pack visible: the pack before its index, because readers go by the index.
-    fn publish(&self, staged: &Staged) -> Result<()> {
+    pub(crate) fn publish(&self, staged: &Staged) -> Result<()> {
         for (from, extension) in [(&staged.pack, "pack"), (&staged.index, "idx")] {
             let to = self.pack_path(staged.id, extension);
             fs::set_permissions(from, std::os::unix::fs::PermissionsExt::from_mode(0o444))
@@ -272,7 +242,7 @@ impl Store {
         Ok(())
     }
 
-    fn pack_path(&self, id: PackId, extension: &str) -> PathBuf {
+    pub(crate) fn pack_path(&self, id: PackId, extension: &str) -> PathBuf {
         self.inner.objects.join("pack").join(id.file_name(extension))
     }
 
@@ -329,43 +299,6 @@ impl Store {
         fs::rename(&staged, &path).map_err(Error::io("replace", &path))
     }
 
-    /// Merges small packs into a larger one. Readers and installers go on meanwhile.
-    /// Nothing is dropped, whether or not `tips` reach it.
-    pub fn consolidate(&self, options: &ConsolidateOptions, _tips: &[Oid]) -> Result<Consolidated> {
-        let _one_at_a_time = lock(&self.inner.consolidating);
-        let packs = self.packs()?;
-        let nothing = Consolidated { packs_before: packs.len(), packs_after: packs.len(), ..Consolidated::default() };
-        // Somebody ran git's own maintenance: an index over several packs would be left pointing at nothing.
-        let foreign = self.inner.objects.join("pack/multi-pack-index").exists();
-        if packs.len() < options.min_packs.max(2) || foreign {
-            return Ok(nothing);
-        }
-        let chosen = worth_merging(packs, options.factor);
-        if chosen.len() < 2 {
-            return Ok(nothing);
-        }
-        let sources: Vec<Source> = chosen
-            .iter()
-            .map(|info| Source { pack: info.path.clone(), index: info.path.with_extension("idx") })
-            .collect();
-        let staged = pack::glue(&sources, &self.staging_path("glue")?)?;
-        let (id, objects, bytes) = (staged.id, staged.objects, staged.bytes);
-        self.publish(&staged)?;
-        // The small packs may be durable already, so the new one must be before they go.
-        let new_files = [self.pack_path(id, "pack"), self.pack_path(id, "idx")].into();
-        sync_files(&new_files, &self.inner.objects.join("pack"))?;
-        let removed: Vec<&PackInfo> = chosen.iter().filter(|info| info.id != id).collect();
-        for info in &removed {
-            remove_pack(&info.path)?;
-        }
-        Ok(Consolidated {
-            packs_before: nothing.packs_before,
-            packs_after: nothing.packs_before + 1 - removed.len(),
-            objects,
-            bytes,
-        })
-    }
-
     /// The packs that are installed.
     pub fn packs(&self) -> Result<Vec<PackInfo>> {
         let directory = self.inner.objects.join("pack");
@@ -414,6 +347,21 @@ fn write_if_missing(path: &Path, content: &[u8]) -> Result<()> {
     let temporary = path.with_extension(format!("new-{}", std::process::id()));
     fs::write(&temporary, content).map_err(Error::io("write", &temporary))?;
     fs::rename(&temporary, path).map_err(Error::io("create", path))
+}
+
+impl Store {
+    /// The lock under which packs are merged, of this process or another; `None` while somebody else does.
+    pub(crate) fn lock_for_consolidation(&self) -> Result<Option<File>> {
+        let directory = self.inner.root.join("quarantine");
+        fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
+        let path = directory.join("consolidate");
+        let file = File::options().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(err) => Err(Error::io("lock", &path)(err.into())),
+        }
+    }
 }
 
 /// Takes the lock that keeps those who clean up and those who have not locked their directory yet apart.
@@ -498,7 +446,7 @@ fn index_is_sound(path: &Path, id: PackId) -> bool {
 }
 
 /// Syncs files and the directory that names them. A file that is gone was merged into one that was synced first.
-fn sync_files(files: &BTreeSet<PathBuf>, directory: &Path) -> Result<()> {
+pub(crate) fn sync_files(files: &BTreeSet<PathBuf>, directory: &Path) -> Result<()> {
     let directory_file = File::open(directory).map_err(Error::io("open", directory))?;
     if files.len() >= SYNC_ALL_FROM_FILES {
         return rustix::fs::syncfs(&directory_file).map_err(|err| Error::io("sync", directory)(err.into()));
@@ -538,37 +486,4 @@ fn pack_info(id: PackId, index: &Path) -> Option<PackInfo> {
     let mut count = [0; 4];
     File::open(index).and_then(|file| file.read_exact_at(&mut count, 8 + 255 * 4)).ok()?;
     Some(PackInfo { id, path, bytes, objects: u32::from_be_bytes(count) })
-}
-
-/// The packs to be merged so that afterwards each has at least `factor` times the objects of all smaller ones together.
-fn worth_merging(mut packs: Vec<PackInfo>, factor: u32) -> Vec<PackInfo> {
-    packs.retain(|info| !info.path.with_extension("keep").exists());
-    packs.sort_unstable_by_key(|info| (info.objects, info.id));
-    let mut sums = Vec::with_capacity(packs.len());
-    let mut sum = 0u64;
-    for info in &packs {
-        sums.push(sum);
-        sum += u64::from(info.objects);
-    }
-    // From the largest down, as long as the rule holds; everything below the first break is merged,
-    // and so is whatever then becomes too small beside the merged pack.
-    let holds = |at: usize| u64::from(packs[at].objects) >= u64::from(factor) * sums[at];
-    let mut end = packs.len();
-    while end > 1 && holds(end - 1) {
-        end -= 1;
-    }
-    packs.truncate(if end > 1 { end } else { 0 });
-    packs
-}
-
-/// The index first: without it nobody looks for the pack.
-fn remove_pack(pack: &Path) -> Result<()> {
-    for extension in ["idx", "rev", "bitmap", "mtimes", "pack"] {
-        let path = pack.with_extension(extension);
-        match fs::remove_file(&path) {
-            Err(err) if err.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &path)(err)),
-            _ => {}
-        }
-    }
-    Ok(())
 }
