@@ -185,7 +185,8 @@ impl Core {
 
     /// Takes a push whose pack was received. Refusals of refs are in the outcome, not errors.
     pub async fn push(&self, request: PushRequest) -> Result<PushOutcome> {
-        let file = request.quarantine.as_ref().and_then(|quarantine| quarantine.pack_file()).map(|path| path.to_owned());
+        let file =
+            request.quarantine.as_ref().and_then(|quarantine| quarantine.pack_file()).map(|path| path.to_owned());
         let (mut request, mut upload) = (request, None);
         let pack = match file {
             None => PushPack::None,

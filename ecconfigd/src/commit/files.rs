@@ -67,7 +67,8 @@ fn follow(link: &RepoPath, target: &[u8]) -> Option<RepoPath> {
         return None;
     }
     let parent = link.parent();
-    let mut parts: Vec<&[u8]> = parent.as_ref().map_or(Vec::new(), |dir| dir.as_bytes().split(|b| *b == b'/').collect());
+    let mut parts: Vec<&[u8]> =
+        parent.as_ref().map_or(Vec::new(), |dir| dir.as_bytes().split(|b| *b == b'/').collect());
     for part in target.split(|b| *b == b'/') {
         match part {
             b"" | b"." => {}

@@ -33,12 +33,7 @@ impl Proposer {
     }
 
     /// The same with a given time, for entries whose objects carry it too.
-    pub(crate) async fn propose_at(
-        &self,
-        time_ms: u64,
-        ops: Vec<Op>,
-        attachments: Vec<Bytes>,
-    ) -> Result<Vec<Outcome>> {
+    pub(crate) async fn propose_at(&self, time_ms: u64, ops: Vec<Op>, attachments: Vec<Bytes>) -> Result<Vec<Outcome>> {
         let expected = ops.len();
         let proposal = Proposal { clock_ms: self.state.view().clock_now_ms(), time_ms, ops, attachments };
         let Applied(outcomes) = match self.raft.client_write(proposal.encode()).await {
@@ -118,10 +113,12 @@ impl ChunkSource for tokio::fs::File {
 
 fn unavailable(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Error {
     match error {
-        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => Error::Unavailable(match forward.leader_node {
-            Some(RaftNode { name, .. }) => format!("this node does not lead, {name} does"),
-            None => "there is no leader at the moment".into(),
-        }),
+        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+            Error::Unavailable(match forward.leader_node {
+                Some(RaftNode { name, .. }) => format!("this node does not lead, {name} does"),
+                None => "there is no leader at the moment".into(),
+            })
+        }
         RaftError::APIError(error) => Error::internal(error),
         RaftError::Fatal(error) => Error::Unavailable(format!("this node has stopped: {error}")),
     }

@@ -70,7 +70,11 @@ type Judgement = Result<std::result::Result<Accepted, Refused>>;
 
 impl Builder {
     /// The push's verdict, and its outcome as far as it is known before the log decides.
-    pub(crate) fn push(&mut self, request: &PushRequest, pack: &PushPack) -> (Verdict<PushOutcome>, Option<PushOutcome>) {
+    pub(crate) fn push(
+        &mut self,
+        request: &PushRequest,
+        pack: &PushPack,
+    ) -> (Verdict<PushOutcome>, Option<PushOutcome>) {
         if self.sealed {
             return (Verdict::Later, None);
         }
@@ -143,7 +147,8 @@ impl Builder {
             return Ok(Err(refused));
         }
         if now != command.old {
-            let at = if now.is_null() { "it does not exist".to_owned() } else { format!("it is at {} by now", now.short()) };
+            let at =
+                if now.is_null() { "it does not exist".to_owned() } else { format!("it is at {} by now", now.short()) };
             return Ok(Err(Refused { reason: format!("fetch first: {at}"), lines: Vec::new() }));
         }
         if now == command.new {
@@ -182,11 +187,8 @@ impl Builder {
             return Ok(Err(Refused { reason: "non-fast-forward".into(), lines }));
         }
         let commit = reader.commit(update.new).map_err(Error::internal)?;
-        let old_tree = if update.old.is_null() {
-            None
-        } else {
-            Some(reader.tree_of(update.old).map_err(Error::internal)?)
-        };
+        let old_tree =
+            if update.old.is_null() { None } else { Some(reader.tree_of(update.old).map_err(Error::internal)?) };
         let changes = reader.changes(old_tree, commit.tree).map_err(Error::internal)?;
         let mut proposed = self.standing();
         proposed.insert(request.repo.clone(), Proposed { reader, tree: commit.tree, changes: &changes });
@@ -210,7 +212,8 @@ fn check_ref(repo: &RepoView, command: &PushCommand, main: bool) -> std::result:
         return Err("deletion of main is refused".into());
     }
     let clashes = |other: &RefName| {
-        let (long, short) = if other.as_str().len() > name.len() { (other.as_str(), name) } else { (name, other.as_str()) };
+        let (long, short) =
+            if other.as_str().len() > name.len() { (other.as_str(), name) } else { (name, other.as_str()) };
         long.strip_prefix(short).is_some_and(|rest| rest.starts_with('/'))
     };
     match repo.refs.keys().find(|other| clashes(other)) {

@@ -54,11 +54,7 @@ pub(crate) struct Queue {
 
 impl Queue {
     /// Starts the Committer; its task ends when the queue is dropped and drained.
-    pub(crate) fn start(
-        proposer: Proposer,
-        limits: GateLimits,
-        length: usize,
-    ) -> (Queue, tokio::task::JoinHandle<()>) {
+    pub(crate) fn start(proposer: Proposer, limits: GateLimits, length: usize) -> (Queue, tokio::task::JoinHandle<()>) {
         let (jobs, receiver) = mpsc::channel(length);
         let stats = Arc::new(CommitterStats::default());
         let committer = Committer { proposer, limits, stats: stats.clone(), later: VecDeque::new() };

@@ -115,7 +115,10 @@ impl Core {
         })
         .await?;
         if !batch.large.is_empty() {
-            return Err(Error::TooLarge { what: "the packaged templates", limit_bytes: crate::commit::INLINE_PACK_BYTES });
+            return Err(Error::TooLarge {
+                what: "the packaged templates",
+                limit_bytes: crate::commit::INLINE_PACK_BYTES,
+            });
         }
         let outcomes = self.inner.proposer.propose_at(batch.time_ms, batch.ops, batch.attachments).await?;
         let done = |outcome: &&Outcome| matches!(outcome, Outcome::Done | Outcome::Changed(_));
@@ -284,7 +287,8 @@ fn read_identity(data: &Path) -> Result<Identity> {
     if identity.version == 1 {
         return Ok(identity);
     }
-    let text = format!("{} has version {}, this build knows 1: run a newer ecconfigd", path.display(), identity.version);
+    let text =
+        format!("{} has version {}, this build knows 1: run a newer ecconfigd", path.display(), identity.version);
     Err(Error::Invalid(text))
 }
 

@@ -147,7 +147,16 @@ fn apply_entry(
         }
         EntryPayload::Normal(command) => {
             let proposal = command.decode()?;
-            let mut entry = Applying { state, tables, view, pending, effects, proposal: &proposal, moved: BTreeSet::new(), bad_packs: BTreeMap::new() };
+            let mut entry = Applying {
+                state,
+                tables,
+                view,
+                pending,
+                effects,
+                proposal: &proposal,
+                moved: BTreeSet::new(),
+                bad_packs: BTreeMap::new(),
+            };
             entry.run()?
         }
     };
@@ -382,7 +391,9 @@ impl Applying<'_, '_> {
             let serial = self.view.targets.get(&name).map_or(0, |target| target.record.serial) + 1;
             let repos = [&name, &global]
                 .into_iter()
-                .filter_map(|repo| self.view.head(repo).filter(|head| head.revision > 0).map(|head| (repo.clone(), head)))
+                .filter_map(|repo| {
+                    self.view.head(repo).filter(|head| head.revision > 0).map(|head| (repo.clone(), head))
+                })
                 .collect();
             self.set_target(&name, TargetRecord { serial, repos })?;
         }

@@ -280,8 +280,7 @@ impl State {
     fn remove_stale_uploads(&self) -> Result<(), StateError> {
         let dir = self.data.join("uploads");
         let io = |source| StateError::Io { action: "list", path: dir.clone(), source };
-        let known: BTreeSet<String> =
-            self.upload_ids()?.into_iter().map(|(id, _)| format!("{id}.pack")).collect();
+        let known: BTreeSet<String> = self.upload_ids()?.into_iter().map(|(id, _)| format!("{id}.pack")).collect();
         for entry in std::fs::read_dir(&dir).map_err(io)? {
             let entry = entry.map_err(io)?;
             if !known.contains(entry.file_name().to_string_lossy().as_ref()) {
@@ -468,9 +467,8 @@ pub(super) fn load_view(db: &Database, data: &Path) -> Result<View, StateError> 
     view.repos = Arc::new(load_repos(&table, data)?);
     let nodes: Vec<NodeRecord> = scan_table(&table, keys::NODES, |key, value| decode(key, value))?;
     view.nodes = Arc::new(nodes.into_iter().map(|node| (node.name.clone(), Arc::new(node))).collect());
-    let targets: Vec<(RepoName, TargetRecord)> = scan_table(&table, keys::TARGETS, |key, value| {
-        Ok((repo_name(key, keys::TARGETS)?, decode(key, value)?))
-    })?;
+    let targets: Vec<(RepoName, TargetRecord)> =
+        scan_table(&table, keys::TARGETS, |key, value| Ok((repo_name(key, keys::TARGETS)?, decode(key, value)?)))?;
     view.targets = Arc::new(targets.into_iter().map(|(name, record)| (name, TargetEvent::new(record))).collect());
     Ok(view)
 }

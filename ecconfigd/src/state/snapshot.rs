@@ -244,7 +244,8 @@ fn read_head(input: &mut impl Read) -> io::Result<SnapshotMeta> {
     }
     let version = u16::from_le_bytes(take(input)?);
     if version != VERSION {
-        let text = format!("the snapshot has version {version}, this build knows {VERSION}: a newer ecconfigd wrote it");
+        let text =
+            format!("the snapshot has version {version}, this build knows {VERSION}: a newer ecconfigd wrote it");
         return Err(io::Error::new(io::ErrorKind::Unsupported, text));
     }
     serde_json::from_slice(&take_field(input)?).map_err(|e| invalid(e.to_string()))

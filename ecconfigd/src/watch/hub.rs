@@ -97,9 +97,13 @@ impl Repo {
 /// What the ring knows about the next event of a watcher.
 pub(super) enum Recent {
     Found(Arc<Event>),
-    Nothing { newest: u64 },
+    Nothing {
+        newest: u64,
+    },
     /// Revisions up to this one are not in the ring.
-    Older { upto: u64 },
+    Older {
+        upto: u64,
+    },
 }
 
 /// All watchers of this node.

@@ -85,12 +85,7 @@ enum Look {
 }
 
 impl Watch {
-    pub(crate) fn new(
-        state: Arc<State>,
-        repo: RepoName,
-        after: Option<u64>,
-        globs: Globs,
-    ) -> Result<Watch, hub::Full> {
+    pub(crate) fn new(state: Arc<State>, repo: RepoName, after: Option<u64>, globs: Globs) -> Result<Watch, hub::Full> {
         let seat = state.hub().seat()?;
         let (group, wake, newest) = state.hub().join(&repo, globs);
         let closed = state.hub().closed();

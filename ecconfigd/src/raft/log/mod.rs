@@ -171,7 +171,9 @@ impl LogStore {
         if last >= applied_index {
             return Ok(());
         }
-        Err(format!("the log ends at index {last}, but the state has index {applied_index}: acknowledged entries are lost, so this node must not go on; restore its data directory or let it join again"))
+        Err(format!(
+            "the log ends at index {last}, but the state has index {applied_index}: acknowledged entries are lost, so this node must not go on; restore its data directory or let it join again"
+        ))
     }
 
     /// Syncs and ends the writer. Later writes fail.
@@ -231,8 +233,11 @@ fn recover(dir: &Path, segment_bytes: u64, stats: Arc<LogStats>) -> Result<Write
             );
         }
         (end, next_sequence) = (scan.end, scan.next_sequence);
-        let highest_index = replay(&mut index, &segment, scan.records)
-            .map_err(|(offset, what)| LogError::Rot { path: path.clone(), offset, what })?;
+        let highest_index = replay(&mut index, &segment, scan.records).map_err(|(offset, what)| LogError::Rot {
+            path: path.clone(),
+            offset,
+            what,
+        })?;
         old.push(Old { segment, highest_index });
     }
     let index = Arc::new(Mutex::new(index));
