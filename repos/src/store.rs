@@ -12,8 +12,11 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
 
 use crate::oid::PackId;
 use crate::pack::{self, Staged};
@@ -40,6 +43,8 @@ struct Inner {
     names: AtomicU64,
     /// Files that were installed and may not be on the disk yet.
     unsynced: Mutex<BTreeSet<PathBuf>>,
+    /// A sync failed. The kernel may have forgotten what it could not write, so a later success would mean nothing.
+    sync_failed: AtomicBool,
 }
 
 /// The directory that this store writes in before anybody may read. The lock lives as long as the file is open.
@@ -109,7 +114,9 @@ impl Store {
     }
 
     fn at(root: PathBuf, objects: PathBuf) -> Result<Store> {
-        remove_stale(&root.join("quarantine"))?;
+        // An object directory is shared with plain git, whose files are not ours to judge.
+        let packs = (root != objects).then(|| objects.join("pack"));
+        remove_stale(&root.join("quarantine"), packs.as_deref())?;
         let options = gix::odb::store::init::Options {
             slots: gix::odb::store::init::Slots::Given(PACK_SLOTS),
             ..gix::odb::store::init::Options::default()
@@ -124,6 +131,7 @@ impl Store {
                 staging: Mutex::new(None),
                 names: AtomicU64::new(0),
                 unsynced: Mutex::new(BTreeSet::new()),
+                sync_failed: AtomicBool::new(false),
             }),
         })
     }
@@ -232,6 +240,8 @@ impl Store {
 
     /// Makes a staged pack visible: the pack before its index, because readers go by the index.
     pub(crate) fn publish(&self, staged: &Staged) -> Result<()> {
+        self.refuse_after_failed_sync()?;
+        let _nobody_cleans_up = lock_entrance(&self.inner.root.join("quarantine"), FlockOperation::LockShared)?;
         for (from, extension) in [(&staged.pack, "pack"), (&staged.index, "idx")] {
             let to = self.pack_path(staged.id, extension);
             fs::set_permissions(from, std::os::unix::fs::PermissionsExt::from_mode(0o444))
@@ -259,16 +269,24 @@ impl Store {
     }
 
     /// Writes every pack that was installed since the last time to the disk, for good.
+    ///
+    /// After a failure this fails for as long as the store is open: what was lost is found by opening it again and installing again.
     pub fn sync(&self) -> Result<()> {
+        self.refuse_after_failed_sync()?;
         let files = std::mem::take(&mut *lock(&self.inner.unsynced));
         if files.is_empty() {
             return Ok(());
         }
         let result = sync_files(&files, &self.inner.objects.join("pack"));
-        if result.is_err() {
-            lock(&self.inner.unsynced).extend(files);
-        }
+        self.inner.sync_failed.fetch_or(result.is_err(), Ordering::SeqCst);
         result
+    }
+
+    fn refuse_after_failed_sync(&self) -> Result<()> {
+        if self.inner.sync_failed.load(Ordering::SeqCst) {
+            return Err(Error::SyncFailed { path: self.inner.root.clone() });
+        }
+        Ok(())
     }
 
     /// Writes git's own references, so that plain `git` finds what the replicated state says. Each file is replaced atomically.
@@ -356,7 +374,7 @@ impl Store {
         fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
         let path = directory.join("consolidate");
         let file = File::options().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
-        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(file)),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
             Err(err) => Err(Error::io("lock", &path)(err.into())),
@@ -364,45 +382,62 @@ impl Store {
     }
 }
 
-/// Takes the lock that keeps those who clean up and those who have not locked their directory yet apart.
-fn lock_entrance(quarantine: &Path) -> Result<File> {
+/// Takes the lock that keeps those who clean up apart from those who have not locked their directory yet, or are between
+/// the two files of a pack.
+fn lock_entrance(quarantine: &Path, operation: FlockOperation) -> Result<File> {
     fs::create_dir_all(quarantine).map_err(Error::io("create", quarantine))?;
     let path = quarantine.join("lock");
     let file = File::options().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
-        .map_err(|err| Error::io("lock", &path)(err.into()))?;
+    flock(&file, operation).map_err(|err| Error::io("lock", &path)(err.into()))?;
     Ok(file)
 }
 
 fn new_staging(quarantine: &Path) -> Result<Staging> {
-    let _entrance = lock_entrance(quarantine)?;
+    let _entrance = lock_entrance(quarantine, FlockOperation::LockExclusive)?;
     let directory = tempfile::Builder::new()
         .prefix("s-")
         .tempdir_in(quarantine)
         .map_err(Error::io("create a directory in", quarantine))?
         .keep();
     let lock = File::open(&directory).map_err(Error::io("open", &directory))?;
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-        .map_err(|err| Error::io("lock", &directory)(err.into()))?;
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|err| Error::io("lock", &directory)(err.into()))?;
     Ok(Staging { directory, _lock: lock })
 }
 
-fn remove_stale(quarantine: &Path) -> Result<()> {
+fn remove_stale(quarantine: &Path, packs: Option<&Path>) -> Result<()> {
     if !quarantine.is_dir() {
         return Ok(());
     }
-    let _entrance = lock_entrance(quarantine)?;
-    for entry in fs::read_dir(quarantine).map_err(Error::io("list", quarantine))? {
-        let path = entry.map_err(Error::io("list", quarantine))?.path();
-        if !path.is_dir() {
-            continue;
-        }
+    let _entrance = lock_entrance(quarantine, FlockOperation::LockExclusive)?;
+    for path in paths_in(quarantine)?.into_iter().filter(|path| path.is_dir()) {
         let directory = File::open(&path).map_err(Error::io("open", &path))?;
-        if rustix::fs::flock(&directory, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
+        if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
             fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
         }
     }
+    // Packs of which only the first file was installed, or the second removed already.
+    let packs = packs.map_or_else(|| Ok(Vec::new()), paths_in)?;
+    for path in packs.into_iter().filter(|path| is_orphan(path)) {
+        fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+    }
     Ok(())
+}
+
+fn paths_in(directory: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(directory).map_err(Error::io("list", directory))?;
+    entries.map(|entry| entry.map(|entry| entry.path()).map_err(Error::io("list", directory))).collect()
+}
+
+/// Git, too, puts the index of a pack in place last. What it may still be at work on is left alone.
+const ORPHAN_AGE: Duration = Duration::from_secs(3600);
+
+fn is_orphan(path: &Path) -> bool {
+    let is_old = || {
+        fs::metadata(path)
+            .and_then(|meta| meta.modified())
+            .is_ok_and(|time| time.elapsed().is_ok_and(|age| age > ORPHAN_AGE))
+    };
+    path.extension().is_some_and(|extension| extension == "pack") && !path.with_extension("idx").exists() && is_old()
 }
 
 fn claimed_id(pack: &[u8]) -> Option<PackId> {

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use gix_pack::{data, index};
 
 use crate::pack::{
-    HEADER_BYTES, IndexEntry, OFS_DELTA, PackWriter, REF_DELTA, Staged, TRAILER_BYTES, base_distance, delta, entry_header,
-    kind_number, write, write_index,
+    HEADER_BYTES, IndexEntry, OFS_DELTA, PackWriter, REF_DELTA, Staged, TRAILER_BYTES, base_distance, delta,
+    entry_header, kind_number, write, write_index,
 };
 use crate::reader::{ObjectKind, Reader};
 use crate::{Error, Oid, Result};

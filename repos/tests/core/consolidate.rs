@@ -43,7 +43,8 @@ fn small_packs_become_one() {
 #[test]
 fn small_changes_take_little_room() {
     let repo = Repo::new();
-    let files: Vec<repos::TreeChange> = (0..400).map(|n| put(&format!("d{}/f{n}", n % 4), format!("file {n}\n").repeat(20))).collect();
+    let files: Vec<repos::TreeChange> =
+        (0..400).map(|n| put(&format!("d{}/f{n}", n % 4), format!("file {n}\n").repeat(20))).collect();
     let mut commits = vec![repo.commit(&[], 0, &files)];
     for n in 1..150i64 {
         let text = format!("file {n}\n").repeat(20) + &format!("and line {n}\n") + &"more\n".repeat(30);
@@ -63,7 +64,8 @@ fn small_changes_take_little_room() {
     git(repo.store.path(), &["index-pack", "--strict", "--verify", pack.to_str().unwrap()]);
     // No chain is deeper than git's own.
     let listing = git(repo.store.path(), &["verify-pack", "-v", pack.with_extension("idx").to_str().unwrap()]);
-    let depths = listing.lines().filter_map(|line| line.strip_prefix("chain length = ")?.split(':').next()?.parse::<u32>().ok());
+    let depths =
+        listing.lines().filter_map(|line| line.strip_prefix("chain length = ")?.split(':').next()?.parse::<u32>().ok());
     assert!((10..=51).contains(&depths.max().unwrap()), "{listing}");
 }
 
