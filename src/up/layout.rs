@@ -1,0 +1,188 @@
+//! What `eccluster up` keeps in its directory, so that running it again resumes the same cluster.
+//!
+//! ```text
+//! DIR/up.toml            the ports that were chosen, kept so that clone URLs go on working
+//! DIR/lock               held while `up` runs
+//! DIR/env                to be sourced: how eccfg finds the cluster
+//! DIR/netrc              the admin user for curl (0600)
+//! DIR/git-credentials    the admin user for git's credential store (0600)
+//! DIR/bin/               a link for each program
+//! DIR/n1/data/           ecconfigd's data directory
+//! DIR/n1/conf/           the node's working copy
+//! DIR/n1/etc/            boot.toml and agent.toml
+//! DIR/n1/agent/          the agent's state
+//! DIR/n1/run/            control sockets
+//! DIR/n1/*.log           what each process wrote
+//! ```
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use cluster::files::write_atomic;
+use serde::{Deserialize, Serialize};
+
+/// The first node's usual port (contract.md), and that of its web service; others follow in steps of one.
+const SERVER_PORT: u16 = 2027;
+const WEB_PORT: u16 = 8027;
+
+/// The directory of a cluster on this machine.
+pub(crate) struct Layout {
+    dir: PathBuf,
+}
+
+/// The ports of one node on the host's loopback address.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Ports {
+    pub(crate) server: u16,
+    pub(crate) web: u16,
+}
+
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Remembered {
+    #[serde(default)]
+    node: BTreeMap<String, Ports>,
+}
+
+impl Layout {
+    /// Takes or makes the directory; only its owner may look inside, because it holds credentials.
+    pub(crate) fn open(dir: Option<PathBuf>) -> anyhow::Result<Layout> {
+        let dir = match dir {
+            Some(dir) => dir,
+            None => default_dir()?,
+        };
+        let dir = std::path::absolute(&dir).with_context(|| format!("cannot resolve {}", dir.display()))?;
+        use std::os::unix::fs::DirBuilderExt as _;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
+            .with_context(|| format!("cannot make {}", dir.display()))?;
+        Ok(Layout { dir })
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn node(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    pub(crate) fn data(&self, node: &str) -> PathBuf {
+        self.node(node).join("data")
+    }
+
+    pub(crate) fn ca(&self) -> PathBuf {
+        self.data("n1").join("ca.pem")
+    }
+
+    pub(crate) fn password(&self) -> PathBuf {
+        self.data("n1").join("admin-password")
+    }
+
+    /// The ports of these nodes: those of the last run, or the usual ones where they are free, or any free ones.
+    pub(crate) fn ports(&self, nodes: &[String]) -> anyhow::Result<BTreeMap<String, Ports>> {
+        let path = self.dir.join("up.toml");
+        let mut remembered = read_remembered(&path)?;
+        let mut taken: Vec<u16> = remembered.node.values().flat_map(|ports| [ports.server, ports.web]).collect();
+        for (step, node) in (0u16..).zip(nodes) {
+            if remembered.node.contains_key(node) {
+                continue;
+            }
+            let ports = Ports {
+                server: free_port(SERVER_PORT + step, &mut taken)?,
+                web: free_port(WEB_PORT + step, &mut taken)?,
+            };
+            remembered.node.insert(node.clone(), ports);
+        }
+        write_atomic(&path, toml::to_string(&remembered)?.as_bytes(), 0o600)?;
+        Ok(remembered.node)
+    }
+
+    /// Writes the files with which git, curl and eccfg find the cluster; the password goes into files, never into arguments.
+    pub(crate) fn write_credentials(&self, server: SocketAddr) -> anyhow::Result<()> {
+        let path = self.password();
+        let password = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let password = password.trim_end();
+        let netrc = format!("machine {} login admin password {password}\n", server.ip());
+        write_atomic(&self.dir.join("netrc"), netrc.as_bytes(), 0o600)?;
+        write_atomic(
+            &self.dir.join("git-credentials"),
+            format!("https://admin:{password}@{server}\n").as_bytes(),
+            0o600,
+        )?;
+        let env = format!(
+            "# how eccfg finds the cluster of {dir}; source it\nexport PATH={dir}/bin:\"$PATH\"\nexport ECCFG_SERVER=https://{server}\nexport ECCFG_CA={ca}\n\
+             export ECCFG_USERNAME=admin\nECCFG_PASSWORD=$(cat {path})\nexport ECCFG_PASSWORD\n",
+            dir = quoted(&self.dir),
+            ca = quoted(&self.ca()),
+            path = quoted(&path)
+        );
+        Ok(write_atomic(&self.dir.join("env"), env.as_bytes(), 0o600)?)
+    }
+}
+
+/// A path as one word of a shell.
+pub(crate) fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+fn default_dir() -> anyhow::Result<PathBuf> {
+    if let Some(state) = std::env::var_os("XDG_STATE_HOME").filter(|value| !value.is_empty()) {
+        return Ok(PathBuf::from(state).join("eccluster/up"));
+    }
+    match std::env::var_os("HOME").filter(|value| !value.is_empty()) {
+        Some(home) => Ok(PathBuf::from(home).join(".local/state/eccluster/up")),
+        None => bail!("neither XDG_STATE_HOME nor HOME is set: name a directory with --dir"),
+    }
+}
+
+fn read_remembered(path: &Path) -> anyhow::Result<Remembered> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => toml::from_str(&text).with_context(|| format!("cannot read {}", path.display())),
+        Err(missing) if missing.kind() == std::io::ErrorKind::NotFound => Ok(Remembered::default()),
+        Err(cause) => Err(cause).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+/// The wanted port when it is free on the loopback address, else one that the kernel picks.
+fn free_port(wanted: u16, taken: &mut Vec<u16>) -> anyhow::Result<u16> {
+    let probe = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).and_then(|socket| socket.local_addr());
+    let mut port = if taken.contains(&wanted) { None } else { probe(wanted).ok().map(|address| address.port()) };
+    while port.is_none_or(|port| taken.contains(&port)) {
+        port = Some(probe(0).context("no free port on 127.0.0.1")?.port());
+    }
+    let port = port.unwrap_or(wanted);
+    taken.push(port);
+    Ok(port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_remembered_and_never_shared() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::open(Some(dir.path().join("up"))).unwrap();
+        let nodes: Vec<String> = ["n1", "n2", "n3"].map(String::from).to_vec();
+        let first = layout.ports(&nodes).unwrap();
+        let mut all: Vec<u16> = first.values().flat_map(|ports| [ports.server, ports.web]).collect();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), 6);
+        assert_eq!(first, layout.ports(&nodes).unwrap());
+    }
+
+    #[test]
+    fn a_path_is_one_word_of_a_shell() {
+        assert_eq!(quoted(Path::new("/srv/up")), "/srv/up");
+        assert_eq!(quoted(Path::new("/srv/it's here")), r"'/srv/it'\''s here'");
+    }
+}

@@ -1,0 +1,301 @@
+//! The processes of one node: its server, its agent and the agent's web service, started, watched and ended.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::OpenOptions;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+
+use super::layout::{Layout, Ports};
+
+/// How long a process may take to end by itself after SIGTERM before it is killed.
+const END_DEADLINE: Duration = Duration::from_secs(10);
+/// How long to wait before a process that ended unasked is started again.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+
+/// Whether nodes get network namespaces of their own, and the reason to print.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Network {
+    /// A namespace for each node.
+    Own(&'static str),
+    /// Ports on the host's loopback address.
+    Host(String),
+}
+
+/// What a node needs to know to start its programs.
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) ports: Ports,
+    dir: PathBuf,
+    data: PathBuf,
+    exe: PathBuf,
+    sockets: Option<Sockets>,
+    holder: Option<Child>,
+}
+
+/// The sockets that the host reaches a node through; they stay open over restarts of the node's programs.
+struct Sockets {
+    server: TcpListener,
+    web: TcpListener,
+}
+
+/// A running program of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Server,
+    Agent,
+    Web,
+}
+
+impl Role {
+    pub(crate) const ALL: [Role; 3] = [Role::Server, Role::Web, Role::Agent];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Role::Server => "ecconfigd",
+            Role::Agent => "agent",
+            Role::Web => "web",
+        }
+    }
+}
+
+/// What happened to a program.
+pub(crate) enum Event {
+    /// It runs under this process id.
+    Started(Role, u32),
+    /// It ended unasked, in these words, and will be started again.
+    Ended(Role, String),
+    /// It could not be started at all.
+    Failed(Role, anyhow::Error),
+}
+
+impl Node {
+    /// Opens the node's sockets and its namespace, and sets up its data directory when this is its first run.
+    pub(crate) async fn prepare(layout: &Layout, name: &str, ports: Ports, network: &Network) -> anyhow::Result<Node> {
+        let dir = layout.node(name);
+        std::fs::create_dir_all(dir.join("run")).with_context(|| format!("cannot make {}", dir.display()))?;
+        let exe = std::env::current_exe().context("cannot find this program's own file")?;
+        let mut node =
+            Node { name: name.to_owned(), ports, data: layout.data(name), dir, exe, sockets: None, holder: None };
+        if matches!(network, Network::Own(_)) {
+            let listen = |port: u16| {
+                TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+                    .with_context(|| format!("cannot listen on 127.0.0.1:{port} for {name}"))
+            };
+            node.sockets = Some(Sockets { server: listen(ports.server)?, web: listen(ports.web)? });
+            node.holder = Some(hold_network(&node.exe).await?);
+        }
+        node.init().await?;
+        node.write_agent_files()?;
+        Ok(node)
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.ports.server))
+    }
+
+    pub(crate) fn web_address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.ports.web))
+    }
+
+    /// Runs a program until `stop` closes; whenever it ends before that, it is started again.
+    pub(crate) async fn supervise(
+        &self,
+        role: Role,
+        events: mpsc::Sender<Event>,
+        mut stop: tokio::sync::watch::Receiver<bool>,
+    ) {
+        while !*stop.borrow() {
+            let mut child = match self.start(role) {
+                Ok(child) => child,
+                Err(error) => {
+                    let _ = events.send(Event::Failed(role, error)).await;
+                    return;
+                }
+            };
+            let _ = events.send(Event::Started(role, child.id().unwrap_or_default())).await;
+            tokio::select! {
+                status = child.wait() => {
+                    let words = status.map_or_else(|cause| cause.to_string(), |status| status.to_string());
+                    let _ = events.send(Event::Ended(role, words)).await;
+                    let _ = tokio::time::timeout(RESTART_PAUSE, stop.changed()).await;
+                }
+                _ = stop.changed() => end(&mut child).await,
+            }
+        }
+    }
+
+    async fn init(&self) -> anyhow::Result<()> {
+        // The admin password is the last thing that init writes for people; without it, init is finished first.
+        if self.data.join("admin-password").exists() {
+            return Ok(());
+        }
+        let listen = self.address().to_string();
+        let arguments: [&OsStr; 8] = [
+            "ecconfigd".as_ref(),
+            "init".as_ref(),
+            "--data".as_ref(),
+            self.data.as_ref(),
+            "--node".as_ref(),
+            self.name.as_ref(),
+            "--listen".as_ref(),
+            listen.as_ref(),
+        ];
+        let output = Command::new(&self.exe)
+            .args(arguments)
+            .env("ECCLUSTER_RUN", self.dir.join("run"))
+            .stdin(Stdio::null())
+            .output()
+            .await?;
+        if !output.status.success() {
+            bail!("ecconfigd init of {} failed:\n{}", self.name, String::from_utf8_lossy(&output.stderr).trim_end());
+        }
+        Ok(())
+    }
+
+    fn start(&self, role: Role) -> anyhow::Result<Child> {
+        let log = self.dir.join(format!("{}.log", role.name()));
+        let output = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .with_context(|| format!("cannot open {}", log.display()))?;
+        let mut command = Command::new(&self.exe);
+        command.arg("up-launch").arg("--parent").arg(std::process::id().to_string());
+        if let Some(holder) = self.holder.as_ref().and_then(Child::id) {
+            command.arg("--join").arg(holder.to_string());
+        }
+        // Held until the child has been spawned: an inheritable copy of the socket that this role serves.
+        let socket = self.inheritable(role)?;
+        if let Some(socket) = &socket {
+            command.arg("--listen-fd").arg(socket.as_raw_fd().to_string());
+        }
+        command.arg("--").arg(&self.exe).args(self.arguments(role));
+        command.env("ECCLUSTER_RUN", self.dir.join("run")).env_remove("ECCFG_PASSWORD").env_remove("ECCFG_TOKEN");
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).process_group(0).kill_on_drop(true);
+        command.spawn().with_context(|| format!("cannot start {} of {}", role.name(), self.name))
+    }
+
+    /// `dup` gives a copy without close-on-exec, which only the child started next inherits.
+    fn inheritable(&self, role: Role) -> anyhow::Result<Option<std::os::fd::OwnedFd>> {
+        let Some(sockets) = &self.sockets else { return Ok(None) };
+        let socket = match role {
+            Role::Server => &sockets.server,
+            Role::Web => &sockets.web,
+            Role::Agent => return Ok(None),
+        };
+        Ok(Some(nix::unistd::dup(socket).context("cannot copy a listening socket")?))
+    }
+
+    fn arguments(&self, role: Role) -> Vec<OsString> {
+        let url = format!("https://{}", self.address());
+        let listen = self.web_address().to_string();
+        let path = |name: &str| self.dir.join(name).into_os_string();
+        let words = |list: &[&str]| list.iter().map(OsString::from).collect::<Vec<_>>();
+        match role {
+            Role::Server => [words(&["ecconfigd", "run", "--data"]), vec![self.data.clone().into()]].concat(),
+            Role::Web => {
+                [words(&["up-web", "serve", "--node", &self.name, "--listen", &listen, "--wc"]), vec![path("conf")]]
+                    .concat()
+            }
+            Role::Agent => {
+                let mut all = words(&["eccfg", "agent", "--node", &self.name, "--server", &url]);
+                for (option, value) in [
+                    ("--wc", path("conf")),
+                    ("--config", path("etc")),
+                    ("--data", path("agent")),
+                    ("--identity", self.data.join("identity").into()),
+                ] {
+                    all.extend([OsString::from(option), value]);
+                }
+                all
+            }
+        }
+    }
+
+    /// `agent.toml` ties the files of the web service to its check, reload and verify; it is written anew at each run, because
+    /// it names this binary.
+    fn write_agent_files(&self) -> anyhow::Result<()> {
+        let etc = self.dir.join("etc");
+        std::fs::create_dir_all(&etc).with_context(|| format!("cannot make {}", etc.display()))?;
+        let command = |verb: &str, more: &[&OsStr]| -> toml::Value {
+            let words = [self.exe.as_os_str(), "up-web".as_ref(), verb.as_ref()];
+            words.iter().chain(more).map(|word| toml::Value::from(&*word.to_string_lossy())).collect::<Vec<_>>().into()
+        };
+        let conf = self.dir.join("conf");
+        let wc: [&OsStr; 4] = ["--node".as_ref(), self.name.as_ref(), "--wc".as_ref(), conf.as_ref()];
+        let mut service = toml::Table::new();
+        service.insert("name".into(), "web".into());
+        let globs = ["default/web/**".to_owned(), "global/web/**".to_owned(), format!("{}/web/**", self.name)];
+        service.insert("paths".into(), toml::Value::from(globs.to_vec()));
+        service.insert("check".into(), command("check", &wc));
+        service.insert("reload".into(), command("reload", &[]));
+        service.insert("verify".into(), command("verify", &[]));
+        service.insert("timeout".into(), "10s".into());
+        let mut document = toml::Table::new();
+        document.insert("service".into(), vec![toml::Value::Table(service)].into());
+        cluster::files::write_atomic(&etc.join("agent.toml"), toml::to_string(&document)?.as_bytes(), 0o600)?;
+        Ok(())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(holder) = &mut self.holder {
+            let _ = holder.start_kill();
+        }
+    }
+}
+
+/// Finds out whether this process may make network namespaces, by making one.
+pub(crate) async fn network() -> Network {
+    let Ok(exe) = std::env::current_exe() else {
+        return Network::Host("this program's own file cannot be found".into());
+    };
+    match hold_network(&exe).await {
+        Ok(mut holder) => {
+            let _ = holder.kill().await;
+            Network::Own(if nix::unistd::Uid::effective().is_root() {
+                "running as root"
+            } else {
+                "user namespaces are allowed"
+            })
+        }
+        Err(error) => Network::Host(format!("{error:#}")),
+    }
+}
+
+/// Starts the process that keeps a namespace, and waits until it says that the namespace is there.
+async fn hold_network(exe: &Path) -> anyhow::Result<Child> {
+    let mut command = Command::new(exe);
+    command.args(["up-launch", "--hold", "--parent"]).arg(std::process::id().to_string());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
+    let mut holder = command.spawn().context("cannot start the process that holds a network namespace")?;
+    let mut said = String::new();
+    if let Some(output) = holder.stdout.take() {
+        BufReader::new(output).read_line(&mut said).await?;
+    }
+    if said.trim_end() == "ready" {
+        return Ok(holder);
+    }
+    let output = holder.wait_with_output().await?;
+    bail!("{}", String::from_utf8_lossy(&output.stderr).trim().trim_start_matches("error: "))
+}
+
+/// Asks a program to end, and kills it when it does not.
+async fn end(child: &mut Child) {
+    let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()) else { return };
+    let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
+    if tokio::time::timeout(END_DEADLINE, child.wait()).await.is_err() {
+        let _ = child.kill().await;
+    }
+}
