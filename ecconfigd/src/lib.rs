@@ -11,7 +11,6 @@ pub mod error;
 pub mod http;
 pub mod init;
 pub mod limits;
-pub mod raft;
 pub mod server;
 pub mod state;
 pub mod templates;

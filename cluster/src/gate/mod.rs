@@ -161,8 +161,6 @@ struct Gathered {
 
 #[derive(Default)]
 struct Nodes {
-    /// The file is wrong by itself, so that it says nothing to name the nodes that have it.
-    by_itself: bool,
     first: Option<String>,
     more: u32,
 }
@@ -177,14 +175,20 @@ impl Gathered {
 
     /// Adds a finding about a file by itself.
     fn add(&mut self, finding: Finding) {
-        if let Some(nodes) = self.entry(finding) {
-            *nodes = Nodes { by_itself: true, ..Nodes::default() };
+        if self.findings.len() >= MAX_GATHERED && !self.findings.contains_key(&finding) {
+            self.more += 1;
+            return;
         }
+        self.findings.entry(finding).or_default();
     }
 
     /// Adds a finding about the effective document of some nodes.
     fn add_for(&mut self, finding: Finding, nodes: &[String]) {
-        let Some(entry) = self.entry(finding).filter(|entry| !entry.by_itself) else { return };
+        if self.findings.len() >= MAX_GATHERED && !self.findings.contains_key(&finding) {
+            self.more += 1;
+            return;
+        }
+        let entry = self.findings.entry(finding).or_default();
         for node in nodes {
             match &mut entry.first {
                 None => entry.first = Some(node.clone()),
@@ -196,15 +200,6 @@ impl Gathered {
                 }
             }
         }
-    }
-
-    /// The entry of a finding; none when there are too many to keep.
-    fn entry(&mut self, finding: Finding) -> Option<&mut Nodes> {
-        if self.findings.len() >= MAX_GATHERED && !self.findings.contains_key(&finding) {
-            self.more += 1;
-            return None;
-        }
-        Some(self.findings.entry(finding).or_default())
     }
 
     fn report(self) -> Report {
