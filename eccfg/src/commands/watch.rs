@@ -55,9 +55,12 @@ pub async fn run(args: &Args, cx: &mut Context<'_>) -> Result<u8, CommandError> 
     let repo = cx.repo_or_outer(args.repo.as_deref(), wc.as_ref());
     let server = cx.server(wc.as_ref(), Need::Reader).await?;
     let state_file = args.state.as_ref().map(|file| cx.environment.absolute(file));
-    let head = server.head(&repo).await?.revision;
     let remembered = state_file.as_deref().map(|file| load(file, &repo)).transpose()?.flatten();
-    let after = remembered.or(args.after).unwrap_or(head);
+    let after = match remembered.or(args.after) {
+        // The server is not needed to know where to begin, so a watch may start before it.
+        Some(after) => after,
+        None => server.head(&repo).await?.revision,
+    };
     if let (Some(file), None) = (&state_file, remembered) {
         // From here on nothing is missed, even if this run ends before the first event.
         store(file, &repo, after)?;
