@@ -16,6 +16,7 @@ pub mod commands;
 pub mod connect;
 pub mod environment;
 pub mod error;
+pub mod local_agent;
 pub mod output;
 pub mod place;
 pub mod prompt;

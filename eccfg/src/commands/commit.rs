@@ -11,7 +11,7 @@ use crate::error::CommandError;
 use crate::output::Style;
 use crate::prompt::yes_or_no;
 use crate::server::Server;
-use crate::{place, update};
+use crate::{local_agent, place, update};
 
 /// Commit local edits
 ///
@@ -295,6 +295,7 @@ async fn move_base(
     let options = StageOptions { server: server.name(), reason: "commit".into(), ..StageOptions::default() };
     let owned = wc.clone();
     let settled = cx.blocking(move || owned.committed_all(&targets, &options)).await?;
+    local_agent::wake().await;
     for path in &settled.carried {
         cx.ui.note(format!("{path} was edited during the commit; the edit stays local"));
     }

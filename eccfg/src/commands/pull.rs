@@ -5,8 +5,8 @@ use repos::worktree::{OnOverlap, StageOptions, WorkingCopy};
 use crate::commands::{Context, Need};
 use crate::error::CommandError;
 use crate::output::Style;
-use crate::place;
 use crate::update::{self, Follow, Letter, Pulled};
+use crate::{local_agent, place};
 
 /// Update the working copy
 ///
@@ -52,6 +52,9 @@ pub async fn run(args: &Args, cx: &mut Context<'_>) -> Result<u8, CommandError> 
         ..StageOptions::default()
     };
     let pulled = update::pull(&server, &wc, &follow, &options).await?;
+    if !pulled.changes.is_empty() && pulled.conflicts.is_empty() {
+        local_agent::wake().await;
+    }
     show(&pulled, &wc, cx)
 }
 

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::commands::{Context, Need};
 use crate::error::{CommandError, with_causes};
+use crate::local_agent::{self, AgentStatus};
 use crate::output::Style;
 
 /// Show local edits, conflicts, and how far behind the repository this is
@@ -39,6 +40,9 @@ struct Report {
     heads: BTreeMap<String, Head>,
     #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<NodeInfo>,
+    /// What this machine's agent says, asked when no server answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agent: Option<AgentStatus>,
     #[serde(skip_serializing_if = "Option::is_none")]
     server_error: Option<String>,
 }
@@ -55,12 +59,15 @@ pub async fn run(args: &Args, cx: &mut Context<'_>) -> Result<u8, CommandError> 
         local: local.await?,
         heads: BTreeMap::new(),
         node: None,
+        agent: None,
         server_error: None,
     };
     if !args.local
         && let Err(error) = ask_server(args, &wc, &mut report, cx).await
     {
         report.server_error = Some(with_causes(&error));
+        let node = cx.node(Some(&wc))?;
+        report.agent = local_agent::status_of(&node).await;
     }
     if cx.ui.json() {
         cx.ui.json_document(&report)?;
@@ -108,6 +115,9 @@ fn print(args: &Args, report: &Report, cx: &mut Context<'_>) -> Result<(), Comma
     }
     if let Some(node) = &report.node {
         print_node(args, node, cx)?;
+    }
+    if let Some(agent) = &report.agent {
+        print_agent(args, agent, cx)?;
     }
     if let Some(error) = &report.server_error {
         cx.ui.note(format!("only what is local is known: {error}"));
@@ -171,6 +181,18 @@ fn print_node(args: &Args, node: &NodeInfo, cx: &mut Context<'_>) -> Result<(), 
     ))?;
     for report in &node.reports {
         print_report(args, report, target, cx)?;
+    }
+    Ok(())
+}
+
+/// The last report, as the agent keeps it until a server takes it.
+fn print_agent(args: &Args, agent: &AgentStatus, cx: &mut Context<'_>) -> Result<(), CommandError> {
+    cx.ui.line(format!("The agent of {}:", agent.node))?;
+    if let Some(report) = &agent.report {
+        print_report(args, report, agent.target.as_ref().map(|target| target.serial), cx)?;
+    }
+    if let Some(trouble) = &agent.trouble {
+        cx.ui.line(format!("  {trouble}"))?;
     }
     Ok(())
 }
