@@ -267,7 +267,7 @@ fn find(units: &[(&str, u64)], unit: &str) -> Option<u64> {
 }
 
 fn print(units: &[(&str, u64)], value: u64) -> String {
-    let (unit, factor) = units.iter().find(|(_, factor)| value % factor == 0).expect("the last unit is 1");
+    let (unit, factor) = units.iter().find(|(_, factor)| value.is_multiple_of(*factor)).expect("the last unit is 1");
     format!("{}{unit}", value / factor)
 }
 

@@ -3,160 +3,38 @@
 //! What always holds: every write goes through the log and is answered after it was applied here; reads of refs, heads and targets come from
 //! one immutable picture that is exchanged as a whole after each applied entry, so nobody sees half of an update.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+mod life;
+mod options;
+mod reports;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cluster::api::RevisionSpec;
+use openraft::ReadPolicy;
+use openraft::async_runtime::watch::WatchReceiver as _;
 use repos::{Oid, RefMap, Store};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
-use crate::commit::{CommitAnswer, CommitRequest, PushOutcome, PushRequest};
-use crate::error::{Error, Result};
-use crate::state::{
-    Author, CertificateRecord, Head, NodeName, NodeRecord, NodeTokenRecord, RepoName, RepoRecord, ReportRecord,
-    RevisionRecord, TokenRecord, UserRecord,
+pub use self::options::{
+    Bootstrap, CoreFigures, CoreLimits, CoreOptions, Group, Member, Readiness, RegisterNode, Resolved, TemplateFile,
 };
-use crate::watch::{TargetEvent, TargetWatch, Watch};
-
-/// Where the core lives, and its bounds.
-#[derive(Debug, Clone)]
-pub struct CoreOptions {
-    /// The data directory. The core owns `raft/`, `repos/`, `uploads/` and `state.redb` in it; the caller holds the directory's lock.
-    pub data: PathBuf,
-    /// This node.
-    pub node: NodeName,
-    /// Where the other nodes reach it, `host:port`.
-    pub address: String,
-    /// The sizes and times; the defaults suit.
-    pub limits: CoreLimits,
-}
-
-/// Sizes and times of the core.
-#[derive(Debug, Clone)]
-pub struct CoreLimits {
-    /// The largest sum of contents of one commit over the API.
-    pub max_commit_bytes: u64,
-    /// Commits and pushes that wait for the Committer.
-    pub commit_queue: usize,
-    /// How long a commit may wait for its answer before it is [`Error::Unavailable`] (it may still happen).
-    pub commit_timeout: Duration,
-    /// A segment of the log.
-    pub segment_bytes: u64,
-    /// A durable checkpoint after so many entries …
-    pub checkpoint_entries: u64,
-    /// … or so long after the first entry since the last one.
-    pub checkpoint_interval: Duration,
-    /// The log is compacted when it has so many entries below the checkpoint.
-    pub compact_entries: u64,
-    /// Idempotency keys that are remembered.
-    pub idempotency_keys: u64,
-    /// Watchers of all kinds; more are [`Error::Overloaded`].
-    pub max_watchers: usize,
-}
-
-impl Default for CoreLimits {
-    fn default() -> Self {
-        Self {
-            max_commit_bytes: 64 << 20,
-            commit_queue: 1024,
-            commit_timeout: Duration::from_secs(30),
-            segment_bytes: 64 << 20,
-            checkpoint_entries: 1000,
-            checkpoint_interval: Duration::from_secs(5),
-            compact_entries: 10_000,
-            idempotency_keys: 10_000,
-            max_watchers: 20_000,
-        }
-    }
-}
-
-/// The first state of a new cluster.
-#[derive(Debug, Clone)]
-pub struct Bootstrap {
-    /// The cluster's name.
-    pub cluster: String,
-    /// The first account.
-    pub admin: UserRecord,
-    /// The first node's subcluster; a repository of this name must be among `repos`.
-    pub subcluster: RepoName,
-    /// The repositories and their first files.
-    pub repos: Vec<(RepoName, Vec<TemplateFile>)>,
-}
-
-/// A file of a packaged template.
-#[derive(Debug, Clone)]
-pub struct TemplateFile {
-    /// The path from the repository's root.
-    pub path: String,
-    /// What is in it.
-    pub content: bytes::Bytes,
-    /// Whether it can be executed.
-    pub executable: bool,
-}
-
-/// Whether this node may answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Readiness {
-    /// Caught up with the log that was committed when it started.
-    Ready,
-    /// Not yet, and why.
-    Starting(String),
-    /// Never again: a failure of this node. The process should end.
-    Failed(String),
-    /// On the way out.
-    Stopping,
-}
-
-/// What a node brings to be registered.
-#[derive(Debug, Clone)]
-pub struct RegisterNode {
-    /// The node. Its subcluster must exist; an existing node keeps its subcluster or the call is refused.
-    pub record: NodeRecord,
-    /// The one-time token to use up, by its public part. It must exist, be alive and name the node's subcluster.
-    pub token: Option<String>,
-}
-
-/// One member of the Raft group, as this node sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// Its number in the group.
-    pub raft_id: u64,
-    /// Its name.
-    pub node: String,
-    /// Where others reach it.
-    pub address: String,
-    /// Voter or learner.
-    pub voter: bool,
-    /// The log index it is known to have, where this node leads.
-    pub matched: Option<u64>,
-}
-
-/// The Raft group as this node sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Group {
-    /// The cluster's name.
-    pub cluster: String,
-    /// The node that leads, if one is known.
-    pub leader: Option<String>,
-    /// The term.
-    pub term: u64,
-    /// The last index applied here.
-    pub applied: u64,
-    /// The hash of the state at that index, in hex.
-    pub state_hash: String,
-    /// The members in order of their numbers.
-    pub members: Vec<Member>,
-}
-
-/// What a revision specification names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Resolved {
-    /// The commit.
-    pub commit: Oid,
-    /// The revision, if `main` ever stood at this commit.
-    pub revision: Option<u64>,
-}
+use self::reports::Reporter;
+use crate::commit::{
+    Builder, CommitAnswer, CommitRequest, CommitterStats, Job, NewRepo, Proposer, PushJob, PushOutcome, PushPack,
+    PushRequest, Queue, large_pack, wall_ms,
+};
+use crate::error::{Error, Result};
+use crate::raft::command::{Op, Outcome};
+use crate::raft::log::LogStore;
+use crate::state::{
+    Author, CertificateRecord, Head, NodeName, NodeRecord, NodeTokenRecord, RepoName, RepoRecord, RepoView,
+    ReportRecord, RevisionRecord, StateError, TokenRecord, UserRecord, View,
+};
+use crate::watch::{Globs, TargetEvent, TargetWatch, Watch};
 
 /// The handle. Clones share the core.
 #[derive(Clone)]
@@ -164,237 +42,454 @@ pub struct Core {
     inner: Arc<Inner>,
 }
 
-struct Inner {}
+struct Inner {
+    options: CoreOptions,
+    raft_id: u64,
+    proposer: Proposer,
+    log: LogStore,
+    committer_stats: Arc<CommitterStats>,
+    /// Gone once the core stops.
+    queue: Mutex<Option<Queue>>,
+    /// Gone once the core stops.
+    reporter: Mutex<Option<Reporter>>,
+    readiness: watch::Sender<Readiness>,
+    stopping: CancellationToken,
+    tasks: tokio::sync::Mutex<Option<life::Tasks>>,
+}
 
-#[allow(clippy::todo, unused_variables, missing_docs)]
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn stopping() -> Error {
+    Error::Unavailable("the server is stopping".into())
+}
+
+/// An operation whose only answers are done, not found and refused.
+fn done(outcome: Outcome, kind: &'static str, name: &str) -> Result<()> {
+    match outcome {
+        Outcome::Done => Ok(()),
+        Outcome::NotFound => Err(Error::NotFound { kind, name: name.to_owned() }),
+        Outcome::Exists => Err(Error::Exists { kind, name: name.to_owned() }),
+        Outcome::Refused(why) => Err(Error::Invalid(why)),
+        other => Err(Error::Internal(format!("{kind} {name} was answered {other:?}"))),
+    }
+}
+
+impl From<StateError> for Error {
+    fn from(error: StateError) -> Self {
+        Error::internal(error)
+    }
+}
+
 impl Core {
-    // ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    /// Makes a new cluster of this one node in an empty data directory and starts it. Answers when the first state is applied and durable.
-    /// A directory with a half-made cluster (killed in the middle) is started over; one with a whole cluster is [`Error::Exists`].
-    pub async fn bootstrap(options: CoreOptions, first: Bootstrap) -> Result<Core> {
-        todo!()
-    }
-
-    /// Starts the core of an existing data directory. Answers as soon as it runs; it may not be ready yet.
-    pub async fn open(options: CoreOptions) -> Result<Core> {
-        todo!()
-    }
-
-    /// Refuses new work, finishes what is in flight, makes everything durable, ends watches. Again is harmless.
-    pub async fn shutdown(&self) {
-        todo!()
-    }
+    // ── life (bootstrap, open and shutdown are in core/life.rs) ─────────────────────────────────────────────────────────────────
 
     /// Whether this node may answer.
     pub fn readiness(&self) -> Readiness {
-        todo!()
+        self.inner.readiness.borrow().clone()
     }
 
     /// Follows [`Core::readiness`]; a server should stop when it becomes `Failed`.
     pub fn watch_readiness(&self) -> watch::Receiver<Readiness> {
-        todo!()
+        self.inner.readiness.subscribe()
     }
 
     /// Waits until the core is ready, or fails with why it will not be in time.
     pub async fn wait_ready(&self, timeout: Duration) -> Result<()> {
-        todo!()
+        let mut readiness = self.watch_readiness();
+        let over = |now: &Readiness| !matches!(now, Readiness::Starting(_));
+        let _ = tokio::time::timeout(timeout, readiness.wait_for(over)).await;
+        match self.readiness() {
+            Readiness::Ready => Ok(()),
+            Readiness::Starting(why) | Readiness::Failed(why) => Err(Error::Unavailable(why)),
+            Readiness::Stopping => Err(stopping()),
+        }
     }
 
     /// The Raft group.
     pub fn group(&self) -> Group {
-        todo!()
+        let metrics = self.inner.proposer.raft.metrics().borrow_watched().clone();
+        let view = self.view();
+        let membership = metrics.membership_config.membership();
+        let name = |id: u64| membership.get_node(&id).map(|node| node.name.clone());
+        let voters: Vec<u64> = membership.voter_ids().collect();
+        let matched = |id: u64| {
+            if id == self.inner.raft_id {
+                return metrics.last_log_index;
+            }
+            metrics.replication.as_ref().and_then(|all| all.get(&id).copied().flatten()).map(|log_id| log_id.index)
+        };
+        let members = membership.nodes().map(|(id, node)| Member {
+            raft_id: *id,
+            node: node.name.clone(),
+            address: node.address.clone(),
+            voter: voters.contains(id),
+            matched: matched(*id),
+        });
+        Group {
+            cluster: view.cluster.clone(),
+            leader: metrics.current_leader.and_then(name),
+            term: metrics.current_term,
+            applied: view.applied_index(),
+            state_hash: hex::encode(view.hash),
+            members: members.collect(),
+        }
+    }
+
+    /// Figures for metrics.
+    pub fn figures(&self) -> CoreFigures {
+        use std::sync::atomic::Ordering::Relaxed;
+        let (stats, log) = (&self.inner.committer_stats, self.inner.log.stats());
+        let (log_syncs, log_sync_time) = log.syncs();
+        let (durable, _) = self.inner.proposer.state.durable();
+        CoreFigures {
+            requests: stats.requests.load(Relaxed),
+            entries: stats.entries.load(Relaxed),
+            queued: stats.queued.load(Relaxed),
+            log_syncs,
+            log_sync_time,
+            log_sync_p99: log.sync_quantile(0.99),
+            log_bytes: log.bytes(),
+            watchers: self.inner.proposer.state.hub().watchers(),
+            applied: self.view().applied_index(),
+            durable: durable.map_or(0, |id| id.index),
+        }
     }
 
     /// This node's name.
     pub fn node_name(&self) -> &NodeName {
-        todo!()
+        &self.inner.options.node
     }
 
     /// The cluster clock: milliseconds that the cluster has been running, the same on every node up to message delay. Everything that
     /// expires is compared with this, never with the wall clock.
     pub fn clock_ms(&self) -> u64 {
-        todo!()
+        self.view().clock_now_ms()
+    }
+
+    fn view(&self) -> Arc<View> {
+        self.inner.proposer.state.view()
     }
 
     // ── commits ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     /// Commits. The answer comes after the commit is applied here and visible to every read. The call may be dropped; the commit may still happen.
     pub async fn commit(&self, request: CommitRequest) -> Result<CommitAnswer> {
-        todo!()
+        let limit_bytes = self.inner.options.limits.max_commit_bytes;
+        if request.content_bytes() > limit_bytes {
+            return Err(Error::TooLarge { what: "the commit", limit_bytes });
+        }
+        self.ask(|answer| Job::Commit(Box::new(request), answer)).await
     }
 
     /// Takes a push whose pack was received. Refusals of refs are in the outcome, not errors.
     pub async fn push(&self, request: PushRequest) -> Result<PushOutcome> {
-        todo!()
+        let file =
+            request.quarantine.as_ref().and_then(|quarantine| quarantine.pack_file()).map(|path| path.to_owned());
+        let (mut request, mut upload) = (request, None);
+        let pack = match file {
+            None => PushPack::None,
+            Some(path) => {
+                let length = tokio::fs::metadata(&path).await.map_err(Error::internal)?.len();
+                if large_pack(length) {
+                    // Judged before it is sent around, so that what is refused anyway costs the cluster nothing.
+                    request = match self.judge_early(request).await? {
+                        Ok(request) => request,
+                        Err(refused) => return Ok(refused),
+                    };
+                    let file = tokio::fs::File::open(&path).await.map_err(Error::internal)?;
+                    let id = self.inner.proposer.upload(file).await?;
+                    upload = Some(id);
+                    PushPack::Upload(id)
+                } else {
+                    PushPack::Inline(tokio::fs::read(&path).await.map_err(Error::internal)?.into())
+                }
+            }
+        };
+        let result = self.ask(|answer| Job::Push(Box::new(PushJob { request, pack }), answer)).await;
+        if let Some(id) = upload
+            && !result.as_ref().is_ok_and(|outcome| outcome.refs.iter().any(|(_, result)| result.is_ok()))
+        {
+            self.inner.proposer.drop_upload(id).await;
+        }
+        result
+    }
+
+    /// The request back, or the outcome if nothing of it can pass.
+    async fn judge_early(&self, request: PushRequest) -> Result<std::result::Result<PushRequest, PushOutcome>> {
+        let (state, gate) = (self.inner.proposer.state.clone(), self.inner.options.limits.gate);
+        let judged = tokio::task::spawn_blocking(move || {
+            let judged = Builder::new(state, gate, wall_ms()).judge_push(&request)?;
+            Ok(if judged.moves() { Ok(request) } else { Err(judged.outcome) })
+        });
+        judged.await.map_err(Error::internal)?
     }
 
     /// Creates a repository whose first commit has these files; it starts at revision 1.
     pub async fn create_repo(&self, repo: &RepoName, author: &Author, files: Vec<TemplateFile>) -> Result<Head> {
-        todo!()
+        let new = NewRepo { repo: repo.clone(), author: author.clone(), files };
+        let answer = self.ask(|answer| Job::Create(Box::new(new), answer)).await?;
+        let head = answer.repos.get(repo).map(|committed| committed.head);
+        head.ok_or_else(|| Error::Internal(format!("the answer does not name {repo}")))
+    }
+
+    async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T>>) -> Job) -> Result<T> {
+        let queue = locked(&self.inner.queue).clone().ok_or_else(stopping)?;
+        let (answer, answered) = oneshot::channel();
+        queue.put(job(answer))?;
+        drop(queue);
+        match tokio::time::timeout(self.inner.options.limits.commit_timeout, answered).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(Error::Internal("the Committer gave no answer".into())),
+            Err(_) => Err(Error::Unavailable("the commit takes too long; it may still happen".into())),
+        }
     }
 
     // ── repositories ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    /// Waits until this node has applied everything that was committed when the call began (a read-index). For `min_revision`-less
-    /// linearizable reads such as git's ref advertisement.
+    /// Waits until this node has applied everything that was committed when the call began (a read-index). For linearizable reads without
+    /// `min_revision`, such as git's ref advertisement.
     pub async fn linearize(&self) -> Result<()> {
-        todo!()
+        let done = self.inner.proposer.raft.ensure_linearizable(ReadPolicy::ReadIndex).await;
+        done.map(drop).map_err(|error| Error::Unavailable(error.to_string()))
     }
 
     /// All repositories by name.
     pub fn repos(&self) -> Vec<(RepoName, Arc<RepoRecord>)> {
-        todo!()
+        self.view().repos.iter().map(|(name, repo)| (name.clone(), repo.record.clone())).collect()
+    }
+
+    fn repo_view(&self, repo: &RepoName) -> Result<RepoView> {
+        self.view().repos.get(repo).cloned().ok_or_else(|| Error::no_repo(repo))
     }
 
     /// One repository.
     pub fn repo(&self, repo: &RepoName) -> Result<Arc<RepoRecord>> {
-        todo!()
+        Ok(self.repo_view(repo)?.record)
     }
 
     /// Where `main` stands.
     pub fn head(&self, repo: &RepoName) -> Result<Head> {
-        todo!()
+        Ok(self.repo_view(repo)?.record.head)
     }
 
     /// Where several repositories stand at one and the same moment.
     pub fn heads(&self, repos: &[&RepoName]) -> Result<Vec<Head>> {
-        todo!()
+        let view = self.view();
+        repos.iter().map(|name| view.head(name).ok_or_else(|| Error::no_repo(name))).collect()
     }
 
     /// All refs. Call [`Core::linearize`] before, where a push elsewhere must be seen.
     pub fn refs(&self, repo: &RepoName) -> Result<Arc<RefMap>> {
-        todo!()
+        Ok(self.repo_view(repo)?.refs)
     }
 
     /// The objects.
     pub fn store(&self, repo: &RepoName) -> Result<Store> {
-        todo!()
+        Ok(self.repo_view(repo)?.store)
     }
 
     /// One revision.
     pub async fn revision(&self, repo: &RepoName, revision: u64) -> Result<RevisionRecord> {
-        todo!()
+        self.repo_view(repo)?;
+        let found = self.inner.proposer.state.revision(repo, revision)?;
+        found.ok_or_else(|| Error::NotFound { kind: "revision", name: format!("r{revision} of {repo}") })
     }
 
     /// The revision at which `main` stood at this commit, if it ever did.
     pub fn revision_of(&self, repo: &RepoName, commit: Oid) -> Result<Option<u64>> {
-        todo!()
+        Ok(self.inner.proposer.state.revision_of(repo, commit)?)
     }
 
     /// What `47`, `r47` or (a prefix of) a commit id names. Commits that no ref reaches may be named by their full id.
     pub async fn resolve(&self, repo: &RepoName, spec: &RevisionSpec) -> Result<Resolved> {
-        todo!()
+        let view = self.repo_view(repo)?;
+        let hex = match spec {
+            RevisionSpec::Number(number) if *number == view.record.head.revision && *number > 0 => {
+                return Ok(Resolved { commit: view.record.head.commit, revision: Some(*number) });
+            }
+            RevisionSpec::Number(number) => {
+                let record = self.revision(repo, *number).await?;
+                return Ok(Resolved { commit: record.commit, revision: Some(*number) });
+            }
+            RevisionSpec::Commit(hex) => hex.clone(),
+        };
+        let missing = || Error::NotFound { kind: "commit", name: format!("{spec} in {repo}") };
+        let found = tokio::task::spawn_blocking(move || {
+            let reader = view.store.reader()?;
+            match hex.parse::<Oid>() {
+                Ok(id) => Ok(matches!(reader.header(id)?, Some((repos::ObjectKind::Commit, _))).then_some(id)),
+                Err(_) => reader.commit_by_prefix(&hex),
+            }
+        });
+        let found: repos::Result<Option<Oid>> = found.await.map_err(Error::internal)?;
+        let commit = found.map_err(Error::internal)?.ok_or_else(missing)?;
+        Ok(Resolved { commit, revision: self.revision_of(repo, commit)? })
     }
 
     /// Waits until this node has at least this revision (`min_revision`).
     pub async fn wait_revision(&self, repo: &RepoName, min_revision: u64, timeout: Duration) -> Result<()> {
-        todo!()
+        if self.head(repo)?.revision >= min_revision {
+            return Ok(());
+        }
+        let mut progress = self.inner.proposer.state.hub().progress();
+        let reached = async {
+            loop {
+                progress.borrow_and_update();
+                if self.head(repo)?.revision >= min_revision {
+                    return Ok(());
+                }
+                progress.changed().await.map_err(|_| stopping())?;
+            }
+        };
+        tokio::select! {
+            reached = tokio::time::timeout(timeout, reached) => match reached {
+                Ok(result) => result,
+                Err(_) => Err(Error::Unavailable(format!("{repo} is not at r{min_revision} here yet"))),
+            },
+            () = self.inner.stopping.cancelled() => Err(stopping()),
+        }
     }
 
     // ── watch and target ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     /// Follows a repository from the first revision after `after` (`None`: from now on) whose paths match one of the globs (none: all).
-    /// `**` crosses directories, `*` and `?` do not. For a long poll take the first event only.
+    /// `**` crosses directories, `*` and `?` do not; a directory's name means all in it. For a long poll take the first event only.
     pub fn watch(&self, repo: &RepoName, after: Option<u64>, globs: &[String]) -> Result<Watch> {
-        todo!()
+        self.repo_view(repo)?;
+        let globs = Globs::new(globs).map_err(|error| Error::Invalid(error.to_string()))?;
+        let state = self.inner.proposer.state.clone();
+        Watch::new(state, repo.clone(), after, globs).map_err(|_| Error::Overloaded { queue: "the list of watchers" })
     }
 
     /// What the node shall have now.
     pub fn target(&self, node: &NodeName) -> Result<Arc<TargetEvent>> {
-        todo!()
+        let subcluster = self.node(node)?.subcluster.clone();
+        self.subcluster_target(&subcluster)
     }
 
     /// What the nodes of a subcluster shall have now.
     pub fn subcluster_target(&self, subcluster: &RepoName) -> Result<Arc<TargetEvent>> {
-        todo!()
+        self.view().targets.get(subcluster).cloned().ok_or_else(|| Error::no_repo(subcluster))
     }
 
     /// Follows a node's target: the current one at once if its serial is not `after`, then every newer one.
     pub fn watch_target(&self, node: &NodeName, after: u64) -> Result<TargetWatch> {
-        todo!()
+        let subcluster = self.node(node)?.subcluster.clone();
+        let watch = TargetWatch::new(self.inner.proposer.state.hub(), &subcluster, after);
+        watch
+            .map_err(|_| Error::Overloaded { queue: "the list of watchers" })?
+            .ok_or_else(|| Error::no_repo(&subcluster))
     }
 
     // ── accounts ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    /// An account.
     pub fn user(&self, name: &str) -> Result<Option<UserRecord>> {
-        todo!()
+        Ok(self.inner.proposer.state.user(name)?)
     }
 
+    /// All accounts by name.
     pub fn users(&self) -> Result<Vec<UserRecord>> {
-        todo!()
+        Ok(self.inner.proposer.state.users()?)
+    }
+
+    async fn one(&self, op: Op, kind: &'static str, name: &str) -> Result<()> {
+        done(self.inner.proposer.one(op).await?, kind, name)
     }
 
     /// Creates or replaces an account; the stored `generation` becomes one more than the old account's.
     pub async fn put_user(&self, user: UserRecord) -> Result<()> {
-        todo!()
+        let name = user.name.clone();
+        self.one(Op::PutUser(user), "user", &name).await
     }
 
     /// Removes an account and its tokens.
     pub async fn delete_user(&self, name: &str) -> Result<()> {
-        todo!()
+        self.one(Op::DeleteUser { name: name.to_owned() }, "user", name).await
     }
 
     /// A token by its public part; expired ones are not found.
     pub fn token(&self, id: &str) -> Result<Option<TokenRecord>> {
-        todo!()
+        let now = self.clock_ms();
+        Ok(self.inner.proposer.state.token(id)?.filter(|token| token.expires_clock_ms > now))
     }
 
     /// The tokens of a user, or of all.
     pub fn tokens(&self, user: Option<&str>) -> Result<Vec<TokenRecord>> {
-        todo!()
+        let now = self.clock_ms();
+        let mut tokens = self.inner.proposer.state.tokens()?;
+        tokens.retain(|token| token.expires_clock_ms > now && user.is_none_or(|user| token.user == user));
+        Ok(tokens)
     }
 
+    /// Creates a token; its user must exist.
     pub async fn put_token(&self, token: TokenRecord) -> Result<()> {
-        todo!()
+        let user = token.user.clone();
+        self.one(Op::PutToken(token), "user", &user).await
     }
 
+    /// Revokes a token.
     pub async fn delete_token(&self, id: &str) -> Result<()> {
-        todo!()
+        self.one(Op::DeleteToken { id: id.to_owned() }, "token", id).await
     }
 
     /// Goes up whenever an account or token changes: cached credentials of an older value are looked up again.
     pub fn accounts_version(&self) -> u64 {
-        todo!()
+        self.view().accounts
     }
 
     // ── nodes ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     /// A one-time token by its public part; expired and used ones are not found.
     pub fn node_token(&self, id: &str) -> Result<Option<NodeTokenRecord>> {
-        todo!()
+        let now = self.clock_ms();
+        Ok(self.inner.proposer.state.node_token(id)?.filter(|token| token.expires_clock_ms > now))
     }
 
+    /// Creates a one-time token; its subcluster must exist.
     pub async fn put_node_token(&self, token: NodeTokenRecord) -> Result<()> {
-        todo!()
+        let subcluster = token.subcluster.to_string();
+        self.one(Op::PutNodeToken(token), "subcluster", &subcluster).await
     }
 
     /// Registers a node and uses up its token, both or neither.
     pub async fn register_node(&self, node: RegisterNode) -> Result<NodeRecord> {
-        todo!()
+        let name = node.record.name.clone();
+        self.one(Op::RegisterNode { record: node.record, token: node.token }, "node", name.as_str()).await?;
+        Ok(self.node(&name)?.as_ref().clone())
     }
 
     /// Records a certificate; the newest four per node are kept.
     pub async fn certificate_issued(&self, node: &NodeName, certificate: CertificateRecord) -> Result<()> {
-        todo!()
+        self.one(Op::Certificate { node: node.clone(), certificate }, "node", node.as_str()).await
     }
 
+    /// One node.
     pub fn node(&self, node: &NodeName) -> Result<Arc<NodeRecord>> {
-        todo!()
+        self.view().nodes.get(node).cloned().ok_or_else(|| Error::no_node(node))
     }
 
     /// All nodes by name.
     pub fn nodes(&self) -> Vec<Arc<NodeRecord>> {
-        todo!()
+        self.view().nodes.values().cloned().collect()
     }
 
     /// Stores a program's newest report. Reports that wait are written as one log entry; the answer comes when it is applied.
     pub async fn report(&self, report: ReportRecord) -> Result<()> {
-        todo!()
+        let limit = reports::MAX_REPORT_BYTES;
+        if report.json.len() > limit {
+            return Err(Error::TooLarge { what: "the report", limit_bytes: limit as u64 });
+        }
+        let reporter = locked(&self.inner.reporter).clone().ok_or_else(stopping)?;
+        let answered = reporter.put(report)?;
+        drop(reporter);
+        answered.await.map_err(|_| stopping())?
     }
 
     /// The newest report of each program on the node.
     pub fn reports(&self, node: &NodeName) -> Result<Vec<ReportRecord>> {
-        todo!()
+        Ok(self.inner.proposer.state.reports(node)?)
     }
 }

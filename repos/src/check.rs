@@ -98,9 +98,11 @@ impl Reader {
             }
         }
         let mut walk = Walk::new(self, &commits, &old, false)?;
+        let mut buffer = Vec::new();
         while let Some((id, links)) = walk.next()? {
-            if self.commit(id)?.committer.time_s < 0 {
-                return Err(damaged(id, "it was made before 1970").into());
+            self.expect(id, ObjectKind::Commit, &mut buffer)?;
+            if let Err(err) = gix::objs::CommitRef::from_bytes(&buffer, gix::hash::Kind::Sha1) {
+                return Err(damaged(id, &err.to_string()).into());
             }
             let parents = links.parents.iter().map(|parent| self.tree_of(*parent)).collect::<Result<Vec<_>>>()?;
             checker.root(&parents, links.tree)?;

@@ -131,6 +131,18 @@ impl Fresh {
     pub(crate) fn get(&self, id: Oid) -> Option<(ObjectKind, &Bytes)> {
         self.objects.get(&id).map(|(kind, data)| (*kind, data))
     }
+
+    /// How many objects there are, to come back to.
+    pub(crate) fn mark(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Forgets what was made since the mark was taken.
+    pub(crate) fn roll_back(&mut self, mark: usize) {
+        for id in self.order.drain(mark..) {
+            self.objects.remove(&id);
+        }
+    }
 }
 
 impl std::ops::Deref for Draft {
@@ -152,6 +164,10 @@ impl Draft {
         Draft { reader }
     }
 
+    pub(crate) fn reader_mut(&mut self) -> &mut Reader {
+        &mut self.reader
+    }
+
     /// Stores a blob.
     pub fn write_blob(&mut self, data: &[u8]) -> Result<Oid> {
         self.write(ObjectKind::Blob, Bytes::copy_from_slice(data))
@@ -163,7 +179,7 @@ impl Draft {
             .map(Oid::from)
             .map_err(odb_error(Oid::NULL))?;
         let fresh = self.reader.fresh.get_mut();
-        if !fresh.objects.contains_key(&id) && !self.reader.is_stored(id) {
+        if !fresh.objects.contains_key(&id) && !self.reader.is_known_stored(id) {
             let fresh = self.reader.fresh.get_mut();
             fresh.order.push(id);
             fresh.objects.insert(id, (kind, data));

@@ -64,6 +64,12 @@ pub enum Error {
         /// The caller's limit.
         limit_bytes: u64,
     },
+    /// The disk failed earlier, and what it holds is not certain any more.
+    #[error("an earlier sync of {} failed; it takes no more until it is opened again", path.display())]
+    SyncFailed {
+        /// The repository.
+        path: PathBuf,
+    },
     /// A pack was refused.
     #[error(transparent)]
     Pack(#[from] PackError),

@@ -13,6 +13,7 @@
 //! state; [`Store::project_refs`] writes a copy for plain `git`.
 
 mod check;
+mod consolidate;
 mod diff;
 mod draft;
 mod edit;
@@ -32,6 +33,7 @@ mod tree;
 pub mod worktree;
 
 pub use check::{CheckError, Problem, ProblemKind, Refusal, TreeRules};
+pub use consolidate::{ConsolidateOptions, Consolidated};
 pub use diff::{Change, Patch, PatchOptions};
 pub use draft::{ApplyError, ApplyProblem, Content, Draft, NewCommit, TreeChange};
 pub use error::{Error, PackError, Result};
@@ -42,4 +44,4 @@ pub use path::{PathError, RepoPath};
 pub use quarantine::{PackLimits, Quarantine, Received};
 pub use reader::{CommitInfo, Entry, File, Mode, Object, ObjectKind, Reader, Signature};
 pub use refs::{RefMap, RefName, RefNameError};
-pub use store::{ConsolidateOptions, Consolidated, PackInfo, Store};
+pub use store::{PackInfo, Store};

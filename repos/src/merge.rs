@@ -89,12 +89,14 @@ const MAX_TEXT_BYTES: u64 = 16 << 20;
 impl Draft {
     /// Merges what `ours` and `theirs` changed since `base` (`None`: they have nothing in common).
     pub fn merge(&mut self, base: Option<Oid>, ours: Oid, theirs: Oid, mode: &MergeMode) -> Result<Merge> {
+        let mark = self.reader_mut().fresh.get_mut().mark();
         let mut merger = Merger { draft: self, mode, conflicts: Vec::new() };
         let tree = merger.directory(base, Some(ours), Some(theirs), &[])?;
         let mut conflicts = merger.conflicts;
         conflicts.sort();
         conflicts.dedup();
         if *mode == MergeMode::Refuse && !conflicts.is_empty() {
+            self.reader_mut().fresh.get_mut().roll_back(mark);
             return Ok(Merge { tree: None, conflicts });
         }
         let tree = match tree {

@@ -257,10 +257,16 @@ impl Reader {
         id == Oid::EMPTY_TREE || self.fresh.borrow().get(id).is_some() || self.is_stored(id)
     }
 
-    /// True if the object is in the store or the quarantine, as opposed to made up by a draft.
-    pub(crate) fn is_stored(&self, id: Oid) -> bool {
+    fn is_stored(&self, id: Oid) -> bool {
         self.received.as_ref().is_some_and(|received| gix::objs::Exists::exists(received, id.as_ref()))
             || gix::objs::Exists::exists(&self.odb, id.as_ref())
+    }
+
+    /// True if the object is known to be stored. What was installed a moment ago may not be known: nearly everything that a
+    /// draft asks about is new, and looking at the directory each time would cost more than storing it twice.
+    pub(crate) fn is_known_stored(&self, id: Oid) -> bool {
+        self.received.as_ref().is_some_and(|received| received.exists_without_refresh(id.as_ref()))
+            || self.odb.exists_without_refresh(id.as_ref())
     }
 
     /// Puts the object's content into `buffer`; `None` if it is not here.

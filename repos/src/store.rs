@@ -12,11 +12,14 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
 
 use crate::oid::PackId;
-use crate::pack::{self, Source, Staged};
+use crate::pack::{self, Staged};
 use crate::quarantine::{PackLimits, Quarantine};
 use crate::reader::Reader;
 use crate::{Error, Oid, PackError, RefMap, RefName, Result};
@@ -40,7 +43,8 @@ struct Inner {
     names: AtomicU64,
     /// Files that were installed and may not be on the disk yet.
     unsynced: Mutex<BTreeSet<PathBuf>>,
-    consolidating: Mutex<()>,
+    /// A sync failed. The kernel may have forgotten what it could not write, so a later success would mean nothing.
+    sync_failed: AtomicBool,
 }
 
 /// The directory that this store writes in before anybody may read. The lock lives as long as the file is open.
@@ -55,34 +59,6 @@ impl Drop for Staging {
             tracing::debug!(directory = %self.directory.display(), %err, "could not remove a staging directory; the next start will");
         }
     }
-}
-
-/// When and how packs are merged.
-#[derive(Debug, Clone)]
-pub struct ConsolidateOptions {
-    /// Do nothing below so many packs.
-    pub min_packs: usize,
-    /// A pack is left alone if it has at least this many times the objects of all smaller ones together.
-    pub factor: u32,
-}
-
-impl Default for ConsolidateOptions {
-    fn default() -> Self {
-        ConsolidateOptions { min_packs: 50, factor: 2 }
-    }
-}
-
-/// What consolidating did.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Consolidated {
-    /// Packs before.
-    pub packs_before: usize,
-    /// Packs after.
-    pub packs_after: usize,
-    /// Objects in the new pack, if one was written.
-    pub objects: u32,
-    /// Its size.
-    pub bytes: u64,
 }
 
 /// A pack that is installed.
@@ -138,7 +114,9 @@ impl Store {
     }
 
     fn at(root: PathBuf, objects: PathBuf) -> Result<Store> {
-        remove_stale(&root.join("quarantine"))?;
+        // An object directory is shared with plain git, whose files are not ours to judge.
+        let packs = (root != objects).then(|| objects.join("pack"));
+        remove_stale(&root.join("quarantine"), packs.as_deref())?;
         let options = gix::odb::store::init::Options {
             slots: gix::odb::store::init::Slots::Given(PACK_SLOTS),
             ..gix::odb::store::init::Options::default()
@@ -153,7 +131,7 @@ impl Store {
                 staging: Mutex::new(None),
                 names: AtomicU64::new(0),
                 unsynced: Mutex::new(BTreeSet::new()),
-                consolidating: Mutex::new(()),
+                sync_failed: AtomicBool::new(false),
             }),
         })
     }
@@ -261,7 +239,9 @@ impl Store {
     }
 
     /// Makes a staged pack visible: the pack before its index, because readers go by the index.
-    fn publish(&self, staged: &Staged) -> Result<()> {
+    pub(crate) fn publish(&self, staged: &Staged) -> Result<()> {
+        self.refuse_after_failed_sync()?;
+        let _nobody_cleans_up = lock_entrance(&self.inner.root.join("quarantine"), FlockOperation::LockShared)?;
         for (from, extension) in [(&staged.pack, "pack"), (&staged.index, "idx")] {
             let to = self.pack_path(staged.id, extension);
             fs::set_permissions(from, std::os::unix::fs::PermissionsExt::from_mode(0o444))
@@ -272,7 +252,7 @@ impl Store {
         Ok(())
     }
 
-    fn pack_path(&self, id: PackId, extension: &str) -> PathBuf {
+    pub(crate) fn pack_path(&self, id: PackId, extension: &str) -> PathBuf {
         self.inner.objects.join("pack").join(id.file_name(extension))
     }
 
@@ -289,16 +269,24 @@ impl Store {
     }
 
     /// Writes every pack that was installed since the last time to the disk, for good.
+    ///
+    /// After a failure this fails for as long as the store is open: what was lost is found by opening it again and installing again.
     pub fn sync(&self) -> Result<()> {
+        self.refuse_after_failed_sync()?;
         let files = std::mem::take(&mut *lock(&self.inner.unsynced));
         if files.is_empty() {
             return Ok(());
         }
         let result = sync_files(&files, &self.inner.objects.join("pack"));
-        if result.is_err() {
-            lock(&self.inner.unsynced).extend(files);
-        }
+        self.inner.sync_failed.fetch_or(result.is_err(), Ordering::SeqCst);
         result
+    }
+
+    fn refuse_after_failed_sync(&self) -> Result<()> {
+        if self.inner.sync_failed.load(Ordering::SeqCst) {
+            return Err(Error::SyncFailed { path: self.inner.root.clone() });
+        }
+        Ok(())
     }
 
     /// Writes git's own references, so that plain `git` finds what the replicated state says. Each file is replaced atomically.
@@ -327,43 +315,6 @@ impl Store {
         let staged = self.staging_path("ref")?;
         fs::write(&staged, content).map_err(Error::io("write", &staged))?;
         fs::rename(&staged, &path).map_err(Error::io("replace", &path))
-    }
-
-    /// Merges small packs into a larger one. Readers and installers go on meanwhile.
-    /// Nothing is dropped, whether or not `tips` reach it.
-    pub fn consolidate(&self, options: &ConsolidateOptions, _tips: &[Oid]) -> Result<Consolidated> {
-        let _one_at_a_time = lock(&self.inner.consolidating);
-        let packs = self.packs()?;
-        let nothing = Consolidated { packs_before: packs.len(), packs_after: packs.len(), ..Consolidated::default() };
-        // Somebody ran git's own maintenance: an index over several packs would be left pointing at nothing.
-        let foreign = self.inner.objects.join("pack/multi-pack-index").exists();
-        if packs.len() < options.min_packs.max(2) || foreign {
-            return Ok(nothing);
-        }
-        let chosen = worth_merging(packs, options.factor);
-        if chosen.len() < 2 {
-            return Ok(nothing);
-        }
-        let sources: Vec<Source> = chosen
-            .iter()
-            .map(|info| Source { pack: info.path.clone(), index: info.path.with_extension("idx") })
-            .collect();
-        let staged = pack::glue(&sources, &self.staging_path("glue")?)?;
-        let (id, objects, bytes) = (staged.id, staged.objects, staged.bytes);
-        self.publish(&staged)?;
-        // The small packs may be durable already, so the new one must be before they go.
-        let new_files = [self.pack_path(id, "pack"), self.pack_path(id, "idx")].into();
-        sync_files(&new_files, &self.inner.objects.join("pack"))?;
-        let removed: Vec<&PackInfo> = chosen.iter().filter(|info| info.id != id).collect();
-        for info in &removed {
-            remove_pack(&info.path)?;
-        }
-        Ok(Consolidated {
-            packs_before: nothing.packs_before,
-            packs_after: nothing.packs_before + 1 - removed.len(),
-            objects,
-            bytes,
-        })
     }
 
     /// The packs that are installed.
@@ -416,45 +367,77 @@ fn write_if_missing(path: &Path, content: &[u8]) -> Result<()> {
     fs::rename(&temporary, path).map_err(Error::io("create", path))
 }
 
-/// Takes the lock that keeps those who clean up and those who have not locked their directory yet apart.
-fn lock_entrance(quarantine: &Path) -> Result<File> {
+impl Store {
+    /// The lock under which packs are merged, of this process or another; `None` while somebody else does.
+    pub(crate) fn lock_for_consolidation(&self) -> Result<Option<File>> {
+        let directory = self.inner.root.join("quarantine");
+        fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
+        let path = directory.join("consolidate");
+        let file = File::options().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(err) => Err(Error::io("lock", &path)(err.into())),
+        }
+    }
+}
+
+/// Takes the lock that keeps those who clean up apart from those who have not locked their directory yet, or are between
+/// the two files of a pack.
+fn lock_entrance(quarantine: &Path, operation: FlockOperation) -> Result<File> {
     fs::create_dir_all(quarantine).map_err(Error::io("create", quarantine))?;
     let path = quarantine.join("lock");
     let file = File::options().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
-        .map_err(|err| Error::io("lock", &path)(err.into()))?;
+    flock(&file, operation).map_err(|err| Error::io("lock", &path)(err.into()))?;
     Ok(file)
 }
 
 fn new_staging(quarantine: &Path) -> Result<Staging> {
-    let _entrance = lock_entrance(quarantine)?;
+    let _entrance = lock_entrance(quarantine, FlockOperation::LockExclusive)?;
     let directory = tempfile::Builder::new()
         .prefix("s-")
         .tempdir_in(quarantine)
         .map_err(Error::io("create a directory in", quarantine))?
         .keep();
     let lock = File::open(&directory).map_err(Error::io("open", &directory))?;
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-        .map_err(|err| Error::io("lock", &directory)(err.into()))?;
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|err| Error::io("lock", &directory)(err.into()))?;
     Ok(Staging { directory, _lock: lock })
 }
 
-fn remove_stale(quarantine: &Path) -> Result<()> {
+fn remove_stale(quarantine: &Path, packs: Option<&Path>) -> Result<()> {
     if !quarantine.is_dir() {
         return Ok(());
     }
-    let _entrance = lock_entrance(quarantine)?;
-    for entry in fs::read_dir(quarantine).map_err(Error::io("list", quarantine))? {
-        let path = entry.map_err(Error::io("list", quarantine))?.path();
-        if !path.is_dir() {
-            continue;
-        }
+    let _entrance = lock_entrance(quarantine, FlockOperation::LockExclusive)?;
+    for path in paths_in(quarantine)?.into_iter().filter(|path| path.is_dir()) {
         let directory = File::open(&path).map_err(Error::io("open", &path))?;
-        if rustix::fs::flock(&directory, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
+        if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
             fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
         }
     }
+    // Packs of which only the first file was installed, or the second removed already.
+    let packs = packs.map_or_else(|| Ok(Vec::new()), paths_in)?;
+    for path in packs.into_iter().filter(|path| is_orphan(path)) {
+        fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+    }
     Ok(())
+}
+
+fn paths_in(directory: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(directory).map_err(Error::io("list", directory))?;
+    entries.map(|entry| entry.map(|entry| entry.path()).map_err(Error::io("list", directory))).collect()
+}
+
+/// Git, too, puts the index of a pack in place last. What it may still be at work on is left alone.
+const ORPHAN_AGE: Duration = Duration::from_secs(3600);
+
+fn is_orphan(path: &Path) -> bool {
+    let is_old = || {
+        fs::metadata(path)
+            .and_then(|meta| meta.modified())
+            .is_ok_and(|time| time.elapsed().is_ok_and(|age| age > ORPHAN_AGE))
+    };
+    path.extension().is_some_and(|extension| extension == "pack") && !path.with_extension("idx").exists() && is_old()
 }
 
 fn claimed_id(pack: &[u8]) -> Option<PackId> {
@@ -498,7 +481,7 @@ fn index_is_sound(path: &Path, id: PackId) -> bool {
 }
 
 /// Syncs files and the directory that names them. A file that is gone was merged into one that was synced first.
-fn sync_files(files: &BTreeSet<PathBuf>, directory: &Path) -> Result<()> {
+pub(crate) fn sync_files(files: &BTreeSet<PathBuf>, directory: &Path) -> Result<()> {
     let directory_file = File::open(directory).map_err(Error::io("open", directory))?;
     if files.len() >= SYNC_ALL_FROM_FILES {
         return rustix::fs::syncfs(&directory_file).map_err(|err| Error::io("sync", directory)(err.into()));
@@ -538,37 +521,4 @@ fn pack_info(id: PackId, index: &Path) -> Option<PackInfo> {
     let mut count = [0; 4];
     File::open(index).and_then(|file| file.read_exact_at(&mut count, 8 + 255 * 4)).ok()?;
     Some(PackInfo { id, path, bytes, objects: u32::from_be_bytes(count) })
-}
-
-/// The packs to be merged so that afterwards each has at least `factor` times the objects of all smaller ones together.
-fn worth_merging(mut packs: Vec<PackInfo>, factor: u32) -> Vec<PackInfo> {
-    packs.retain(|info| !info.path.with_extension("keep").exists());
-    packs.sort_unstable_by_key(|info| (info.objects, info.id));
-    let mut sums = Vec::with_capacity(packs.len());
-    let mut sum = 0u64;
-    for info in &packs {
-        sums.push(sum);
-        sum += u64::from(info.objects);
-    }
-    // From the largest down, as long as the rule holds; everything below the first break is merged,
-    // and so is whatever then becomes too small beside the merged pack.
-    let holds = |at: usize| u64::from(packs[at].objects) >= u64::from(factor) * sums[at];
-    let mut end = packs.len();
-    while end > 1 && holds(end - 1) {
-        end -= 1;
-    }
-    packs.truncate(if end > 1 { end } else { 0 });
-    packs
-}
-
-/// The index first: without it nobody looks for the pack.
-fn remove_pack(pack: &Path) -> Result<()> {
-    for extension in ["idx", "rev", "bitmap", "mtimes", "pack"] {
-        let path = pack.with_extension(extension);
-        match fs::remove_file(&path) {
-            Err(err) if err.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &path)(err)),
-            _ => {}
-        }
-    }
-    Ok(())
 }

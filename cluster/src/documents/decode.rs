@@ -43,7 +43,7 @@ pub fn decode<T: DeserializeOwned>(root: &Table, anchor: &Place) -> Result<T, Fi
         // Only mistakes about absent values, and the last of them could not be taken out.
         findings.push(mistake.finding(anchor));
     }
-    Err(findings)
+    Err(findings.sorted())
 }
 
 /// Checks one layer against a raw form: keys and types must be right, nothing needs to be complete, and the keys that
@@ -130,7 +130,7 @@ impl de::Error for Mistake {
     }
 
     fn invalid_type(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Self::new(format!("expected {expected}, found {}", describe(found)), None)
+        Self::new(format!("expected {}, found {}", in_toml_words(&expected.to_string()), describe(found)), None)
     }
 
     fn invalid_value(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
@@ -144,15 +144,31 @@ impl de::Error for Mistake {
     }
 
     fn unknown_field(found: &str, expected: &'static [&'static str]) -> Self {
-        let message = match found {
-            "unset" => "\"unset\" must be a list of the keys to take away".to_owned(),
-            _ => format!("unknown key \"{}\"", shortened(found)),
-        };
+        if found == "unset" {
+            return Self::new("\"unset\" must be a list of the keys to take away", None);
+        }
+        let message = format!("unknown key \"{}\"", shortened(found));
         Self::new(message, hint::for_unknown(found, expected))
     }
 
     fn missing_field(field: &'static str) -> Self {
         Self::new(format!("the key \"{field}\" is missing"), None)
+    }
+}
+
+/// Serde speaks Rust; whoever writes a document does not.
+fn in_toml_words(expected: &str) -> String {
+    let number = |most: u64| format!("a whole number from 0 to {most}");
+    match expected {
+        "a sequence" => "an array".to_owned(),
+        "a boolean" => "true or false".to_owned(),
+        "path string" => "a path".to_owned(),
+        "u8" => number(u8::MAX.into()),
+        "u16" => number(u16::MAX.into()),
+        "u32" => number(u32::MAX.into()),
+        "u64" => "a whole number that is not negative".to_owned(),
+        _ if expected.starts_with("struct ") || expected == "a map" => "a table".to_owned(),
+        _ => expected.to_owned(),
     }
 }
 

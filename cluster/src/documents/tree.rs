@@ -109,25 +109,38 @@ impl Table {
         Some(item.place())
     }
 
-    /// Removes the value at a path of table keys; an index removes the array around it. True when something went.
+    /// Removes the value at a path; an element of an array goes with the whole array. True when something went.
     pub(crate) fn remove(&mut self, path: &KeyPath) -> bool {
-        let keys: Vec<&str> = path
-            .segments()
-            .iter()
-            .map_while(|segment| match segment {
-                Segment::Key(key) => Some(key.as_str()),
-                Segment::Index(_) => None,
-            })
-            .collect();
-        let Some((last, outer)) = keys.split_last() else { return false };
-        let mut table = self;
-        for key in outer {
-            match table.entries.get_mut(*key).map(|item| &mut item.value) {
-                Some(Value::Table(inner)) => table = inner,
-                _ => return false,
-            }
+        let is_key = |segment: &Segment| matches!(segment, Segment::Key(_));
+        let Some(last) = path.segments().iter().rposition(is_key) else {
+            return false;
+        };
+        let (outer, Segment::Key(key)) = (&path.segments()[..last], &path.segments()[last]) else {
+            return false;
+        };
+        match self.table_at(outer) {
+            Some(table) => table.entries.shift_remove(key).is_some(),
+            None => false,
         }
-        table.entries.shift_remove(*last).is_some()
+    }
+
+    fn table_at(&mut self, path: &[Segment]) -> Option<&mut Table> {
+        let Some((first, rest)) = path.split_first() else {
+            return Some(self);
+        };
+        let Segment::Key(key) = first else { return None };
+        let mut item = self.entries.get_mut(key)?;
+        for segment in rest {
+            item = match (segment, &mut item.value) {
+                (Segment::Key(key), Value::Table(table)) => table.entries.get_mut(key)?,
+                (Segment::Index(index), Value::Array(items)) => items.get_mut(*index)?,
+                _ => return None,
+            };
+        }
+        match &mut item.value {
+            Value::Table(table) => Some(table),
+            _ => None,
+        }
     }
 
     /// Calls for every leaf (a value that is not a table, or an empty table), in order.

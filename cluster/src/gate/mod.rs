@@ -161,6 +161,8 @@ struct Gathered {
 
 #[derive(Default)]
 struct Nodes {
+    /// The file is wrong by itself, so that it says nothing to name the nodes that have it.
+    by_itself: bool,
     first: Option<String>,
     more: u32,
 }
@@ -175,20 +177,14 @@ impl Gathered {
 
     /// Adds a finding about a file by itself.
     fn add(&mut self, finding: Finding) {
-        if self.findings.len() >= MAX_GATHERED && !self.findings.contains_key(&finding) {
-            self.more += 1;
-            return;
+        if let Some(nodes) = self.entry(finding) {
+            *nodes = Nodes { by_itself: true, ..Nodes::default() };
         }
-        self.findings.entry(finding).or_default();
     }
 
     /// Adds a finding about the effective document of some nodes.
     fn add_for(&mut self, finding: Finding, nodes: &[String]) {
-        if self.findings.len() >= MAX_GATHERED && !self.findings.contains_key(&finding) {
-            self.more += 1;
-            return;
-        }
-        let entry = self.findings.entry(finding).or_default();
+        let Some(entry) = self.entry(finding).filter(|entry| !entry.by_itself) else { return };
         for node in nodes {
             match &mut entry.first {
                 None => entry.first = Some(node.clone()),
@@ -200,6 +196,15 @@ impl Gathered {
                 }
             }
         }
+    }
+
+    /// The entry of a finding; none when there are too many to keep.
+    fn entry(&mut self, finding: Finding) -> Option<&mut Nodes> {
+        if self.findings.len() >= MAX_GATHERED && !self.findings.contains_key(&finding) {
+            self.more += 1;
+            return None;
+        }
+        Some(self.findings.entry(finding).or_default())
     }
 
     fn report(self) -> Report {

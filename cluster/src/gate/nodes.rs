@@ -203,7 +203,7 @@ fn check_nodes(
                 layers.push(path);
             }
         }
-        let alone = (!cluster.nodes.contains_key(node)).then(|| node.clone());
+        let alone = (!cluster.nodes.is_empty() && !cluster.nodes.contains_key(node)).then(|| node.clone());
         alike.entry(Alike { layers, alone }).or_insert_with(|| (search_path, Vec::new())).1.push(node.clone());
     }
     for (Alike { alone, .. }, (search_path, nodes)) in alike {
@@ -214,11 +214,7 @@ fn check_nodes(
             }
             Err(findings) => findings,
         };
-        // What is wrong with a layer by itself was said without naming every node that has it.
         for finding in findings {
-            if gathered.findings.contains_key(&finding) {
-                continue;
-            }
             gathered.add_for(finding, &nodes);
         }
     }

@@ -46,7 +46,7 @@ fn check_size(repo: &str, change: &Change, size: u64, limits: &GateLimits, gathe
 /// `global/` of a working copy is another repository: an entry of that name would be hidden by it.
 fn check_name(repo: &str, change: &Change, gathered: &mut Gathered) {
     let first = change.path.split(|byte| *byte == b'/').next().unwrap_or_default();
-    if repo != GLOBAL && first.eq_ignore_ascii_case(GLOBAL.as_bytes()) {
+    if repo != GLOBAL && first == GLOBAL.as_bytes() {
         let message = "\"global\" at the root of a working copy is the repository \"global\"";
         gathered.add(finding(repo, change, message.into()).with_hint("commit it to the repository \"global\" instead"));
     }

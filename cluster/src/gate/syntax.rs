@@ -4,7 +4,7 @@ use saphyr_parser::{Parser, ScanError};
 
 use super::{ChangeKind, FilesError, Finding, Gathered, Proposal};
 use crate::documents::files::MAX_DOCUMENT_BYTES;
-use crate::documents::parse::text_of;
+use crate::documents::parse::{Lines, text_of};
 use crate::documents::{Document, Findings, Position};
 
 pub(super) fn check(proposal: &Proposal<'_>, gathered: &mut Gathered) -> Result<(), FilesError> {
@@ -65,6 +65,7 @@ pub fn check_syntax(path: &str, data: &[u8]) -> Findings {
 
 fn check_json(path: &str, text: &str) -> Result<(), Findings> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    check_json_depth(path, text)?;
     serde_json::from_str::<serde::de::IgnoredAny>(text).map(|_| ()).map_err(|error| {
         let at = Position { line: error.line().max(1) as u32, column: column_of(text, error.line(), error.column()) };
         // The parser appends the place, which the finding has already.
@@ -82,8 +83,31 @@ fn column_of(text: &str, line: usize, bytes: usize) -> u32 {
     u32::try_from(characters + 1).unwrap_or(u32::MAX)
 }
 
-/// Deeper YAML than this is an attack on whoever reads it.
-const MAX_YAML_DEPTH: usize = 128;
+/// Deeper nesting than this is an attack on whoever reads it.
+const MAX_DEPTH: usize = 128;
+
+/// The parser that checks JSON recurses into nothing; those that read the file later do.
+fn check_json_depth(path: &str, text: &str) -> Result<(), Findings> {
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    for (offset, byte) in text.bytes().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => depth += 1,
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_DEPTH {
+            return Err(Finding::at(path, Lines::new(text).position(offset), too_deep()).into());
+        }
+    }
+    Ok(())
+}
+
+fn too_deep() -> String {
+    format!("nested deeper than {MAX_DEPTH} levels")
+}
 
 fn check_yaml(path: &str, text: &str) -> Result<(), Findings> {
     use saphyr_parser::Event;
@@ -95,9 +119,9 @@ fn check_yaml(path: &str, text: &str) -> Result<(), Findings> {
             Event::SequenceEnd | Event::MappingEnd => depth = depth.saturating_sub(1),
             _ => {}
         }
-        if depth > MAX_YAML_DEPTH {
+        if depth > MAX_DEPTH {
             let at = position(span.start.line(), span.start.col());
-            return Err(Finding::at(path, at, format!("nested deeper than {MAX_YAML_DEPTH} levels")).into());
+            return Err(Finding::at(path, at, too_deep()).into());
         }
     }
     Ok(())

@@ -16,7 +16,9 @@ pub fn check_tree(files: &dyn Files, subcluster: &str) -> Result<Report, FilesEr
     repos.insert(GLOBAL.to_owned(), ProposedRepo { files: &global, changes: everything(&global)? });
     let unlimited = GateLimits { file_bytes: u64::MAX, commit_bytes: u64::MAX, commit_paths: usize::MAX };
     let report = check(&Proposal { repos, nodes: Vec::new() }, &unlimited)?;
-    Ok(Report { findings: report.findings.into_iter().map(from_root).collect(), more: report.more })
+    let mut findings: Vec<Finding> = report.findings.into_iter().map(from_root).collect();
+    findings.sort();
+    Ok(Report { findings, more: report.more })
 }
 
 fn everything(part: &Part<'_>) -> Result<Vec<Change>, FilesError> {

@@ -9,6 +9,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sha2::{Digest as _, Sha256};
+
 use super::{News, Settings, Version, Wanted};
 use crate::documents::{ConfError, DirFiles, Files, FilesError, MemoryFiles, NodeConf, conf};
 use crate::watch_dir::{DirWatch, WatchError};
@@ -74,9 +76,13 @@ impl Reader {
 
     fn read_tree(&self, tree: &DirFiles) -> Result<News, ConfError> {
         let files = gather(tree, &self.settings)?;
-        let version = Version::of_directory(conf::hash(tree, &self.settings.node)?);
-        Ok(News::Files { files, version })
+        Ok(News::Files { files, version: Version::of_directory(commit(tree, &self.settings.node)) })
     }
+}
+
+/// The configuration commit. A mistake in another node's documents must not stop this one; equal trees have equal mistakes.
+fn commit(tree: &dyn Files, node: &str) -> String {
+    conf::hash(tree, node).unwrap_or_else(|error| hex::encode(&Sha256::digest(format!("wrong\n{error}"))[..20]))
 }
 
 /// Copies what is wanted, so that it stays as it is.

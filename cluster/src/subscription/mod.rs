@@ -222,6 +222,8 @@ impl Subscription {
             News::Unusable { version, why } => self.unusable(version, why),
             News::Away { why } => {
                 self.complain(format!("the configuration cannot be had: {why}"));
+                // Nothing to wait for: the last good one is better than none.
+                self.patience = None;
                 None
             }
         }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
+use tokio::time::Instant;
 
 use super::{News, Settings, Version, Wanted};
 use crate::api::{EntryKind, Head, Target, TreeEntry};
@@ -34,6 +35,8 @@ pub(super) struct Server {
     last: Option<Target>,
     known: BTreeMap<String, Blob>,
     backoff: Backoff,
+    /// Streams lost in a row.
+    losses: u32,
 }
 
 /// A file's content with the tag under which servers know it.
@@ -68,7 +71,7 @@ impl Server {
     pub(super) fn new(client: ApiClient, settings: &Settings) -> Self {
         let targets = client.events(&format!("/api/v1/nodes/{}/target", escape(&settings.node)), None);
         let (settings, known) = (settings.clone(), BTreeMap::new());
-        Self { client, settings, targets, pending: None, last: None, known, backoff: Backoff::default() }
+        Self { client, settings, targets, pending: None, last: None, known, backoff: Backoff::default(), losses: 0 }
     }
 
     pub(super) fn read_again(&mut self) {
@@ -85,7 +88,9 @@ impl Server {
                             return News::Away { why: format!("the server's target cannot be read: {error}") };
                         }
                     },
-                    Ok(Incoming::Connected) => {}
+                    Ok(Incoming::Connected) => self.losses = 0,
+                    // A server that restarts is no news as long as another one, or it again, answers at the next attempt.
+                    Ok(Incoming::Lost(_)) if self.losses == 0 && self.last.is_some() => self.losses = 1,
                     Ok(Incoming::Lost(error)) | Err(error) => return News::Away { why: Chain(&error).to_string() },
                 }
                 continue;
@@ -118,11 +123,14 @@ impl Server {
 
     /// Waits after a failed fetch, or until there is a newer target.
     async fn pause(&mut self) {
-        let mut step = self.backoff.clone();
-        if let Ok(Ok(Incoming::Event(event))) = tokio::time::timeout(step.next_delay(), self.targets.next()).await
-            && let Ok(target) = serde_json::from_str(&event.data)
-        {
-            self.pending = Some(target);
+        let end = Instant::now() + self.backoff.clone().next_delay();
+        while let Ok(news) = tokio::time::timeout_at(end, self.targets.next()).await {
+            if let Ok(Incoming::Event(event)) = news
+                && let Ok(target) = serde_json::from_str(&event.data)
+            {
+                self.pending = Some(target);
+                return;
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cluster::api::RevisionSpec;
-use repos::{Oid, Quarantine, RefName, TreeChange};
+use repos::{Content, Oid, Quarantine, RefName, TreeChange};
 
 use crate::state::{Author, Head, RepoName};
 
@@ -19,6 +19,18 @@ pub struct CommitRequest {
     pub idempotency_key: Option<String>,
     /// What to change where. Not empty.
     pub repos: BTreeMap<RepoName, RepoChange>,
+}
+
+impl CommitRequest {
+    /// What the contents weigh.
+    pub(crate) fn content_bytes(&self) -> u64 {
+        let changes = self.repos.values().flat_map(|change| &change.changes);
+        let bytes = changes.map(|change| match change {
+            TreeChange::Put { content: Content::Bytes(bytes), .. } => bytes.len() as u64,
+            _ => 0,
+        });
+        bytes.sum()
+    }
 }
 
 /// One repository's part of a [`CommitRequest`].

@@ -108,7 +108,7 @@ async fn watch(
     let after = last_event_id(&headers)?.or(query.after);
     let mut watch = app.core.watch(&repo, after, &query.path)?;
     if accepts(&headers, EVENT_STREAM) {
-        let events = watch.map(|event| frame("revision", event.record.revision, &event.json));
+        let events = watch.into_stream().map(|event| frame("revision", event.record.revision, &event.json));
         return Ok(event_stream(&app, events, place));
     }
     let event = tokio::select! {
@@ -153,7 +153,7 @@ async fn target(
     if accepts(&headers, EVENT_STREAM) {
         let place = app.places.watchers.take().await?;
         let targets = app.core.watch_target(&node, after.unwrap_or(0))?;
-        let events = targets.map(|event| frame("target", event.record.serial, &event.json));
+        let events = targets.into_stream().map(|event| frame("target", event.record.serial, &event.json));
         return Ok(event_stream(&app, events, place));
     }
     let now = app.core.target(&node)?;

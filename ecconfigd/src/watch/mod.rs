@@ -1,13 +1,30 @@
 //! Telling those who wait that something changed.
-#![allow(clippy::todo)]
+//!
+//! What always holds: a watcher sees every matching revision of its repository once, in order, from any revision on; a commit wakes only the
+//! watchers whose globs match it; nothing is buffered per watcher. A watcher holds a position. It reads recent events from a ring shared by all
+//! and older ones from the state, so a slow one costs nothing but its connection; one that was live and then fell behind the ring is ended
+//! and resumes from its last revision. Watchers with the same globs share one matcher and one wake-up.
 
-use std::pin::Pin;
+mod globs;
+mod hub;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures::Stream;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
-use crate::state::{RepoName, RevisionRecord, TargetRecord};
+pub use globs::{BadGlob, Globs};
+pub use hub::Hub;
+use hub::{Group, Seat};
+
+use crate::state::{RepoName, RevisionRecord, State, TargetRecord};
+
+/// Old revisions that are read from the state at a time.
+const READ_REVISIONS: u64 = 256;
 
 /// One revision, with the JSON of its `WatchEvent` made once for all watchers.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,31 +35,11 @@ pub struct Event {
     pub json: Bytes,
 }
 
-/// A repository's revisions from a point on, without gaps or repeats.
-///
-/// Nothing is buffered per watcher: it holds its position and reads recent events from a ring shared by all, older ones from the state.
-/// A watcher that was live and then fell further behind than the ring is ended (`None`); it resumes from its last revision.
-pub struct Watch {
-    _repo: RepoName,
-}
-
-impl Watch {
-    /// The next revision whose paths match; waits for it. `None`: the server is stopping, or this watcher was too slow. Cancel safe.
-    pub async fn next(&mut self) -> Option<Arc<Event>> {
-        todo!()
-    }
-
-    /// The last revision looked at, matching or not: where to resume.
-    pub fn position(&self) -> u64 {
-        todo!()
-    }
-}
-
-impl futures::Stream for Watch {
-    type Item = Arc<Event>;
-
-    fn poll_next(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        todo!()
+impl Event {
+    /// Makes the JSON.
+    pub fn new(record: RevisionRecord) -> Arc<Event> {
+        let json = serde_json::to_vec(&record.event()).expect("an event is JSON").into();
+        Arc::new(Event { record, json })
     }
 }
 
@@ -55,20 +52,162 @@ pub struct TargetEvent {
     pub json: Bytes,
 }
 
-/// The targets of a node from a serial on, in order. A target that was replaced before it was read is passed over: only the newest counts.
-pub struct TargetWatch {}
-
-impl TargetWatch {
-    /// The next target with a higher serial; waits for it. `None`: the server is stopping or the node is gone. Cancel safe.
-    pub async fn next(&mut self) -> Option<Arc<TargetEvent>> {
-        todo!()
+impl TargetEvent {
+    /// Makes the JSON.
+    pub fn new(record: TargetRecord) -> Arc<TargetEvent> {
+        let json = serde_json::to_vec(&record.api()).expect("a target is JSON").into();
+        Arc::new(TargetEvent { record, json })
     }
 }
 
-impl futures::Stream for TargetWatch {
-    type Item = Arc<TargetEvent>;
+/// A repository's revisions from a point on, without gaps or repeats.
+pub struct Watch {
+    state: Arc<State>,
+    repo: RepoName,
+    /// Every revision up to this one was looked at.
+    position: u64,
+    /// Whether it once had caught up.
+    live: bool,
+    group: Arc<Group>,
+    wake: watch::Receiver<u64>,
+    closed: CancellationToken,
+    _seat: Seat,
+}
 
-    fn poll_next(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        todo!()
+/// What looking for the next event came to.
+enum Look {
+    Found(Arc<Event>),
+    /// Nothing up to the newest revision.
+    Nothing,
+    /// More to look at.
+    Again,
+    TooSlow,
+}
+
+impl Watch {
+    pub(crate) fn new(state: Arc<State>, repo: RepoName, after: Option<u64>, globs: Globs) -> Result<Watch, hub::Full> {
+        let seat = state.hub().seat()?;
+        let (group, wake, newest) = state.hub().join(&repo, globs);
+        let closed = state.hub().closed();
+        let position = after.unwrap_or(newest);
+        Ok(Watch { state, repo, position, live: false, group, wake, closed, _seat: seat })
+    }
+
+    /// The next revision whose paths match; waits for it. `None`: the server is stopping, or this watcher was too slow. Cancel safe.
+    pub async fn next(&mut self) -> Option<Arc<Event>> {
+        loop {
+            if self.closed.is_cancelled() {
+                return None;
+            }
+            // Marked as seen before looking, so that what comes while looking wakes again.
+            self.wake.borrow_and_update();
+            match self.look().await {
+                Look::Found(event) => return Some(event),
+                Look::Again => continue,
+                Look::TooSlow => return None,
+                Look::Nothing => self.live = true,
+            }
+            tokio::select! {
+                changed = self.wake.changed() => changed.ok()?,
+                () = self.closed.cancelled() => return None,
+            }
+        }
+    }
+
+    /// The last revision looked at, matching or not: where to resume.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// The events as a stream; it ends where [`Watch::next`] answers `None`.
+    pub fn into_stream(self) -> impl Stream<Item = Arc<Event>> + Send + 'static {
+        futures::stream::unfold(self, |mut watch| async move { watch.next().await.map(|event| (event, watch)) })
+    }
+
+    async fn look(&mut self) -> Look {
+        match self.state.hub().look(&self.repo, &self.group, self.position) {
+            hub::Recent::Found(event) => {
+                self.position = event.record.revision;
+                Look::Found(event)
+            }
+            hub::Recent::Nothing { newest } => {
+                self.position = self.position.max(newest);
+                Look::Nothing
+            }
+            hub::Recent::Older { upto: _ } if self.live => Look::TooSlow,
+            hub::Recent::Older { upto } => self.look_in_state(upto).await,
+        }
+    }
+
+    /// Looks through one stretch of old revisions.
+    async fn look_in_state(&mut self, upto: u64) -> Look {
+        let (state, repo, group) = (self.state.clone(), self.repo.clone(), self.group.clone());
+        let from = self.position + 1;
+        let to = upto.min(self.position + READ_REVISIONS);
+        let read = tokio::task::spawn_blocking(move || {
+            let records = state.revisions(&repo, from, to)?;
+            Ok::<_, crate::state::StateError>(records.into_iter().find(|record| group.matches(record)))
+        });
+        match read.await {
+            Ok(Ok(Some(record))) => {
+                self.position = record.revision;
+                Look::Found(Event::new(record))
+            }
+            Ok(Ok(None)) => {
+                self.position = to;
+                Look::Again
+            }
+            Ok(Err(error)) => {
+                tracing::error!(repo = %self.repo, "a watcher could not read old revisions: {error}");
+                Look::TooSlow
+            }
+            // The runtime is going down.
+            Err(_) => Look::TooSlow,
+        }
+    }
+}
+
+/// The targets of a node from a serial on, in order. A target that was replaced before it was read is passed over: only the newest counts.
+pub struct TargetWatch {
+    after: u64,
+    /// Whether a first answer that differs from `after`, in either direction, is due.
+    first: bool,
+    targets: watch::Receiver<Arc<TargetEvent>>,
+    closed: CancellationToken,
+    _seat: Seat,
+}
+
+impl TargetWatch {
+    pub(crate) fn new(hub: &Arc<Hub>, subcluster: &RepoName, after: u64) -> Result<Option<TargetWatch>, hub::Full> {
+        let seat = hub.seat()?;
+        let Some(targets) = hub.targets(subcluster) else { return Ok(None) };
+        Ok(Some(TargetWatch { after, first: true, targets, closed: hub.closed(), _seat: seat }))
+    }
+
+    /// The next target with another serial; waits for it. `None`: the server is stopping. Cancel safe.
+    pub async fn next(&mut self) -> Option<Arc<TargetEvent>> {
+        loop {
+            if self.closed.is_cancelled() {
+                return None;
+            }
+            let target = self.targets.borrow_and_update().clone();
+            let serial = target.record.serial;
+            // A caller that is ahead of us followed a cluster that is no more; it must not wait for the numbers to meet.
+            if serial > self.after || (self.first && serial != self.after) {
+                self.after = serial;
+                self.first = false;
+                return Some(target);
+            }
+            self.first = false;
+            tokio::select! {
+                changed = self.targets.changed() => changed.ok()?,
+                () = self.closed.cancelled() => return None,
+            }
+        }
+    }
+
+    /// The targets as a stream.
+    pub fn into_stream(self) -> impl Stream<Item = Arc<TargetEvent>> + Send + 'static {
+        futures::stream::unfold(self, |mut watch| async move { watch.next().await.map(|target| (target, watch)) })
     }
 }

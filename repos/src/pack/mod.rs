@@ -4,16 +4,17 @@
 //! big-endian 32 bit), the entries, and the SHA-1 of all that. An entry is a header (see [`entry_header`]), for deltas a
 //! reference to the base, and a zlib stream.
 //!
-//! Deltas are read, kept and passed on, but only resolved where an index has to be made for a pack that has some;
-//! that is left to `gix-pack`. Making new deltas is left out.
+//! Deltas are read, kept and passed on, but only resolved where an index has to be made for a pack that has some; that
+//! is left to `gix-pack`. New deltas are made where packs are glued together, between versions of the same path.
 
+mod delta;
 mod glue;
 mod index;
 mod install;
 mod scan;
 mod write;
 
-pub(crate) use glue::{Source, glue};
+pub(crate) use glue::{Source, Versions, glue, ids};
 pub(crate) use index::{IndexEntry, write_index};
 pub(crate) use install::{Staged, index_staged};
 pub(crate) use scan::{Scanned, scan};

@@ -127,9 +127,15 @@ impl Enumeration<'_> {
         if links.parents.is_empty() || cut.contains(&id) {
             return self.tree(links.tree, bases);
         }
-        let parents = links.parents.iter().map(|parent| Ok(self.objects.links(*parent)?.tree));
-        let parents = parents.collect::<Result<Vec<_>>>()?;
-        self.tree(links.tree, &parents)
+        let mut olds = Vec::with_capacity(links.parents.len() + bases.len());
+        for parent in &links.parents {
+            olds.push(self.objects.links(*parent)?.tree);
+        }
+        // What goes back to what the client has is not new either.
+        olds.extend(bases);
+        olds.sort_unstable();
+        olds.dedup();
+        self.tree(links.tree, &olds)
     }
 
     /// Lists what `root` has and none of `olds` has in the same place, or in a place where it is no longer.

@@ -13,6 +13,9 @@ use crate::Oid;
 
 /// How many more hidden commits are looked at after nothing wanted is left, as in git.
 const SLOP: usize = 5;
+/// How much older than its parent a commit may claim to be before a search for an ancestor gives up: clocks lie, but
+/// within one cluster not by more than a day.
+pub(crate) const CLOCK_SKEW_S: i64 = 86_400;
 
 /// The commits reachable from `wants` and not from `hidden`, children before parents as far as times are true.
 /// The parents of commits in `cut` do not count, on either side.
@@ -67,10 +70,9 @@ pub(crate) fn reachable(
     }
 }
 
-/// True if `target` is one of `tips` or an ancestor of one. Lines of history that are older than the target by more
-/// than a day are given up: clocks lie, but not that much within one cluster.
+/// True if `target` is one of `tips` or an ancestor of one. Lines of history that are older than the target are
+/// given up.
 pub(crate) fn is_reachable(objects: &Objects, tips: &[Oid], target: Oid) -> Result<bool> {
-    const CLOCK_SKEW_S: i64 = 86_400;
     let oldest_s = objects.links(target)?.time_s.saturating_sub(CLOCK_SKEW_S);
     let mut seen: HashSet<Oid> = HashSet::new();
     let mut queue = BinaryHeap::new();

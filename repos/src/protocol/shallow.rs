@@ -56,15 +56,22 @@ pub(crate) struct Edges {
     pub(crate) cut: HashSet<Oid>,
 }
 
-/// Moves the edges of a client that has `client_shallow` and asks for `wants`.
-pub(crate) fn edges(objects: &Objects, wants: &[Oid], client_shallow: &[Oid], deepen: &Deepen) -> Result<Edges> {
+/// Moves the edges of a client that has `client_shallow` and asks for `wants`. `tips` are what the references name.
+pub(crate) fn edges(
+    objects: &Objects,
+    wants: &[Oid],
+    client_shallow: &[Oid],
+    deepen: &Deepen,
+    tips: impl FnOnce() -> Result<Vec<Oid>>,
+) -> Result<Edges> {
     let wants = commits_of(objects, wants)?;
     // What we do not have cannot end any history of ours.
     let client_shallow: Vec<Oid> = commits_of(objects, client_shallow)?;
     let reach = if deepen.depth == INFINITE_DEPTH {
-        Reach { inside: client_shallow.iter().copied().collect(), border: Vec::new() }
+        let ends = reachable_ends(objects, &tips()?, &client_shallow)?;
+        Reach { inside: ends.into_iter().collect(), border: Vec::new() }
     } else if deepen.depth > 0 && deepen.relative {
-        let ends = reachable_ends(objects, &wants, &client_shallow)?;
+        let ends = reachable_ends(objects, &tips()?, &client_shallow)?;
         by_depth(objects, &ends, deepen.depth.saturating_add(1))?
     } else if deepen.depth > 0 {
         by_depth(objects, &wants, deepen.depth)?
@@ -111,10 +118,16 @@ fn commits_of(objects: &Objects, ids: &[Oid]) -> Result<Vec<Oid>> {
     Ok(commits)
 }
 
-/// The ends of the client's history that the wanted commits lead to.
-fn reachable_ends(objects: &Objects, wants: &[Oid], client_shallow: &[Oid]) -> Result<Vec<Oid>> {
-    let ends: HashSet<Oid> = client_shallow.iter().copied().collect();
-    let mut found = graph::reachable(objects, wants, &HashSet::new(), |_, _| true)?;
+/// The ends of the client's history that the references lead to: what is behind any other is not to be had.
+fn reachable_ends(objects: &Objects, tips: &[Oid], client_shallow: &[Oid]) -> Result<Vec<Oid>> {
+    let mut ends: HashSet<Oid> = HashSet::new();
+    let mut oldest_s = i64::MAX;
+    for id in client_shallow {
+        ends.insert(*id);
+        oldest_s = oldest_s.min(objects.links(*id)?.time_s);
+    }
+    let oldest_s = oldest_s.saturating_sub(graph::CLOCK_SKEW_S);
+    let mut found = graph::reachable(objects, tips, &HashSet::new(), |_, time_s| time_s >= oldest_s)?;
     found.retain(|id| ends.contains(id));
     Ok(found)
 }
@@ -151,14 +164,16 @@ fn by_walk(objects: &Objects, wants: &[Oid], deepen: &Deepen) -> Result<Reach> {
     if chosen.is_empty() {
         return Err(Error::Refused("no commits selected for shallow requests".into()));
     }
-    let mut reach = Reach { inside: chosen.iter().copied().collect(), border: Vec::new() };
+    let inside: HashSet<Oid> = chosen.iter().copied().collect();
+    let mut border = HashSet::new();
     for id in &chosen {
-        if objects.links(*id)?.parents.iter().any(|parent| !reach.inside.contains(parent)) {
-            reach.border.push(*id);
+        if objects.links(*id)?.parents.iter().any(|parent| !inside.contains(parent)) {
+            border.insert(*id);
         }
     }
-    for id in &reach.border {
-        reach.inside.remove(id);
-    }
-    Ok(reach)
+    // A border behind another one is not sent, so it must not be named: git's own server does, and its client then fails
+    // when that border is to move.
+    let reached = graph::reachable(objects, wants, &border, |id, _| inside.contains(&id))?;
+    let (border, inside) = reached.into_iter().partition::<Vec<_>, _>(|id| border.contains(id));
+    Ok(Reach { inside: inside.into_iter().collect(), border })
 }

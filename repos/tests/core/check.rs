@@ -2,7 +2,7 @@
 
 use repos::{CheckError, Draft, Mode, Oid, PackLimits, Reader, TreeRules};
 
-use crate::support::{Repo, git_with, new_commit, put, put_mode};
+use crate::support::{Repo, git_with, new_commit, put, put_mode, raw_pack, sha1};
 
 /// Writes a tree with git's own `hash-object --literally`, which takes anything.
 fn tree(repo: &Repo, entries: &[(&str, &[u8], Oid)]) -> Oid {
@@ -215,19 +215,6 @@ fn draft_commit(repo: &Repo, _reader: &Reader, tree: Oid) -> Oid {
     hash_object(repo, "commit", commit.as_bytes())
 }
 
-fn sha1(bytes: &[u8]) -> Vec<u8> {
-    use sha1_by_gix::*;
-    hash(bytes)
-}
-
-mod sha1_by_gix {
-    pub fn hash(bytes: &[u8]) -> Vec<u8> {
-        let mut hasher = gix::hash::hasher(gix::hash::Kind::Sha1);
-        hasher.update(bytes);
-        hasher.try_finalize().unwrap().as_slice().to_vec()
-    }
-}
-
 fn sha1_tree(data: &[u8]) -> Oid {
     let mut bytes = format!("tree {}\0", data.len()).into_bytes();
     bytes.extend_from_slice(data);
@@ -235,18 +222,6 @@ fn sha1_tree(data: &[u8]) -> Oid {
 }
 
 fn pack_of_trees(trees: &[Vec<u8>]) -> Vec<u8> {
-    use std::io::Write;
-    let mut pack = b"PACK\0\0\0\x02".to_vec();
-    pack.extend_from_slice(&(trees.len() as u32).to_be_bytes());
-    for tree in trees {
-        assert!(tree.len() < 2048);
-        pack.push(0x80 | 2 << 4 | (tree.len() & 15) as u8);
-        pack.push((tree.len() >> 4) as u8);
-        let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
-        zlib.write_all(tree).unwrap();
-        pack.extend(zlib.finish().unwrap());
-    }
-    let checksum = sha1(&pack);
-    pack.extend(checksum);
-    pack
+    let entries: Vec<(u8, Vec<u8>, Vec<u8>)> = trees.iter().map(|tree| (2, Vec::new(), tree.clone())).collect();
+    raw_pack(&entries)
 }

@@ -41,6 +41,35 @@ fn small_packs_become_one() {
 }
 
 #[test]
+fn small_changes_take_little_room() {
+    let repo = Repo::new();
+    let files: Vec<repos::TreeChange> =
+        (0..400).map(|n| put(&format!("d{}/f{n}", n % 4), format!("file {n}\n").repeat(20))).collect();
+    let mut commits = vec![repo.commit(&[], 0, &files)];
+    for n in 1..150i64 {
+        let text = format!("file {n}\n").repeat(20) + &format!("and line {n}\n") + &"more\n".repeat(30);
+        commits.push(repo.commit(&commits[commits.len() - 1..], n, &[put(&format!("d{}/f{}", n % 3, n % 9), text)]));
+        if n % 40 == 0 {
+            repo.store.consolidate(&few(), &commits[commits.len() - 1..]).unwrap();
+        }
+    }
+    let bytes = || repo.store.packs().unwrap().iter().map(|info| info.bytes).sum::<u64>();
+    let before = bytes();
+    repo.store.consolidate(&ConsolidateOptions { min_packs: 2, factor: 1000 }, &commits[commits.len() - 1..]).unwrap();
+    let after = bytes();
+    println!("{before} bytes before, {after} after");
+    assert!(after < 150 * 700 + 100_000, "{after}");
+    assert_eq!(repo.store.verify(&commits).unwrap(), []);
+    let pack = repo.store.packs().unwrap()[0].path.clone();
+    git(repo.store.path(), &["index-pack", "--strict", "--verify", pack.to_str().unwrap()]);
+    // No chain is deeper than git's own.
+    let listing = git(repo.store.path(), &["verify-pack", "-v", pack.with_extension("idx").to_str().unwrap()]);
+    let depths =
+        listing.lines().filter_map(|line| line.strip_prefix("chain length = ")?.split(':').next()?.parse::<u32>().ok());
+    assert!((10..=51).contains(&depths.max().unwrap()), "{listing}");
+}
+
+#[test]
 fn large_packs_are_left_alone() {
     let repo = Repo::new();
     many(&repo, 40);

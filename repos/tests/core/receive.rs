@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use repos::{Oid, PackError, PackLimits, RefMap, RefName, Store};
 
-use crate::support::{Repo, git, git_try, git_with, path, put};
+use crate::support::{Repo, git, git_try, git_with, path, put, raw_pack, sha1};
 
 /// A history with files similar enough that git makes deltas.
 fn source() -> (Repo, Vec<Oid>) {
@@ -177,9 +177,9 @@ proptest! {
         }
         if fix_checksum && pack.len() > 20 {
             let body = pack.len() - 20;
-            let mut hasher = gix_hash(&pack[..body]);
+            let checksum = sha1(&pack[..body]);
             pack.truncate(body);
-            pack.append(&mut hasher);
+            pack.extend(checksum);
         }
         let dir = tempfile::tempdir().unwrap();
         let store = Store::init(&dir.path().join("r.git")).unwrap();
@@ -191,15 +191,56 @@ proptest! {
     }
 }
 
-/// SHA-1 by way of git, which everything here is compared with anyway.
-fn gix_hash(bytes: &[u8]) -> Vec<u8> {
-    use std::io::Write;
-    let mut child = std::process::Command::new("sha1sum")
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(bytes).unwrap();
-    let out = child.wait_with_output().unwrap().stdout;
-    (0..20).map(|n| u8::from_str_radix(std::str::from_utf8(&out[2 * n..2 * n + 2]).unwrap(), 16).unwrap()).collect()
+#[test]
+fn hostile_deltas_are_refused() {
+    // A base of 100 bytes at offset 12; then a delta that refers to it by distance.
+    let base = (3u8, Vec::new(), vec![b'x'; 100]);
+    let distance = |pack_with_base: usize| vec![(pack_with_base - 20 - 12) as u8];
+    let at = raw_pack(std::slice::from_ref(&base)).len();
+    let good = [&[100u8, 100][..], &[0x90, 100]].concat();
+    let delta = |head: Vec<u8>, body: Vec<u8>| raw_pack(&[base.clone(), (6, head, body)]);
+    let receive = |pack: Vec<u8>| {
+        let to = Repo::new();
+        let mut quarantine = to.store.quarantine().unwrap();
+        quarantine.receive(&mut pack.as_slice(), &PackLimits { max_object_bytes: 1 << 20, ..PackLimits::default() })
+    };
+    assert!(receive(delta(distance(at), good.clone())).is_ok());
+    let bodies: [(&str, Vec<u8>); 9] = [
+        ("a base of another size", [&[99u8, 100][..], &[0x90, 100]].concat()),
+        ("a result of another size", [&[100u8, 101][..], &[0x90, 100]].concat()),
+        ("copies beyond the base", [&[100u8, 100][..], &[0x91, 50, 100]].concat()),
+        ("copies more than it says", [&[100u8, 10][..], &[0x90, 100]].concat()),
+        ("inserts more than there is", [&[100u8, 100][..], &[0x7f, 1, 2]].concat()),
+        ("a reserved instruction", [&[100u8, 100][..], &[0x00]].concat()),
+        ("no result", vec![100]),
+        ("empty", vec![]),
+        ("a huge result", [&[100u8, 0xff, 0xff, 0xff, 0xff, 0x7f][..], &[0x90, 100]].concat()),
+    ];
+    for (what, body) in bodies {
+        let refused = receive(delta(distance(at), body));
+        assert!(matches!(refused, Err(PackError::Damaged { .. } | PackError::Limit { .. })), "{what}: {refused:?}");
+    }
+    for (what, head) in [
+        ("itself", vec![0u8]),
+        ("before the pack", vec![0xff, 0x7f]),
+        ("the middle of an entry", vec![(at - 20 - 12 - 1) as u8]),
+    ] {
+        let refused = receive(delta(head, good.clone()));
+        assert!(matches!(refused, Err(PackError::Damaged { .. })), "{what}: {refused:?}");
+    }
+    // Two that stand on each other by name: no name can be known.
+    let circle = raw_pack(&[(7, vec![1; 20], good.clone()), (7, vec![2; 20], good)]);
+    assert!(matches!(receive(circle), Err(PackError::MissingBase { .. })));
+    // The same object twice is odd, and harmless.
+    let twice = raw_pack(&[base.clone(), base.clone()]);
+    assert!(receive(twice).is_ok());
+    // A bomb: much out of little.
+    let zeros = vec![0u8; 2000];
+    let bomb = raw_pack(&(0..600).map(|_| (3, Vec::new(), zeros.clone())).collect::<Vec<_>>());
+    let to = Repo::new();
+    let limits = PackLimits { max_unpacked_bytes: 1_000_000, ..PackLimits::default() };
+    assert!(matches!(
+        to.store.quarantine().unwrap().receive(&mut bomb.as_slice(), &limits),
+        Err(PackError::Limit { .. })
+    ));
 }

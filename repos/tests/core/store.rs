@@ -136,6 +136,32 @@ fn what_a_crash_left_is_removed_and_what_is_in_use_is_not() {
 }
 
 #[test]
+fn half_a_pack_is_removed() {
+    let repo = Repo::new();
+    let commit = repo.commit(&[], 1, &[put("a", "1")]);
+    let orphan = repo.store.objects_dir().join(format!("pack/pack-{}.pack", Oid::from_bytes([3; 20])));
+    std::fs::write(&orphan, "half").unwrap();
+    Store::open(repo.store.path()).unwrap();
+    assert!(orphan.exists(), "somebody may be at work on it");
+    let yesterday = std::time::SystemTime::now() - std::time::Duration::from_secs(86_400);
+    std::fs::File::options().write(true).open(&orphan).unwrap().set_modified(yesterday).unwrap();
+    let again = Store::open(repo.store.path()).unwrap();
+    assert!(!orphan.exists());
+    assert_eq!(again.verify(&[commit]).unwrap(), []);
+}
+
+#[test]
+fn all_of_it_can_go_to_another_thread() {
+    fn is_send<T: Send>() {}
+    fn is_sync<T: Sync>() {}
+    is_send::<repos::Reader>();
+    is_send::<Draft>();
+    is_send::<repos::Quarantine>();
+    is_send::<Store>();
+    is_sync::<Store>();
+}
+
+#[test]
 fn an_object_directory_is_a_store() {
     let dir = tempfile::tempdir().unwrap();
     git(dir.path(), &["init", "-q", "-b", "main", "wc"]);

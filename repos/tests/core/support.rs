@@ -107,3 +107,27 @@ pub fn git_try(dir: &Path, args: &[&str], input: &[u8]) -> (bool, Vec<u8>, Strin
     writer.join().unwrap();
     (output.status.success(), output.stdout, String::from_utf8_lossy(&output.stderr).into_owned())
 }
+
+pub fn sha1(bytes: &[u8]) -> Vec<u8> {
+    let mut hasher = gix::hash::hasher(gix::hash::Kind::Sha1);
+    hasher.update(bytes);
+    hasher.try_finalize().unwrap().as_slice().to_vec()
+}
+
+/// A pack of these entries: type, what stands before the compressed bytes (the base of a delta), content.
+pub fn raw_pack(entries: &[(u8, Vec<u8>, Vec<u8>)]) -> Vec<u8> {
+    let mut pack = b"PACK\0\0\0\x02".to_vec();
+    pack.extend_from_slice(&(entries.len() as u32).to_be_bytes());
+    for (type_number, base, data) in entries {
+        assert!(data.len() < 2048);
+        pack.push(0x80 | type_number << 4 | (data.len() & 15) as u8);
+        pack.push((data.len() >> 4) as u8);
+        pack.extend_from_slice(base);
+        let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+        zlib.write_all(data).unwrap();
+        pack.extend(zlib.finish().unwrap());
+    }
+    let checksum = sha1(&pack);
+    pack.extend(checksum);
+    pack
+}

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::agent::check_argv;
-use super::values::{Host, HostPort, Network};
+use super::values::{Address, Host, HostPort, Network};
 use super::{Checker, Context, DocumentKind, Schema, names};
 use crate::documents::hint;
 use crate::documents::place::KeyPath;
@@ -36,7 +36,7 @@ pub struct RawDuravip {
     /// Blocks of addresses and their interfaces.
     pub topology: Option<BTreeMap<Network, RawTopology>>,
     /// The addresses.
-    pub vip: Option<BTreeMap<IpAddr, RawVip>>,
+    pub vip: Option<BTreeMap<Address, RawVip>>,
     /// Settings of single members.
     pub member: Option<BTreeMap<String, RawMember>>,
     /// Checks by name.
@@ -280,7 +280,8 @@ impl Schema for Duravip {
         let (dead_after, heartbeat) = resolve_times(raw.dead_after, raw.heartbeat, check);
         let checks = resolve_checks(raw.check.unwrap_or_default(), check);
         let topologies = resolve_topologies(raw.topology.unwrap_or_default(), check);
-        let raw_vips = raw.vip.unwrap_or_default();
+        let raw_vips: BTreeMap<IpAddr, RawVip> =
+            raw.vip.unwrap_or_default().into_iter().map(|(address, vip)| (address.0, vip)).collect();
         if !raw_vips.is_empty() {
             check_electorate(raw.no_quorum, context, check);
             check_members(context, check);
@@ -609,7 +610,7 @@ fn check_preference(node: &str, path: &KeyPath, context: &Context<'_>, check: &m
         check.unknown_node(path, node, context);
     } else if context.cluster.nodes.get(node).is_some_and(|node| node.witness) {
         check.refuse(path, format!("{node} is a witness and never owns an address"));
-    } else if !context.is_own(node) {
+    } else if context.is_foreign(node) {
         check.refuse(path, format!("{node} belongs to another subcluster"));
     }
 }

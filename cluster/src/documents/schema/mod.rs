@@ -140,10 +140,10 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// True for the nodes that a document may name: those of `cluster.toml`, and the node itself, which on a cluster
-    /// of one machine is nowhere else.
+    /// True for the nodes that a document may name: those of `cluster.toml`, and the node itself. Where `cluster.toml`
+    /// names nobody, as on a cluster of one machine, there is nothing to compare with and every name will do.
     pub fn knows(&self, node: &str) -> bool {
-        self.node == Some(node) || self.cluster.nodes.contains_key(node)
+        self.cluster.nodes.is_empty() || self.node == Some(node) || self.cluster.nodes.contains_key(node)
     }
 
     /// All of these names.
@@ -151,9 +151,9 @@ impl Context<'_> {
         self.cluster.nodes.keys().map(String::as_str).chain(self.node).collect()
     }
 
-    /// True for the nodes of the own subcluster.
-    pub fn is_own(&self, node: &str) -> bool {
-        self.node == Some(node) || self.cluster.nodes.get(node).is_some_and(|known| known.subcluster == self.subcluster)
+    /// True for the nodes of another subcluster.
+    pub fn is_foreign(&self, node: &str) -> bool {
+        self.node != Some(node) && self.cluster.nodes.get(node).is_some_and(|known| known.subcluster != self.subcluster)
     }
 }
 
@@ -194,7 +194,7 @@ impl<'a> Checker<'a> {
 
     /// What was found.
     pub fn finish(self) -> Findings {
-        self.findings
+        self.findings.sorted()
     }
 }
 

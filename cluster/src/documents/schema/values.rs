@@ -192,9 +192,42 @@ impl FromStr for Network {
                 "\"{text}\" has bits beyond its prefix; the block is \"{masked}/{prefix_length}\""
             )));
         }
-        Ok(Self { address, prefix_length })
+        let network = Self { address, prefix_length };
+        shortest_form(text, &network.to_string())?;
+        Ok(network)
     }
 }
+
+/// Addresses are keys, and layers meet by their keys: each has one spelling.
+fn shortest_form(text: &str, shortest: &str) -> Result<(), ValueError> {
+    if text == shortest {
+        return Ok(());
+    }
+    Err(wrong(format!("write \"{shortest}\" instead of \"{}\": layers meet by one spelling", shortened(text))))
+}
+
+/// An address that is managed, as a key: `10.1.1.1`, `2001:db8::1`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Address(pub IpAddr);
+
+impl FromStr for Address {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let address: IpAddr =
+            text.parse().map_err(|_| wrong(format!("\"{}\" is not an IP address", shortened(text))))?;
+        shortest_form(text, &address.to_string())?;
+        Ok(Self(address))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+string_value!(Address, "an IP address such as \"10.1.1.1\"");
 
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -390,6 +423,9 @@ mod tests {
         assert!("2001:db8::/64".parse::<Network>().unwrap().contains("2001:db8::ff".parse().unwrap()));
         let message = "10.1.1.7/24".parse::<Network>().unwrap_err().to_string();
         assert!(message.contains("the block is \"10.1.1.0/24\""), "{message}");
+        assert!("2001:DB8::/64".parse::<Network>().unwrap_err().to_string().contains("write \"2001:db8::/64\""));
+        assert!("2001:db8:0::1".parse::<Address>().unwrap_err().to_string().contains("write \"2001:db8::1\""));
+        assert!("10.1.1".parse::<Address>().unwrap_err().to_string().contains("not an IP address"));
         for text in ["10.1.1.0", "10.1.1.0/33", "x/8", "10.0.0.0/-1", "::/129"] {
             assert!(text.parse::<Network>().is_err(), "{text}");
         }

@@ -61,7 +61,7 @@ impl Session<'_> {
     }
 
     /// The commits that references name.
-    fn tips(&self) -> Result<Vec<Oid>> {
+    pub(super) fn tips(&self) -> Result<Vec<Oid>> {
         let mut tips = Vec::new();
         for id in self.shown.refs.values() {
             if let Some((_, end, ObjectKind::Commit)) = self.objects.peel(*id)? {

@@ -37,7 +37,7 @@ pub(super) fn serve(session: &Session<'_>, request: &mut Request<'_>, answer: &m
         return Ok(Served::default());
     }
     session.check_wants(&needs.wants)?;
-    let edges = shallow::edges(&session.objects, &needs.wants, &needs.shallow, &needs.deepen)?;
+    let edges = shallow::edges(&session.objects, &needs.wants, &needs.shallow, &needs.deepen, || session.tips())?;
     if needs.deepen.is_asked() {
         write_edges(&edges, answer)?;
     }

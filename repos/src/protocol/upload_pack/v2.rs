@@ -221,7 +221,7 @@ fn fetch(session: &Session<'_>, request: Fetch, answer: &mut Answer<'_>) -> Resu
         answer.out.flush_packet()?;
         return negotiated;
     }
-    let edges = shallow::edges(&session.objects, &request.wants, &request.shallow, &request.deepen)?;
+    let edges = shallow::edges(&session.objects, &request.wants, &request.shallow, &request.deepen, || session.tips())?;
     if request.deepen.is_asked() || !request.shallow.is_empty() {
         answer.out.text("shallow-info")?;
         for id in &edges.shallow {

@@ -1,0 +1,121 @@
+//! Asking the gate about proposed trees.
+
+use std::collections::BTreeMap;
+
+use cluster::gate::{self, ChangeKind, GateLimits, ProposedRepo, RegisteredNode};
+use repos::{Change, CheckError, Mode, Oid, Reader, Refusal, TreeRules};
+
+use super::files::{Source, TreeFiles};
+use crate::error::{Error, Result};
+use crate::state::{RepoName, View};
+
+/// Paths that a revision record carries; watchers of a longer list are woken without looking.
+const MAX_PATHS: usize = 1000;
+const MAX_PATHS_BYTES: usize = 64 << 10;
+
+/// One repository as it would be.
+pub(super) struct Proposed<'a> {
+    pub(super) reader: &'a Reader,
+    pub(super) tree: Oid,
+    /// What differs from the tree before; empty when nothing does.
+    pub(super) changes: &'a [Change],
+}
+
+/// The rules for trees of a repository: a working copy shows `global` under that name.
+pub(super) fn rules(repo: &RepoName) -> TreeRules {
+    let reserved = if repo.is_global() { vec![] } else { vec![gate::GLOBAL.to_owned()] };
+    TreeRules { reserved_root_names: reserved, ..TreeRules::default() }
+}
+
+/// Judges a change. `proposed` holds the repositories that differ from the picture, all others are taken from there.
+pub(super) fn judge(
+    view: &View,
+    proposed: &BTreeMap<RepoName, Proposed<'_>>,
+    limits: &GateLimits,
+) -> Result<gate::Report> {
+    let mut files = BTreeMap::new();
+    for (name, repo) in view.repos.iter() {
+        if !proposed.contains_key(name) {
+            files.insert(name.clone(), (current(repo)?, &[][..]));
+        }
+    }
+    for (name, repo) in proposed {
+        let tree = TreeFiles { source: Source::Reader(repo.reader), tree: repo.tree };
+        files.insert(name.clone(), (tree, repo.changes));
+    }
+    let repos = files
+        .iter()
+        .map(|(name, (files, changes))| {
+            let changes = changes.iter().map(gate_change).collect();
+            (name.to_string(), ProposedRepo { files, changes })
+        })
+        .collect();
+    let nodes = view
+        .nodes
+        .values()
+        .map(|node| RegisteredNode { name: node.name.to_string(), subcluster: node.subcluster.to_string() })
+        .collect();
+    gate::check(&gate::Proposal { repos, nodes }, limits).map_err(Error::internal)
+}
+
+/// The tree of a repository that does not change.
+fn current(repo: &crate::state::RepoView) -> Result<TreeFiles<'static>> {
+    let commit = repo.record.head.commit;
+    let tree = if commit.is_null() {
+        Oid::EMPTY_TREE
+    } else {
+        repo.store.reader().and_then(|reader| reader.tree_of(commit)).map_err(Error::internal)?
+    };
+    Ok(TreeFiles { source: Source::store(repo.store.clone()), tree })
+}
+
+fn gate_change(change: &Change) -> gate::Change {
+    let kind = match change.new {
+        None => ChangeKind::Deleted,
+        Some((Mode::Symlink, _)) => ChangeKind::Symlink,
+        Some(_) => ChangeKind::File { size: None },
+    };
+    gate::Change { path: change.path.as_bytes().to_vec(), kind }
+}
+
+/// The gate's report as an error, if it refuses.
+pub(super) fn refused(report: gate::Report) -> Result<()> {
+    if report.is_pass() {
+        return Ok(());
+    }
+    Err(Error::Refused { findings: report.findings.into_iter().map(Into::into).collect() })
+}
+
+/// Broken tree rules as an error.
+pub(super) fn check_error(repo: &RepoName, error: CheckError) -> Error {
+    match error {
+        CheckError::Refused(refusals) => {
+            Error::Refused { findings: refusals.into_iter().map(|refusal| finding(repo, refusal)).collect() }
+        }
+        CheckError::Failed(error) => Error::internal(error),
+    }
+}
+
+fn finding(repo: &RepoName, refusal: Refusal) -> cluster::api::Finding {
+    path_finding(repo, refusal.path, refusal.reason)
+}
+
+/// A finding about a path as a whole.
+pub(super) fn path_finding(repo: &RepoName, file: String, message: String) -> cluster::api::Finding {
+    cluster::api::Finding { repo: repo.to_string(), file, line: 0, column: 0, message, hint: None }
+}
+
+/// The changed paths for a revision record, and whether there are more.
+pub(super) fn record_paths(changes: &[Change]) -> (Vec<String>, bool) {
+    let mut paths = Vec::new();
+    let mut bytes = 0;
+    for change in changes {
+        let path = change.path.to_string();
+        bytes += path.len();
+        if paths.len() == MAX_PATHS || bytes > MAX_PATHS_BYTES {
+            return (paths, true);
+        }
+        paths.push(path);
+    }
+    (paths, false)
+}

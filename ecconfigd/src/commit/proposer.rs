@@ -1,0 +1,130 @@
+//! Putting operations into the log.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use openraft::errors::{ClientWriteError, RaftError};
+use repos::Store;
+
+use super::CHUNK_BYTES;
+use crate::error::{Error, Result};
+use crate::raft::command::{Op, Outcome, UploadId};
+use crate::raft::{Applied, Proposal, Raft, RaftNode, TypeConfig};
+use crate::state::State;
+
+/// Proposes entries with the leader's clocks.
+#[derive(Clone)]
+pub(crate) struct Proposer {
+    pub(crate) raft: Raft,
+    pub(crate) state: Arc<State>,
+}
+
+/// The wall clock, which only people read.
+pub(crate) fn wall_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Proposer {
+    /// Proposes operations as one entry and answers what became of them, after they are applied here.
+    pub(crate) async fn propose(&self, ops: Vec<Op>, attachments: Vec<Bytes>) -> Result<Vec<Outcome>> {
+        self.propose_at(wall_ms(), ops, attachments).await
+    }
+
+    /// The same with a given time, for entries whose objects carry it too.
+    pub(crate) async fn propose_at(&self, time_ms: u64, ops: Vec<Op>, attachments: Vec<Bytes>) -> Result<Vec<Outcome>> {
+        let expected = ops.len();
+        let proposal = Proposal { clock_ms: self.state.view().clock_now_ms(), time_ms, ops, attachments };
+        let Applied(outcomes) = match self.raft.client_write(proposal.encode()).await {
+            Ok(response) => response.data,
+            Err(error) => return Err(unavailable(error)),
+        };
+        if outcomes.len() == expected {
+            Ok(outcomes)
+        } else {
+            Err(Error::Internal(format!("{} outcomes for {expected} operations", outcomes.len())))
+        }
+    }
+
+    /// Proposes one operation.
+    pub(crate) async fn one(&self, op: Op) -> Result<Outcome> {
+        let mut outcomes = self.propose(vec![op], Vec::new()).await?;
+        outcomes.pop().ok_or_else(|| Error::Internal("no outcome".into()))
+    }
+
+    /// Brings a pack into the log in chunks, one entry after the other, so that other entries pass in between and memory holds one chunk.
+    pub(crate) async fn upload(&self, mut next: impl ChunkSource) -> Result<UploadId> {
+        let mut id = [0; 16];
+        getrandom::fill(&mut id).map_err(Error::internal)?;
+        let upload = UploadId(id);
+        let mut offset = 0;
+        loop {
+            let chunk = next.chunk(offset, CHUNK_BYTES).await?;
+            if chunk.is_empty() {
+                return Ok(upload);
+            }
+            let length = chunk.len() as u64;
+            let op = Op::Chunk { upload, offset, attachment: 0 };
+            match self.propose(vec![op], vec![chunk]).await?.pop() {
+                Some(Outcome::Done) => offset += length,
+                Some(Outcome::Refused(why)) => {
+                    tracing::warn!("a large pack was not taken: {why}");
+                    self.drop_upload(upload).await;
+                    return Err(Error::Overloaded { queue: "the list of uploads" });
+                }
+                other => return Err(Error::Internal(format!("a chunk was answered {other:?}"))),
+            }
+        }
+    }
+
+    /// Gives an upload up. If that fails, it expires.
+    pub(crate) async fn drop_upload(&self, upload: UploadId) {
+        if let Err(error) = self.one(Op::DropUpload { upload }).await {
+            tracing::debug!("upload {upload} is left to expire: {error}");
+        }
+    }
+}
+
+/// Where the chunks of an upload come from.
+pub(crate) trait ChunkSource: Send {
+    /// The bytes at this offset, at most so many; empty at the end.
+    fn chunk(&mut self, offset: u64, bytes: usize) -> impl Future<Output = Result<Bytes>> + Send;
+}
+
+impl ChunkSource for Bytes {
+    async fn chunk(&mut self, offset: u64, bytes: usize) -> Result<Bytes> {
+        let start = usize::try_from(offset).map_err(Error::internal)?.min(self.len());
+        Ok(self.slice(start..(start + bytes).min(self.len())))
+    }
+}
+
+impl ChunkSource for tokio::fs::File {
+    async fn chunk(&mut self, _offset: u64, bytes: usize) -> Result<Bytes> {
+        use tokio::io::AsyncReadExt as _;
+        let mut chunk = bytes::BytesMut::with_capacity(bytes);
+        while chunk.len() < bytes && self.read_buf(&mut chunk).await.map_err(Error::internal)? > 0 {
+            // A buffer that is full would grow; the loop's condition ends it first.
+        }
+        chunk.truncate(bytes);
+        Ok(chunk.freeze())
+    }
+}
+
+fn unavailable(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Error {
+    match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+            Error::Unavailable(match forward.leader_node {
+                Some(RaftNode { name, .. }) => format!("this node does not lead, {name} does"),
+                None => "there is no leader at the moment".into(),
+            })
+        }
+        RaftError::APIError(error) => Error::internal(error),
+        RaftError::Fatal(error) => Error::Unavailable(format!("this node has stopped: {error}")),
+    }
+}
+
+/// The store of a repository that is about to be created: an empty one does no harm if it is not.
+pub(super) fn store_of(state: &State, repo: &crate::state::RepoName) -> Result<Store> {
+    state.make_store(repo).map_err(Error::internal)
+}

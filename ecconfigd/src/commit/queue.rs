@@ -1,0 +1,262 @@
+//! The Committer's queue and loop.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cluster::gate::GateLimits;
+use tokio::sync::{mpsc, oneshot};
+
+use super::build::{self, Batch, Builder, NewRepo, Verdict};
+use super::proposer::{Proposer, wall_ms};
+use super::push::{PushPack, refuse_accepted};
+use super::types::{CommitAnswer, CommitRequest, PushOutcome, PushRequest};
+use super::{INLINE_PACK_BYTES, judge};
+use crate::error::{Error, Result};
+use crate::raft::command::{Op, Outcome, PackSource};
+use crate::state::RepoName;
+
+/// Requests of one batch: more would make the first wait for the building of the last.
+const BATCH_REQUESTS: usize = 256;
+
+type Answer<T> = oneshot::Sender<Result<T>>;
+
+/// A push on its way through the Committer. Dropping it removes the quarantine.
+pub(crate) struct PushJob {
+    pub(crate) request: PushRequest,
+    pub(crate) pack: PushPack,
+}
+
+/// Work for the Committer.
+pub(crate) enum Job {
+    Commit(Box<CommitRequest>, Answer<CommitAnswer>),
+    Push(Box<PushJob>, Answer<PushOutcome>),
+    Create(Box<NewRepo>, Answer<CommitAnswer>),
+}
+
+/// Figures of the Committer, for metrics.
+#[derive(Debug, Default)]
+pub struct CommitterStats {
+    /// Requests that were answered.
+    pub requests: AtomicU64,
+    /// Entries that were proposed for them.
+    pub entries: AtomicU64,
+    /// Requests that wait.
+    pub queued: AtomicU64,
+}
+
+/// The way in. The Committer ends when all of these are gone.
+#[derive(Clone)]
+pub(crate) struct Queue {
+    jobs: mpsc::Sender<Job>,
+    pub(crate) stats: Arc<CommitterStats>,
+}
+
+impl Queue {
+    /// Starts the Committer; its task ends when the queue is dropped and drained.
+    pub(crate) fn start(proposer: Proposer, limits: GateLimits, length: usize) -> (Queue, tokio::task::JoinHandle<()>) {
+        let (jobs, receiver) = mpsc::channel(length);
+        let stats = Arc::new(CommitterStats::default());
+        let committer = Committer { proposer, limits, stats: stats.clone(), later: VecDeque::new() };
+        let task = tokio::spawn(committer.run(receiver));
+        (Queue { jobs, stats }, task)
+    }
+
+    /// Puts a job in, or says that it is full.
+    pub(crate) fn put(&self, job: Job) -> Result<()> {
+        self.stats.queued.fetch_add(1, Ordering::Relaxed);
+        self.jobs.try_send(job).map_err(|error| {
+            self.stats.queued.fetch_sub(1, Ordering::Relaxed);
+            match error {
+                mpsc::error::TrySendError::Full(_) => Error::Overloaded { queue: "the Committer's queue" },
+                mpsc::error::TrySendError::Closed(_) => Error::Unavailable("the server is stopping".into()),
+            }
+        })
+    }
+}
+
+struct Committer {
+    proposer: Proposer,
+    limits: GateLimits,
+    stats: Arc<CommitterStats>,
+    /// Jobs that could not share a batch with others; they go first in the next. Never more than a batch.
+    later: VecDeque<Job>,
+}
+
+/// A job whose answer waits for the log.
+enum Waiting {
+    Commit(Answer<CommitAnswer>, usize),
+    Push(Box<PushJob>, Answer<PushOutcome>, PushOutcome, usize),
+}
+
+/// What building a batch leaves.
+struct Built {
+    batch: Result<Batch>,
+    waiting: Vec<Waiting>,
+    later: VecDeque<Job>,
+}
+
+impl Committer {
+    async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+        loop {
+            let mut batch: VecDeque<Job> = std::mem::take(&mut self.later);
+            if batch.is_empty() {
+                match jobs.recv().await {
+                    Some(job) => batch.push_back(job),
+                    None => return,
+                }
+            }
+            let mut bytes: u64 = batch.iter().map(weight).sum();
+            while batch.len() < BATCH_REQUESTS && bytes < INLINE_PACK_BYTES {
+                let Ok(job) = jobs.try_recv() else { break };
+                bytes += weight(&job);
+                batch.push_back(job);
+            }
+            self.serve(batch).await;
+        }
+    }
+
+    async fn serve(&mut self, jobs: VecDeque<Job>) {
+        let taken = jobs.len();
+        let (state, limits) = (self.proposer.state.clone(), self.limits);
+        let built = tokio::task::spawn_blocking(move || build(Builder::new(state, limits, wall_ms()), jobs)).await;
+        let Ok(Built { batch, waiting, later }) = built else {
+            // The answers were dropped with the panic; whoever waits is told that by the channel.
+            tracing::error!("building a batch of commits panicked");
+            return;
+        };
+        let served = (taken - later.len()) as u64;
+        self.stats.queued.fetch_sub(served, Ordering::Relaxed);
+        self.stats.requests.fetch_add(served, Ordering::Relaxed);
+        self.later = later;
+        match batch {
+            Ok(batch) if batch.is_empty() => {}
+            Ok(batch) => {
+                self.stats.entries.fetch_add(1, Ordering::Relaxed);
+                let first_change = batch.first_change;
+                let outcomes = self.propose(batch).await;
+                for one in waiting {
+                    one.answer(first_change, &outcomes);
+                }
+            }
+            Err(error) => {
+                let failed = Err(error);
+                waiting.into_iter().for_each(|one| one.answer(0, &failed));
+            }
+        }
+    }
+
+    /// Proposes the batch; packs that are too large for an entry go ahead.
+    async fn propose(&self, mut batch: Batch) -> Result<Vec<Outcome>> {
+        for (repo, pack) in std::mem::take(&mut batch.large) {
+            let upload = self.proposer.upload(pack).await?;
+            batch.insert_pack(Op::Pack { repo, source: PackSource::Upload(upload) });
+        }
+        self.proposer.propose_at(batch.time_ms, batch.ops, batch.attachments).await
+    }
+}
+
+/// What a job adds to the entry, roughly.
+fn weight(job: &Job) -> u64 {
+    match job {
+        Job::Commit(request, _) => request.content_bytes(),
+        Job::Push(push, _) => match &push.pack {
+            PushPack::Inline(bytes) => bytes.len() as u64,
+            _ => 0,
+        },
+        Job::Create(new, _) => new.files.iter().map(|file| file.content.len() as u64).sum(),
+    }
+}
+
+/// Judges and builds all jobs, on a blocking thread.
+fn build(mut builder: Builder, jobs: VecDeque<Job>) -> Built {
+    let mut waiting = Vec::new();
+    let mut later = VecDeque::new();
+    for job in jobs {
+        match job {
+            Job::Commit(request, answer) => match builder.commit(&request) {
+                Verdict::Later => later.push_back(Job::Commit(request, answer)),
+                Verdict::Op(op) => waiting.push(Waiting::Commit(answer, op)),
+                Verdict::Answered(result) => drop(answer.send(result)),
+            },
+            Job::Create(new, answer) => match builder.create(&new, true) {
+                Verdict::Later => later.push_back(Job::Create(new, answer)),
+                Verdict::Op(op) => waiting.push(Waiting::Commit(answer, op)),
+                Verdict::Answered(result) => drop(answer.send(result)),
+            },
+            Job::Push(push, answer) => match builder.push(&push.request, &push.pack) {
+                (Verdict::Later, _) => later.push_back(Job::Push(push, answer)),
+                (Verdict::Op(op), Some(outcome)) => waiting.push(Waiting::Push(push, answer, outcome, op)),
+                (Verdict::Op(_), None) => unreachable!("an accepted push has an outcome"),
+                (Verdict::Answered(result), _) => drop(answer.send(result)),
+            },
+        }
+    }
+    Built { batch: builder.finish(), waiting, later }
+}
+
+impl Waiting {
+    fn answer(self, first_change: usize, outcomes: &Result<Vec<Outcome>>) {
+        let outcome = |op: usize| match outcomes {
+            Ok(outcomes) => outcomes.get(first_change + op).ok_or_else(|| Error::Internal("no outcome".into())),
+            Err(error) => Err(copy(error)),
+        };
+        // Whoever asked may have gone; the commit stays.
+        match self {
+            Waiting::Commit(answer, op) => drop(answer.send(outcome(op).and_then(commit_answer))),
+            Waiting::Push(push, answer, planned, op) => {
+                let result = outcome(op).and_then(|outcome| push_answer(&push.request.repo, planned, outcome));
+                drop(answer.send(result));
+            }
+        }
+    }
+}
+
+/// The same error once more: an entry has many askers.
+fn copy(error: &Error) -> Error {
+    match error {
+        Error::Unavailable(why) => Error::Unavailable(why.clone()),
+        Error::Overloaded { queue } => Error::Overloaded { queue },
+        other => Error::Internal(other.to_string()),
+    }
+}
+
+fn commit_answer(outcome: &Outcome) -> Result<CommitAnswer> {
+    match outcome {
+        Outcome::Changed(heads) => Ok(build::answer(heads.clone(), false)),
+        Outcome::Replayed(heads) => Ok(build::answer(heads.clone(), true)),
+        other => Err(not_done(other)),
+    }
+}
+
+fn not_done(outcome: &Outcome) -> Error {
+    match outcome {
+        // Only possible when the leadership moved between judging and applying.
+        Outcome::Stale { repo, name } => Error::Unavailable(format!("{name} of {repo} moved meanwhile; try again")),
+        Outcome::Refused(why) => {
+            let finding = cluster::api::Finding { message: why.clone(), ..empty_finding() };
+            Error::Refused { findings: vec![finding] }
+        }
+        other => Error::Internal(format!("a change was answered {other:?}")),
+    }
+}
+
+fn empty_finding() -> cluster::api::Finding {
+    judge::path_finding(&RepoName::global(), String::new(), String::new())
+}
+
+fn push_answer(repo: &RepoName, mut outcome: PushOutcome, done: &Outcome) -> Result<PushOutcome> {
+    match done {
+        Outcome::Changed(heads) => {
+            let heads: &BTreeMap<_, _> = heads;
+            if let Some((head, true)) = heads.get(repo) {
+                outcome.head = Some(*head);
+                outcome.lines.push(format!("{repo} is at r{} now", head.revision));
+            }
+        }
+        Outcome::Stale { .. } => refuse_accepted(&mut outcome, "fetch first: it moved meanwhile"),
+        Outcome::Refused(why) => refuse_accepted(&mut outcome, why),
+        other => return Err(not_done(other)),
+    }
+    Ok(outcome)
+}

@@ -1,0 +1,428 @@
+//! Starting, keeping and ending the core.
+//!
+//! A new cluster is made under a marker file that is removed last: a directory with the marker was never a cluster and may be started over.
+//! What runs beside the requests is here, too: checkpoints, compaction of the log, merging of packs, and the clock's tick.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::ReadPolicy;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::options::{Bootstrap, CoreOptions, Readiness};
+use super::reports::Reporter;
+use super::{Core, Inner};
+use crate::commit::{Builder, NewRepo, Proposer, Queue, Verdict};
+use crate::error::{Error, Result};
+use crate::raft::command::{Op, Outcome};
+use crate::raft::log::LogStore;
+use crate::raft::machine::Machine;
+use crate::raft::network::Unreachable;
+use crate::raft::{Raft, RaftNode, config};
+use crate::state::{Author, NodeKind, NodeRecord, State, has_state};
+
+const MARKER: &str = "bootstrap.unfinished";
+const IDENTITY: &str = "node.json";
+/// The first voter's number.
+const FIRST_ID: u64 = 1;
+/// How often maintenance looks whether something is due.
+const LOOK: Duration = Duration::from_millis(200);
+/// The cluster clock is written down at least this often, so that a restart loses no more of it.
+const TICK: Duration = Duration::from_secs(60);
+
+/// Who this node is in the Raft group. Written once, beside the log it belongs to.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Identity {
+    version: u32,
+    raft_id: u64,
+    node: String,
+}
+
+/// What runs beside the requests, to be ended in order.
+pub(super) struct Tasks {
+    pub(super) committer: JoinHandle<()>,
+    pub(super) reporter: JoinHandle<()>,
+    pub(super) maintenance: JoinHandle<()>,
+    pub(super) readiness: JoinHandle<()>,
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
+}
+
+impl Core {
+    /// Makes a new cluster of this one node in an empty data directory and starts it. Answers when the first state is applied and durable.
+    /// A directory with a half-made cluster (killed in the middle) is started over; one with a whole cluster is [`Error::Exists`].
+    pub async fn bootstrap(options: CoreOptions, first: Bootstrap) -> Result<Core> {
+        if !first.repos.iter().any(|(name, _)| *name == first.subcluster) {
+            return Err(Error::Invalid(format!("the first node's subcluster {} has no repository", first.subcluster)));
+        }
+        let data = options.data.clone();
+        let identity = Identity { version: 1, raft_id: FIRST_ID, node: options.node.to_string() };
+        blocking(move || prepare_directory(&data, &identity)).await?;
+        let core = Core::start(options.clone(), FIRST_ID).await?;
+        match core.first_state(&options, first).await {
+            Ok(()) => {}
+            Err(error) => {
+                core.shutdown().await;
+                return Err(error);
+            }
+        }
+        let marker = options.data.join(MARKER);
+        blocking(move || remove_durably(&marker)).await?;
+        Ok(core)
+    }
+
+    async fn first_state(&self, options: &CoreOptions, first: Bootstrap) -> Result<()> {
+        let raft = &self.inner.proposer.raft;
+        let member = RaftNode { name: options.node.to_string(), address: options.address.clone() };
+        let members = std::collections::BTreeMap::from([(FIRST_ID, member)]);
+        raft.initialize(members).await.map_err(Error::internal)?;
+        self.wait_ready(Duration::from_secs(30)).await?;
+        let state = self.inner.proposer.state.clone();
+        let (options, time_ms) = (options.clone(), crate::commit::wall_ms());
+        let batch = blocking(move || {
+            let mut builder = Builder::new(state, options.limits.gate, time_ms);
+            builder.prepend(Op::Found { cluster: first.cluster.clone() });
+            let author = author_of(&first);
+            for (repo, files) in first.repos {
+                let new = NewRepo { repo, author: author.clone(), files };
+                if let Verdict::Answered(Err(error)) = builder.create(&new, false) {
+                    return Err(error);
+                }
+            }
+            let mut batch = builder.finish()?;
+            batch.ops.push(Op::PutUser(first.admin));
+            let record = NodeRecord {
+                name: options.node,
+                subcluster: first.subcluster,
+                kind: NodeKind::Server,
+                raft_id: Some(FIRST_ID),
+                address: Some(options.address),
+                joined_time_ms: time_ms,
+                certificates: Vec::new(),
+            };
+            batch.ops.push(Op::RegisterNode { record, token: None });
+            Ok(batch)
+        })
+        .await?;
+        if !batch.large.is_empty() {
+            return Err(Error::TooLarge {
+                what: "the packaged templates",
+                limit_bytes: crate::commit::INLINE_PACK_BYTES,
+            });
+        }
+        let outcomes = self.inner.proposer.propose_at(batch.time_ms, batch.ops, batch.attachments).await?;
+        let done = |outcome: &&Outcome| matches!(outcome, Outcome::Done | Outcome::Changed(_));
+        if let Some(bad) = outcomes.iter().find(|outcome| !done(outcome)) {
+            return Err(Error::Internal(format!("the first state was answered {bad:?}")));
+        }
+        self.checkpoint().await
+    }
+
+    /// Starts the core of an existing data directory. Answers as soon as it runs; it may not be ready yet.
+    pub async fn open(options: CoreOptions) -> Result<Core> {
+        let data = options.data.clone();
+        let identity = blocking(move || read_identity(&data)).await?;
+        if identity.node != options.node.as_str() {
+            let text = format!("{} belongs to node {}, not {}", options.data.display(), identity.node, options.node);
+            return Err(Error::Invalid(text));
+        }
+        Core::start(options, identity.raft_id).await
+    }
+
+    async fn start(options: CoreOptions, raft_id: u64) -> Result<Core> {
+        let limits = options.limits.clone();
+        let data = options.data.clone();
+        let (state, log) = blocking(move || {
+            let state = State::open(&data, limits.max_watchers).map_err(Error::internal)?;
+            let log = LogStore::open(&data.join("raft"), limits.segment_bytes).map_err(Error::internal)?;
+            log.covers(state.view().applied_index()).map_err(Error::Internal)?;
+            Ok((state, log))
+        })
+        .await?;
+        let limits = options.limits.clone();
+        let config = config("eccluster", limits.compact_entries / 2).map_err(Error::internal)?;
+        let (network, machine) = (Unreachable, Machine::new(state.clone()));
+        let raft = Raft::new(raft_id, config, network, log.clone(), machine).await.map_err(Error::internal)?;
+        let proposer = Proposer { raft, state };
+        let (queue, committer) = Queue::start(proposer.clone(), limits.gate, limits.commit_queue);
+        let (reporter, reporter_task) = Reporter::start(proposer.clone(), limits.report_queue);
+        let (readiness, _) = watch::channel(Readiness::Starting("reading the log".into()));
+        let stopping = CancellationToken::new();
+        let inner = Arc::new(Inner {
+            options,
+            raft_id,
+            proposer: proposer.clone(),
+            log,
+            committer_stats: queue.stats.clone(),
+            queue: std::sync::Mutex::new(Some(queue)),
+            reporter: std::sync::Mutex::new(Some(reporter)),
+            readiness: readiness.clone(),
+            stopping: stopping.clone(),
+            tasks: tokio::sync::Mutex::new(None),
+        });
+        let tasks = Tasks {
+            committer,
+            reporter: reporter_task,
+            maintenance: tokio::spawn(maintain(inner.proposer.clone(), inner.options.limits.clone(), stopping.clone())),
+            readiness: tokio::spawn(follow_readiness(proposer, raft_id, readiness, stopping)),
+        };
+        *inner.tasks.lock().await = Some(tasks);
+        Ok(Core { inner })
+    }
+
+    /// Refuses new work, finishes what is in flight, makes everything durable, ends watches. Again is harmless.
+    pub async fn shutdown(&self) {
+        let inner = &self.inner;
+        let mut tasks = inner.tasks.lock().await;
+        let Some(tasks) = tasks.take() else { return };
+        inner.readiness.send_if_modified(|now| {
+            let stops = !matches!(now, Readiness::Failed(_));
+            if stops {
+                *now = Readiness::Stopping;
+            }
+            stops
+        });
+        inner.proposer.state.hub().close();
+        // The Committer and the reporter end when nobody can put work in; what waits is finished first.
+        drop(super::locked(&inner.queue).take());
+        drop(super::locked(&inner.reporter).take());
+        for task in [tasks.committer, tasks.reporter] {
+            if let Err(error) = task.await {
+                tracing::error!("a task of the core ended badly: {error}");
+            }
+        }
+        inner.stopping.cancel();
+        // Aborting maintenance could cut a checkpoint, which is safe; waiting for it is nicer.
+        let _ = tasks.maintenance.await;
+        let _ = tasks.readiness.await;
+        if let Err(error) = inner.proposer.raft.shutdown().await {
+            tracing::error!("raft ended badly: {error}");
+        }
+        if let Err(error) = self.checkpoint().await {
+            tracing::error!("the last checkpoint failed, the next start reads more of the log: {error}");
+        }
+        if let Err(error) = inner.log.close().await {
+            tracing::error!("the log could not be closed: {error}");
+        }
+    }
+
+    /// Makes everything applied so far durable.
+    pub async fn checkpoint(&self) -> Result<()> {
+        let state = self.inner.proposer.state.clone();
+        blocking(move || state.checkpoint().map(drop).map_err(Error::internal)).await
+    }
+}
+
+fn author_of(first: &Bootstrap) -> Author {
+    let admin = &first.admin;
+    let name = if admin.full_name.is_empty() { &admin.name } else { &admin.full_name };
+    let email = if admin.email.is_empty() { format!("{}@{}", admin.name, first.cluster) } else { admin.email.clone() };
+    Author { user: admin.name.clone(), name: name.clone(), email }
+}
+
+fn io(action: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let text = format!("could not {action} {}", path.display());
+    move |error| Error::Internal(format!("{text}: {error}"))
+}
+
+/// Clears what a killed bootstrap left and writes who this node is.
+fn prepare_directory(data: &Path, identity: &Identity) -> Result<()> {
+    let marker = data.join(MARKER);
+    let raft = data.join("raft");
+    if marker.exists() {
+        for dir in ["raft", "repos", "uploads"] {
+            remove(std::fs::remove_dir_all(data.join(dir))).map_err(io("clear", &data.join(dir)))?;
+        }
+        for file in ["state.redb", "snapshot"] {
+            remove(std::fs::remove_file(data.join(file))).map_err(io("clear", &data.join(file)))?;
+        }
+    } else if has_state(data) || raft.exists() {
+        return Err(Error::Exists { kind: "cluster", name: data.display().to_string() });
+    }
+    std::fs::create_dir_all(data).map_err(io("create", data))?;
+    cluster::files::write_atomic(&marker, b"removed when the cluster is made\n", 0o600).map_err(Error::internal)?;
+    std::fs::create_dir_all(&raft).map_err(io("create", &raft))?;
+    let json = serde_json::to_vec_pretty(identity).map_err(Error::internal)?;
+    cluster::files::write_atomic(&raft.join(IDENTITY), &json, 0o600).map_err(Error::internal)
+}
+
+fn remove(result: std::io::Result<()>) -> std::io::Result<()> {
+    match result {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn remove_durably(path: &Path) -> Result<()> {
+    std::fs::remove_file(path).map_err(io("remove", path))?;
+    let dir = path.parent().unwrap_or(Path::new("."));
+    std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(io("sync", dir))
+}
+
+fn read_identity(data: &Path) -> Result<Identity> {
+    let path = data.join("raft").join(IDENTITY);
+    if data.join(MARKER).exists() {
+        let text = format!("{} holds a cluster that was never finished: run init again", data.display());
+        return Err(Error::Invalid(text));
+    }
+    let json = match std::fs::read(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let text = format!("{} holds no cluster: run init or join first", data.display());
+            return Err(Error::Invalid(text));
+        }
+        other => other.map_err(io("read", &path))?,
+    };
+    let identity: Identity = serde_json::from_slice(&json)
+        .map_err(|error| Error::Internal(format!("{} is damaged: {error}", path.display())))?;
+    if identity.version == 1 {
+        return Ok(identity);
+    }
+    let text =
+        format!("{} has version {}, this build knows 1: run a newer ecconfigd", path.display(), identity.version);
+    Err(Error::Invalid(text))
+}
+
+/// Ready once everything that was committed before the start is applied and the group has a leader; failed when raft stops by itself.
+async fn follow_readiness(
+    proposer: Proposer,
+    raft_id: u64,
+    readiness: watch::Sender<Readiness>,
+    stopping: CancellationToken,
+) {
+    let mut metrics = proposer.raft.metrics();
+    let mut caught_up = false;
+    let mut asked = false;
+    loop {
+        let now = metrics.borrow_and_update().clone();
+        if let Err(fatal) = &now.running_state {
+            if !stopping.is_cancelled() && !matches!(*readiness.borrow(), Readiness::Stopping) {
+                readiness.send_replace(Readiness::Failed(fatal.to_string()));
+            }
+            return;
+        }
+        let only_voter = now.membership_config.voter_ids().eq([raft_id]);
+        if only_voter && now.current_leader.is_none() && !asked {
+            // Alone there is nobody to wait for.
+            asked = true;
+            if let Err(error) = proposer.raft.trigger().elect(false).await {
+                tracing::warn!("an election could not be started: {error}");
+            }
+        }
+        if !caught_up && now.current_leader.is_some() {
+            caught_up = catch_up(&proposer, now.current_leader == Some(raft_id)).await;
+        }
+        let next = match (caught_up, now.current_leader) {
+            (true, Some(_)) => Readiness::Ready,
+            (true, None) => Readiness::Starting("the cluster has no leader".into()),
+            (false, _) => Readiness::Starting("catching up with the log".into()),
+        };
+        readiness.send_if_modified(|now| {
+            let changed = *now != next && !matches!(now, Readiness::Stopping | Readiness::Failed(_));
+            if changed {
+                *now = next;
+            }
+            changed
+        });
+        tokio::select! {
+            changed = metrics.changed() => if changed.is_err() { return },
+            () = stopping.cancelled() => return,
+        }
+    }
+}
+
+async fn catch_up(proposer: &Proposer, leader: bool) -> bool {
+    let missing = proposer.state.missing_objects();
+    if !missing.is_empty() {
+        let names: Vec<_> = missing.iter().map(|(name, tips)| format!("{name} ({} refs)", tips.len())).collect();
+        tracing::error!("objects are missing in {}", names.join(", "));
+        return false;
+    }
+    if leader {
+        return proposer.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.is_ok();
+    }
+    proposer.raft.wait_for_recovery(Some(Duration::from_secs(1))).await.is_ok()
+}
+
+/// Checkpoints, compaction, consolidation, ticks.
+async fn maintain(proposer: Proposer, limits: super::options::CoreLimits, stopping: CancellationToken) {
+    let mut dirty_since: Option<Instant> = None;
+    let mut ticked = Instant::now();
+    let mut snapshot_index = 0;
+    let (consolidate, consolidator) = start_consolidator(proposer.state.clone(), limits.consolidate_packs);
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = stopping.cancelled() => break,
+        }
+        let (durable, entries) = proposer.state.durable();
+        if entries == 0 {
+            dirty_since = None;
+        } else {
+            let since = *dirty_since.get_or_insert_with(Instant::now);
+            if entries >= limits.checkpoint_entries || since.elapsed() >= limits.checkpoint_interval {
+                dirty_since = None;
+                let state = proposer.state.clone();
+                let done = tokio::task::spawn_blocking(move || state.checkpoint().map(drop)).await;
+                match done {
+                    Ok(Ok(())) => {}
+                    // The state refuses to apply from now on, which stops raft and so the node.
+                    Ok(Err(error)) => tracing::error!("a checkpoint failed: {error}"),
+                    Err(error) => tracing::error!("a checkpoint panicked: {error}"),
+                }
+                // A full queue means that it is busy with the same repositories anyway.
+                let _ = consolidate.try_send(());
+            }
+        }
+        let durable = durable.map_or(0, |id| id.index);
+        if durable >= snapshot_index + limits.compact_entries {
+            snapshot_index = durable;
+            if let Err(error) = proposer.raft.trigger().snapshot().await {
+                tracing::warn!("the log could not be compacted: {error}");
+            }
+        }
+        if ticked.elapsed() >= TICK {
+            ticked = Instant::now();
+            if proposer.raft.is_leader()
+                && let Err(error) = proposer.one(Op::Tick).await
+            {
+                tracing::debug!("the clock could not be written down: {error}");
+            }
+        }
+    }
+    drop(consolidate);
+    let _ = consolidator.await;
+}
+
+/// Merges packs, one repository after the other, whenever it is poked.
+fn start_consolidator(state: Arc<State>, min_packs: usize) -> (mpsc::Sender<()>, JoinHandle<()>) {
+    // One poke may wait: more would say the same.
+    let (poke, mut poked) = mpsc::channel(1);
+    let task = tokio::task::spawn_blocking(move || {
+        while poked.blocking_recv().is_some() {
+            let view = state.view();
+            for (name, repo) in view.repos.iter() {
+                if repo.store.packs().map_or(0, |packs| packs.len()) < min_packs {
+                    continue;
+                }
+                let tips: BTreeSet<repos::Oid> = repo.refs.values().copied().collect();
+                let tips: Vec<_> = tips.into_iter().collect();
+                let options = repos::ConsolidateOptions { min_packs, ..Default::default() };
+                match repo.store.consolidate(&options, &tips) {
+                    Ok(done) => tracing::debug!(repo = %name, ?done, "merged packs"),
+                    Err(error) => tracing::error!(repo = %name, "packs could not be merged: {error}"),
+                }
+            }
+        }
+    });
+    (poke, task)
+}

@@ -1,0 +1,179 @@
+//! What the core is given and what it tells about itself.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cluster::gate::GateLimits;
+use repos::Oid;
+
+use crate::state::{NodeName, NodeRecord, RepoName, UserRecord};
+
+/// Where the core lives, and its bounds.
+#[derive(Debug, Clone)]
+pub struct CoreOptions {
+    /// The data directory. The core owns `raft/`, `repos/`, `uploads/`, `snapshot` and `state.redb` in it; the caller holds the directory's lock.
+    pub data: PathBuf,
+    /// This node.
+    pub node: NodeName,
+    /// Where the other nodes reach it, `host:port`.
+    pub address: String,
+    /// The sizes and times; the defaults suit.
+    pub limits: CoreLimits,
+}
+
+/// Sizes and times of the core.
+#[derive(Debug, Clone)]
+pub struct CoreLimits {
+    /// The largest sum of contents of one commit over the API.
+    pub max_commit_bytes: u64,
+    /// What the gate allows.
+    pub gate: GateLimits,
+    /// Commits and pushes that wait for the Committer.
+    pub commit_queue: usize,
+    /// How long a commit may wait for its answer before it is [`Error::Unavailable`](crate::error::Error::Unavailable) (it may still happen).
+    pub commit_timeout: Duration,
+    /// Node reports that wait to be written together.
+    pub report_queue: usize,
+    /// A segment of the log.
+    pub segment_bytes: u64,
+    /// A durable checkpoint after so many entries …
+    pub checkpoint_entries: u64,
+    /// … or so long after the first entry since the last one.
+    pub checkpoint_interval: Duration,
+    /// The log is compacted when the checkpoint has so many entries that the last snapshot has not.
+    pub compact_entries: u64,
+    /// A repository's packs are merged in the background when it has so many.
+    pub consolidate_packs: usize,
+    /// Watchers of all kinds; more are [`Error::Overloaded`](crate::error::Error::Overloaded).
+    pub max_watchers: usize,
+}
+
+impl Default for CoreLimits {
+    fn default() -> Self {
+        Self {
+            max_commit_bytes: 64 << 20,
+            gate: GateLimits::default(),
+            commit_queue: 1024,
+            commit_timeout: Duration::from_secs(30),
+            report_queue: 4096,
+            segment_bytes: 64 << 20,
+            checkpoint_entries: 1000,
+            checkpoint_interval: Duration::from_secs(5),
+            compact_entries: 10_000,
+            consolidate_packs: 200,
+            max_watchers: 20_000,
+        }
+    }
+}
+
+/// The first state of a new cluster.
+#[derive(Debug, Clone)]
+pub struct Bootstrap {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The first account.
+    pub admin: UserRecord,
+    /// The first node's subcluster; a repository of this name must be among `repos`.
+    pub subcluster: RepoName,
+    /// The repositories and their first files.
+    pub repos: Vec<(RepoName, Vec<TemplateFile>)>,
+}
+
+/// A file of a packaged template.
+#[derive(Debug, Clone)]
+pub struct TemplateFile {
+    /// The path from the repository's root.
+    pub path: String,
+    /// What is in it.
+    pub content: bytes::Bytes,
+    /// Whether it can be executed.
+    pub executable: bool,
+}
+
+/// Whether this node may answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Readiness {
+    /// Caught up with the log that was committed when it started.
+    Ready,
+    /// Not yet, and why.
+    Starting(String),
+    /// Never again: a failure of this node. The process should end.
+    Failed(String),
+    /// On the way out.
+    Stopping,
+}
+
+/// What a node brings to be registered.
+#[derive(Debug, Clone)]
+pub struct RegisterNode {
+    /// The node. Its subcluster must exist; an existing node keeps its subcluster or the call is refused.
+    pub record: NodeRecord,
+    /// The one-time token to use up, by its public part. It must exist, be alive and name the node's subcluster.
+    pub token: Option<String>,
+}
+
+/// One member of the Raft group, as this node sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its number in the group.
+    pub raft_id: u64,
+    /// Its name.
+    pub node: String,
+    /// Where others reach it.
+    pub address: String,
+    /// Voter or learner.
+    pub voter: bool,
+    /// The log index it is known to have, where this node leads.
+    pub matched: Option<u64>,
+}
+
+/// The Raft group as this node sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The node that leads, if one is known.
+    pub leader: Option<String>,
+    /// The term.
+    pub term: u64,
+    /// The last index applied here.
+    pub applied: u64,
+    /// The hash of the state at that index, in hex.
+    pub state_hash: String,
+    /// The members in order of their numbers.
+    pub members: Vec<Member>,
+}
+
+/// What a revision specification names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resolved {
+    /// The commit.
+    pub commit: Oid,
+    /// The revision, if `main` ever stood at this commit.
+    pub revision: Option<u64>,
+}
+
+/// Figures for metrics. Counters only go up.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct CoreFigures {
+    /// Commits, pushes and creations that were answered.
+    pub requests: u64,
+    /// Log entries that the Committer proposed for them.
+    pub entries: u64,
+    /// Requests that wait for the Committer.
+    pub queued: u64,
+    /// Syncs of the log.
+    pub log_syncs: u64,
+    /// How long they took together.
+    pub log_sync_time: Duration,
+    /// The 99th percentile of the newest.
+    pub log_sync_p99: Duration,
+    /// Bytes written to the log.
+    pub log_bytes: u64,
+    /// Watchers of all kinds.
+    pub watchers: usize,
+    /// The last index applied.
+    pub applied: u64,
+    /// The last index that is in a durable checkpoint.
+    pub durable: u64,
+}

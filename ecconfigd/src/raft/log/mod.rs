@@ -1,0 +1,380 @@
+//! The log on disk: a plain file in segments.
+//!
+//! Why not a database: an append and one fdatasync is all that a commit waits for. What always holds: an entry is readable when `append`
+//! returns and acknowledged only after its sync; a write that was torn by a crash was never acknowledged and is cut at the next start, and said;
+//! damage anywhere else is refused with words, because the records behind it are proof that something acknowledged is lost; after a failed
+//! sync nothing more is written. The bytes are described in [`record`] and [`segment`].
+//!
+//! Left out on purpose: reading around damage. With replication a damaged member is rebuilt from the others; alone, from a backup.
+
+mod index;
+mod record;
+mod segment;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use openraft::{OptionalSend, alias};
+use tokio::sync::{mpsc, oneshot};
+
+use self::index::{Index, Place};
+use self::record::Record;
+use self::segment::{HEADER_BYTES, Segment};
+use self::writer::{Old, Request, Writer};
+use super::{Entry, LogId, TypeConfig, Vote};
+
+/// Requests that wait for the writer. Openraft has a handful in flight; when it is full, openraft waits.
+const QUEUE: usize = 256;
+/// What one replication request reads at most, beyond the first entry.
+const READ_BYTES: usize = 8 << 20;
+
+/// Why the log cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// A file could not be read or written.
+    #[error("could not {action} {}: {source}", path.display())]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A file of another version.
+    #[error("{} has log version {version}, this build knows 1: it was written by a newer ecconfigd, run that", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+    /// A record of another version.
+    #[error("{} at offset {offset}: a record of kind {kind}, version {version}, which this build does not know: it was written by a newer ecconfigd, run that", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Where in it.
+        offset: u64,
+        /// The record's kind.
+        kind: u8,
+        /// The record's version.
+        version: u8,
+    },
+    /// Something that was acknowledged is damaged.
+    #[error("{} is damaged at offset {offset}: {what}. Acknowledged entries are lost, so this node must not go on; restore its data directory or let it join again", path.display())]
+    Rot {
+        /// The file.
+        path: PathBuf,
+        /// Where in it.
+        offset: u64,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+/// Figures of the log, for metrics.
+#[derive(Debug, Default)]
+pub struct LogStats {
+    syncs: AtomicU64,
+    sync_ns: AtomicU64,
+    bytes: AtomicU64,
+    /// The newest syncs' durations; bounded, for percentiles.
+    recent_ns: Mutex<VecDeque<u64>>,
+}
+
+impl LogStats {
+    fn synced(&self, took: Duration) {
+        const KEPT: usize = 1024;
+        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        self.sync_ns.fetch_add(ns, Ordering::Relaxed);
+        let mut recent = locked(&self.recent_ns);
+        if recent.len() == KEPT {
+            recent.pop_front();
+        }
+        recent.push_back(ns);
+    }
+
+    fn written_bytes(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// How often the log was synced, and how long that took together.
+    pub fn syncs(&self) -> (u64, Duration) {
+        (self.syncs.load(Ordering::Relaxed), Duration::from_nanos(self.sync_ns.load(Ordering::Relaxed)))
+    }
+
+    /// Bytes written.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// The duration that this share of the newest syncs stayed below.
+    pub fn sync_quantile(&self, share: f64) -> Duration {
+        let mut recent: Vec<u64> = locked(&self.recent_ns).iter().copied().collect();
+        recent.sort_unstable();
+        let at = ((recent.len() as f64) * share) as usize;
+        Duration::from_nanos(recent.get(at.min(recent.len().saturating_sub(1))).copied().unwrap_or(0))
+    }
+}
+
+/// Locks what no panic can leave half-changed.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The log. Clones share it.
+#[derive(Clone)]
+pub struct LogStore {
+    index: Arc<Mutex<Index>>,
+    requests: mpsc::Sender<Request>,
+    stats: Arc<LogStats>,
+}
+
+impl LogStore {
+    /// Opens the log in a directory, which is made if it is missing, and starts its writer.
+    pub fn open(dir: &Path, segment_bytes: u64) -> Result<LogStore, LogError> {
+        let io = |action, source| LogError::Io { action, path: dir.to_owned(), source };
+        std::fs::create_dir_all(dir).map_err(|e| io("create", e))?;
+        let stats = Arc::new(LogStats::default());
+        let mut writer = recover(dir, segment_bytes, stats.clone())?;
+        locked(&writer.index).shrink_cache();
+        writer.synced = writer.next_sequence.saturating_sub(1);
+        let index = writer.index.clone();
+        let (requests, receiver) = mpsc::channel(QUEUE);
+        std::thread::Builder::new()
+            .name("log-writer".into())
+            .spawn(move || writer.run(receiver))
+            .map_err(|e| io("start the writer of", e))?;
+        Ok(LogStore { index, requests, stats })
+    }
+
+    /// Figures.
+    pub fn stats(&self) -> Arc<LogStats> {
+        self.stats.clone()
+    }
+
+    /// Refuses a log that ends before what the state has applied and made durable: something was lost.
+    pub fn covers(&self, applied_index: u64) -> Result<(), String> {
+        let last = locked(&self.index).last().map_or(0, |id| id.index);
+        if last >= applied_index {
+            return Ok(());
+        }
+        Err(format!(
+            "the log ends at index {last}, but the state has index {applied_index}: acknowledged entries are lost, so this node must not go on; restore its data directory or let it join again"
+        ))
+    }
+
+    /// Syncs and ends the writer. Later writes fail.
+    pub async fn close(&self) -> io::Result<()> {
+        self.ask(|done| Request::Close { done }).await
+    }
+
+    async fn send(&self, request: Request) -> io::Result<()> {
+        self.requests.send(request).await.map_err(|_| io::Error::other("the log is closed"))
+    }
+
+    async fn ask(&self, request: impl FnOnce(oneshot::Sender<io::Result<()>>) -> Request) -> io::Result<()> {
+        let (done, answer) = oneshot::channel();
+        self.send(request(done)).await?;
+        answer.await.map_err(|_| io::Error::other("the log is closed"))?
+    }
+
+    fn read(&self, start: u64, end: u64, limit_bytes: usize) -> io::Result<Vec<Entry>> {
+        let lookups = locked(&self.index).range(start, end);
+        let mut sum = 0;
+        let mut entries = Vec::with_capacity(lookups.len());
+        for lookup in lookups {
+            sum += lookup.bytes();
+            if sum > limit_bytes && !entries.is_empty() {
+                break;
+            }
+            entries.push(lookup.load()?);
+        }
+        Ok(entries)
+    }
+}
+
+/// Reads all segments and answers a writer that goes on behind them.
+fn recover(dir: &Path, segment_bytes: u64, stats: Arc<LogStats>) -> Result<Writer, LogError> {
+    let mut index = Index::default();
+    let mut old: Vec<Old> = Vec::new();
+    let mut end = HEADER_BYTES;
+    let mut next_sequence = 1;
+    let list = segment::list(dir).map_err(|source| LogError::Io { action: "list", path: dir.to_owned(), source })?;
+    for (at, (number, path)) in list.iter().enumerate() {
+        let io = |action| move |source| LogError::Io { action, path: path.clone(), source };
+        let segment = Arc::new(Segment::open(*number, path).map_err(io("open"))?);
+        let Some(scan) = segment.scan(at + 1 == list.len())? else {
+            tracing::warn!(path = %path.display(), "removed a segment of the log that a crash left half-made");
+            std::fs::remove_file(path).map_err(io("remove"))?;
+            continue;
+        };
+        if old.last().is_some_and(|before| before.segment.number + 1 != *number)
+            || (!old.is_empty() && scan.first_sequence != next_sequence)
+        {
+            return Err(LogError::Rot { path: path.clone(), offset: 0, what: "segments before it are missing".into() });
+        }
+        if scan.torn_bytes > 0 {
+            tracing::warn!(
+                path = %path.display(), offset = scan.end, bytes = scan.torn_bytes,
+                "cut a torn write at the end of the log; it was never acknowledged"
+            );
+        }
+        (end, next_sequence) = (scan.end, scan.next_sequence);
+        let highest_index = replay(&mut index, &segment, scan.records).map_err(|(offset, what)| LogError::Rot {
+            path: path.clone(),
+            offset,
+            what,
+        })?;
+        old.push(Old { segment, highest_index });
+    }
+    let index = Arc::new(Mutex::new(index));
+    let dir_path = dir.to_owned();
+    let (segment, highest_index, room) = match old.pop() {
+        Some(last) => {
+            let length = last.segment.file.metadata().map_err(|e| last.segment.io("read", e))?.len();
+            // What a killed process wrote may still be in memory only; from here on it counts as synced.
+            last.segment.file.sync_data().map_err(|e| last.segment.io("sync", e))?;
+            (last.segment, last.highest_index, length)
+        }
+        None => {
+            let number = list.last().map_or(1, |(number, _)| *number);
+            let made = Segment::create(dir, number, next_sequence, segment_bytes);
+            let made = made.map_err(|source| LogError::Io { action: "create", path: dir.to_owned(), source })?;
+            (Arc::new(made), None, segment_bytes)
+        }
+    };
+    Ok(Writer {
+        dir: dir_path,
+        segment_bytes,
+        index,
+        stats,
+        old,
+        segment,
+        highest_index,
+        end,
+        room,
+        next_sequence,
+        synced: 0,
+        failed: None,
+    })
+}
+
+/// Does again what the records say. Answers the highest index that was written to the segment.
+fn replay(
+    index: &mut Index,
+    segment: &Arc<Segment>,
+    records: Vec<(u64, record::Framed)>,
+) -> Result<Option<u64>, (u64, String)> {
+    let mut highest = None;
+    for (offset, framed) in records {
+        match framed.record {
+            Record::Entry(entry) => {
+                highest = highest.max(Some(entry.log_id.index));
+                if index.purged.is_some_and(|purged| entry.log_id.index <= purged.index) {
+                    continue;
+                }
+                let place = Place { segment: segment.clone(), offset, bytes: framed.bytes };
+                index.push(entry, Some(place), false).map_err(|what| (offset, what))?;
+            }
+            Record::Vote(vote) => index.vote = Some(vote),
+            Record::Committed(id) => index.committed = id,
+            Record::Truncate(keep_upto) => index.truncate(keep_upto),
+            Record::Purge(upto) => index.purge(upto),
+        }
+    }
+    Ok(highest)
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, io::Error> {
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(start) => start + 1,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(end) => end + 1,
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => u64::MAX,
+        };
+        self.read(start, end, usize::MAX)
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        self.read(start, end, READ_BYTES)
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        Ok(locked(&self.index).vote)
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = LogStore;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let index = locked(&self.index);
+        Ok(LogState { last_purged_log_id: index.purged, last_log_id: index.last() })
+    }
+
+    async fn get_log_reader(&mut self) -> LogStore {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &alias::VoteOf<TypeConfig>) -> Result<(), io::Error> {
+        locked(&self.index).vote = Some(*vote);
+        self.ask(|done| Request::Vote { vote: *vote, done }).await
+    }
+
+    /// Not synced: it only spares the next start an election before it applies what it has, and travels with the next sync.
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        locked(&self.index).committed = committed;
+        self.send(Request::Committed { committed }).await
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        Ok(locked(&self.index).committed)
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        {
+            let mut index = locked(&self.index);
+            for entry in &entries {
+                index.push(entry.clone(), None, true).map_err(io::Error::other)?;
+            }
+        }
+        self.send(Request::Append { entries, done: callback }).await
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
+        let keep_upto = last_log_id.map(|id| id.index);
+        locked(&self.index).truncate(keep_upto);
+        self.ask(|done| Request::Truncate { keep_upto, done }).await
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
+        locked(&self.index).purge(log_id);
+        self.ask(|done| Request::Purge { upto: log_id, done }).await
+    }
+}

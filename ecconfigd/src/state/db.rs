@@ -1,0 +1,499 @@
+//! The table on disk, the picture in memory, and what is durable.
+//!
+//! Every batch of entries is one redb transaction that is visible at once and durable later. A checkpoint syncs the stores and uploads that
+//! were touched, writes git's refs, and commits durably; only then may the log lose what it covers. After a crash redb is back at the last
+//! checkpoint, the log brings the rest again, and applying that again gives the same state.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+use redb::{Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use repos::{RefMap, Store};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::keys;
+use super::model::{RepoRecord, RevisionRecord, TargetRecord, TokenRecord, UserRecord};
+use super::names::{NodeName, RepoName};
+use super::view::{RepoView, View};
+use super::{NodeRecord, NodeTokenRecord, ReportRecord};
+use crate::raft::command::UploadId;
+use crate::raft::{Entry, LogId};
+use crate::watch::{Hub, TargetEvent};
+
+/// The replicated table. One table, so that the hash, snapshots and installs treat all kinds alike.
+pub(super) const TABLE: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new("state");
+/// What is this node's own and is neither hashed nor in snapshots.
+const LOCAL: TableDefinition<'static, &'static str, u64> = TableDefinition::new("local");
+/// The version of the state's format.
+pub(super) const FORMAT: u32 = 1;
+/// redb's cache: the whole state of a usual cluster fits.
+const CACHE_BYTES: usize = 32 << 20;
+
+/// What this node alone can fail at. It stops the node.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// A file could not be read or written.
+    #[error("could not {action} {}: {source}", path.display())]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The database failed.
+    #[error("the state database failed: {0}")]
+    Db(#[source] Box<redb::Error>),
+    /// A repository failed.
+    #[error("repository {repo}: {source}")]
+    Repo {
+        /// The repository.
+        repo: RepoName,
+        /// Why.
+        source: repos::Error,
+    },
+    /// The state was written by another version.
+    #[error("the state has format {version}, this build knows {FORMAT}: it was written by a newer ecconfigd, run that")]
+    Format {
+        /// The version found.
+        version: u32,
+    },
+    /// A log entry cannot be applied by this build.
+    #[error(transparent)]
+    Command(#[from] crate::raft::CommandError),
+    /// A record does not decode.
+    #[error("the state is damaged at key {key:?}: {reason}")]
+    Damaged {
+        /// The key.
+        key: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A sync failed earlier; nobody knows what is on the disk.
+    #[error("an earlier failure of this node's disk stopped it: {0}")]
+    Poisoned(String),
+}
+
+impl<E: Into<redb::Error>> From<E> for StateError {
+    fn from(error: E) -> Self {
+        StateError::Db(Box::new(error.into()))
+    }
+}
+
+/// The replicated state on this node.
+pub struct State {
+    pub(super) db: Database,
+    /// The data directory.
+    pub(super) data: PathBuf,
+    pub(super) view: ArcSwap<View>,
+    pub(super) hub: Arc<Hub>,
+    /// Held while entries are applied and while a checkpoint is cut.
+    pub(super) apply: Mutex<Pending>,
+    /// See [`State::alone`].
+    checkpoint: Mutex<()>,
+}
+
+/// What was applied and is not durable.
+#[derive(Default)]
+pub(super) struct Pending {
+    /// Repositories with packs that are not synced.
+    pub(super) packs: BTreeSet<RepoName>,
+    /// Repositories whose refs are not projected.
+    pub(super) refs: BTreeSet<RepoName>,
+    /// Uploads with chunks that are not synced.
+    pub(super) uploads: BTreeSet<UploadId>,
+    /// Files of uploads that are over. They are needed again if this node crashes before the next checkpoint.
+    pub(super) finished_uploads: Vec<UploadId>,
+    /// Entries since the last checkpoint.
+    pub(super) entries: u64,
+    /// What the last checkpoint covers.
+    pub(super) durable: Option<LogId>,
+    /// Why nothing more may be written.
+    pub(super) poisoned: Option<String>,
+}
+
+pub(super) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    postcard::to_allocvec(value).expect("plain records always encode")
+}
+
+pub(super) fn decode<T: DeserializeOwned>(key: &[u8], bytes: &[u8]) -> Result<T, StateError> {
+    postcard::from_bytes(bytes).map_err(|e| damaged(key, e))
+}
+
+pub(super) fn damaged(key: &[u8], reason: impl std::fmt::Display) -> StateError {
+    StateError::Damaged { key: key.escape_ascii().to_string(), reason: reason.to_string() }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl State {
+    /// Opens (or makes) the state in a data directory.
+    pub fn open(data: &Path, max_watchers: usize) -> Result<Arc<State>, StateError> {
+        for dir in ["repos", "uploads"] {
+            let path = data.join(dir);
+            std::fs::create_dir_all(&path).map_err(|source| StateError::Io { action: "create", path, source })?;
+        }
+        let db = Database::builder().set_cache_size(CACHE_BYTES).create(data.join("state.redb"))?;
+        prepare(&db)?;
+        let view = load_view(&db, data)?;
+        let hub = Hub::new(max_watchers);
+        hub.restore(&view);
+        let pending = Pending { durable: view.applied, ..Pending::default() };
+        let state = State {
+            db,
+            data: data.to_owned(),
+            view: ArcSwap::from_pointee(view),
+            hub,
+            apply: Mutex::new(pending),
+            checkpoint: Mutex::new(()),
+        };
+        state.remove_stale_uploads()?;
+        Ok(Arc::new(state))
+    }
+
+    /// The picture.
+    pub fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    /// Who waits for changes.
+    pub fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
+    /// What the last checkpoint covers, and how many entries came since.
+    pub fn durable(&self) -> (Option<LogId>, u64) {
+        let pending = locked(&self.apply);
+        (pending.durable, pending.entries)
+    }
+
+    /// Opens (or makes) the objects of a repository that may not exist in the state yet.
+    pub(crate) fn make_store(&self, repo: &RepoName) -> Result<Store, StateError> {
+        open_store(&self.data, repo)
+    }
+
+    pub(super) fn upload_path(&self, id: UploadId) -> PathBuf {
+        self.data.join("uploads").join(format!("{id}.pack"))
+    }
+
+    /// Applies entries in order, in one transaction, and shows them to readers and watchers. Blocks.
+    pub fn apply(&self, entries: &[Entry]) -> Result<Vec<crate::raft::Applied>, StateError> {
+        let mut pending = locked(&self.apply);
+        refuse_poisoned(&pending)?;
+        let mut write = self.db.begin_write()?;
+        write.set_durability(Durability::None)?;
+        let (answers, view, effects) = super::apply::apply(self, &write, &mut pending, entries)?;
+        write.commit()?;
+        pending.entries += entries.len() as u64;
+        self.view.store(Arc::new(view));
+        // Still under the lock: watchers get events in the order of the log.
+        self.hub.publish(effects);
+        Ok(answers)
+    }
+
+    /// Makes everything applied so far durable, and answers a transaction that reads exactly that. Blocks, applying mostly goes on meanwhile.
+    pub fn checkpoint(&self) -> Result<(Option<LogId>, ReadTransaction), StateError> {
+        let alone = self.alone();
+        self.checkpoint_alone(&alone)
+    }
+
+    /// Keeps other checkpoints away: two at once would steal each other's list of what to sync, and the second would remove files that a
+    /// snapshot of the first still reads.
+    pub(super) fn alone(&self) -> MutexGuard<'_, ()> {
+        locked(&self.checkpoint)
+    }
+
+    pub(super) fn checkpoint_alone(
+        &self,
+        _alone: &MutexGuard<'_, ()>,
+    ) -> Result<(Option<LogId>, ReadTransaction), StateError> {
+        // Most of the work, while entries are applied. What comes in between is left to the second round.
+        let work = self.take_work();
+        let first = self.sync_work(&work);
+        let mut pending = locked(&self.apply);
+        refuse_poisoned(&pending)?;
+        let rest = take(&mut pending);
+        if let Err(error) = first.and_then(|()| self.sync_work(&rest)).and_then(|()| self.commit_durably()) {
+            pending.poisoned = Some(error.to_string());
+            return Err(error);
+        }
+        pending.entries = 0;
+        pending.durable = self.view.load().applied;
+        let durable = pending.durable;
+        let read = self.db.begin_read()?;
+        drop(pending);
+        for id in work.finished_uploads.into_iter().chain(rest.finished_uploads) {
+            remove_if_there(&self.upload_path(id))?;
+        }
+        Ok((durable, read))
+    }
+
+    fn take_work(&self) -> Pending {
+        take(&mut locked(&self.apply))
+    }
+
+    /// Syncs packs and uploads and writes git's refs.
+    fn sync_work(&self, work: &Pending) -> Result<(), StateError> {
+        let view = self.view();
+        for name in &work.packs {
+            if let Some(repo) = view.repos.get(name) {
+                repo.store.sync().map_err(|source| StateError::Repo { repo: name.clone(), source })?;
+            }
+        }
+        for id in &work.uploads {
+            let path = self.upload_path(*id);
+            match std::fs::File::open(&path).and_then(|file| file.sync_data()) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                other => other.map_err(|source| StateError::Io { action: "sync", path, source })?,
+            }
+        }
+        for name in &work.refs {
+            if let Some(repo) = view.repos.get(name) {
+                let projected = repo.store.project_refs(&repo.refs, &repo.record.head_ref);
+                projected.map_err(|source| StateError::Repo { repo: name.clone(), source })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn commit_durably(&self) -> Result<(), StateError> {
+        let mut write = self.db.begin_write()?;
+        write.set_durability(Durability::Immediate)?;
+        // Recovery after a crash then needs no walk through the whole file.
+        write.set_quick_repair(true);
+        {
+            let mut local = write.open_table(LOCAL)?;
+            let count = local.get("checkpoints")?.map_or(0, |count| count.value());
+            local.insert("checkpoints", count + 1)?;
+        }
+        write.commit()?;
+        Ok(())
+    }
+
+    /// Files of uploads that the durable state does not know belong to entries that will be applied again, or to none.
+    fn remove_stale_uploads(&self) -> Result<(), StateError> {
+        let dir = self.data.join("uploads");
+        let io = |source| StateError::Io { action: "list", path: dir.clone(), source };
+        let known: BTreeSet<String> = self.upload_ids()?.into_iter().map(|(id, _)| format!("{id}.pack")).collect();
+        for entry in std::fs::read_dir(&dir).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            if !known.contains(entry.file_name().to_string_lossy().as_ref()) {
+                remove_if_there(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    // ── reads that are not in the picture ───────────────────────────────────────────────────────────────────────────────────────
+
+    fn get<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, StateError> {
+        let table = self.db.begin_read()?.open_table(TABLE)?;
+        table.get(key)?.map(|value| decode(key, value.value())).transpose()
+    }
+
+    fn scan<T: DeserializeOwned>(&self, prefix: &[u8]) -> Result<Vec<T>, StateError> {
+        let table = self.db.begin_read()?.open_table(TABLE)?;
+        scan_table(&table, prefix, |key, value| decode(key, value))
+    }
+
+    pub(super) fn upload_ids(&self) -> Result<Vec<(UploadId, super::apply::Upload)>, StateError> {
+        let table = self.db.begin_read()?.open_table(TABLE)?;
+        scan_table(&table, keys::UPLOADS, |key, value| {
+            let id = key[keys::UPLOADS.len()..].try_into().map_err(|_| damaged(key, "not an upload id"))?;
+            Ok((UploadId(id), decode(key, value)?))
+        })
+    }
+
+    /// One revision.
+    pub fn revision(&self, repo: &RepoName, number: u64) -> Result<Option<RevisionRecord>, StateError> {
+        self.get(&keys::revision(repo, number))
+    }
+
+    /// The revisions `from..=to` that exist.
+    pub fn revisions(&self, repo: &RepoName, from: u64, to: u64) -> Result<Vec<RevisionRecord>, StateError> {
+        let table = self.db.begin_read()?.open_table(TABLE)?;
+        let (start, end) = (keys::revision(repo, from), keys::revision(repo, to));
+        let mut found = Vec::new();
+        for item in table.range(start.as_slice()..=end.as_slice())? {
+            let (key, value) = item?;
+            found.push(decode(key.value(), value.value())?);
+        }
+        Ok(found)
+    }
+
+    /// The revision at which `main` stood at a commit.
+    pub fn revision_of(&self, repo: &RepoName, commit: repos::Oid) -> Result<Option<u64>, StateError> {
+        self.get(&keys::commit(repo, commit))
+    }
+
+    /// What was answered under an idempotency key.
+    pub fn idempotent(&self, user: &str, key: &str) -> Result<Option<super::apply::Remembered>, StateError> {
+        self.get(&keys::idempotency(user, key))
+    }
+
+    /// An account.
+    pub fn user(&self, name: &str) -> Result<Option<UserRecord>, StateError> {
+        self.get(&keys::user(name))
+    }
+
+    /// All accounts.
+    pub fn users(&self) -> Result<Vec<UserRecord>, StateError> {
+        self.scan(keys::USERS)
+    }
+
+    /// A token.
+    pub fn token(&self, id: &str) -> Result<Option<TokenRecord>, StateError> {
+        self.get(&keys::token(id))
+    }
+
+    /// All tokens.
+    pub fn tokens(&self) -> Result<Vec<TokenRecord>, StateError> {
+        self.scan(keys::TOKENS)
+    }
+
+    /// A one-time token.
+    pub fn node_token(&self, id: &str) -> Result<Option<NodeTokenRecord>, StateError> {
+        self.get(&keys::node_token(id))
+    }
+
+    /// The newest report of each program on a node.
+    pub fn reports(&self, node: &NodeName) -> Result<Vec<ReportRecord>, StateError> {
+        self.scan(&keys::reports(node))
+    }
+
+    /// The whole table, for tests and snapshots.
+    #[cfg(test)]
+    pub(crate) fn dump(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let table = self.db.begin_read().unwrap().open_table(TABLE).unwrap();
+        table.iter().unwrap().map(|item| item.unwrap()).map(|(k, v)| (k.value().to_vec(), v.value().to_vec())).collect()
+    }
+}
+
+fn refuse_poisoned(pending: &Pending) -> Result<(), StateError> {
+    match &pending.poisoned {
+        Some(why) => Err(StateError::Poisoned(why.clone())),
+        None => Ok(()),
+    }
+}
+
+/// Takes what is to be synced and leaves the rest.
+fn take(pending: &mut Pending) -> Pending {
+    Pending {
+        packs: std::mem::take(&mut pending.packs),
+        refs: std::mem::take(&mut pending.refs),
+        uploads: std::mem::take(&mut pending.uploads),
+        finished_uploads: std::mem::take(&mut pending.finished_uploads),
+        ..Pending::default()
+    }
+}
+
+fn remove_if_there(path: &Path) -> Result<(), StateError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(StateError::Io { action: "remove", path: path.to_owned(), source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn scan_table<T>(
+    table: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    prefix: &[u8],
+    mut read: impl FnMut(&[u8], &[u8]) -> Result<T, StateError>,
+) -> Result<Vec<T>, StateError> {
+    let range = keys::prefix(prefix);
+    let mut found = Vec::new();
+    for item in table.range(range.start.as_slice()..range.end.as_slice())? {
+        let (key, value) = item?;
+        found.push(read(key.value(), value.value())?);
+    }
+    Ok(found)
+}
+
+/// Makes the tables of a new database; refuses one of another format.
+fn prepare(db: &Database) -> Result<(), StateError> {
+    let write: WriteTransaction = db.begin_write()?;
+    {
+        write.open_table(LOCAL)?;
+        let mut table = write.open_table(TABLE)?;
+        let found = table.get(keys::FORMAT)?.map(|value| decode::<u32>(keys::FORMAT, value.value())).transpose()?;
+        match found {
+            Some(FORMAT) => {}
+            Some(version) => return Err(StateError::Format { version }),
+            None => {
+                table.insert(keys::FORMAT, encode(&FORMAT).as_slice())?;
+            }
+        }
+    }
+    write.commit()?;
+    Ok(())
+}
+
+/// Opens (or makes) the objects of a repository.
+pub(super) fn open_store(data: &Path, repo: &RepoName) -> Result<Store, StateError> {
+    let path = data.join("repos").join(format!("{repo}.git"));
+    Store::init(&path).map_err(|source| StateError::Repo { repo: repo.clone(), source })
+}
+
+/// Builds the picture from the table.
+pub(super) fn load_view(db: &Database, data: &Path) -> Result<View, StateError> {
+    let table = db.begin_read()?.open_table(TABLE)?;
+    let mut view = View::empty();
+    let get = |key: &'static [u8]| table.get(key).map(|value| value.map(|value| value.value().to_vec()));
+    if let Some(value) = get(keys::APPLIED)? {
+        view.applied = decode(keys::APPLIED, &value)?;
+    }
+    if let Some(value) = get(keys::MEMBERS)? {
+        view.membership = serde_json::from_slice(&value).map_err(|e| damaged(keys::MEMBERS, e))?;
+    }
+    if let Some(value) = get(keys::HASH)? {
+        view.hash = value.as_slice().try_into().map_err(|_| damaged(keys::HASH, "not 32 bytes"))?;
+    }
+    if let Some(value) = get(keys::CLOCK)? {
+        view.clock_ms = decode(keys::CLOCK, &value)?;
+    }
+    if let Some(value) = get(keys::CLUSTER)? {
+        view.cluster = decode(keys::CLUSTER, &value)?;
+    }
+    if let Some(value) = get(keys::ACCOUNTS)? {
+        view.accounts = decode(keys::ACCOUNTS, &value)?;
+    }
+    view.repos = Arc::new(load_repos(&table, data)?);
+    let nodes: Vec<NodeRecord> = scan_table(&table, keys::NODES, |key, value| decode(key, value))?;
+    view.nodes = Arc::new(nodes.into_iter().map(|node| (node.name.clone(), Arc::new(node))).collect());
+    let targets: Vec<(RepoName, TargetRecord)> =
+        scan_table(&table, keys::TARGETS, |key, value| Ok((repo_name(key, keys::TARGETS)?, decode(key, value)?)))?;
+    view.targets = Arc::new(targets.into_iter().map(|(name, record)| (name, TargetEvent::new(record))).collect());
+    Ok(view)
+}
+
+fn repo_name(key: &[u8], prefix: &[u8]) -> Result<RepoName, StateError> {
+    let name = std::str::from_utf8(&key[prefix.len()..]).map_err(|e| damaged(key, e))?;
+    name.parse().map_err(|e| damaged(key, e))
+}
+
+fn load_repos(
+    table: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    data: &Path,
+) -> Result<std::collections::BTreeMap<RepoName, RepoView>, StateError> {
+    let records: Vec<(RepoName, RepoRecord)> =
+        scan_table(table, keys::REPOS, |key, value| Ok((repo_name(key, keys::REPOS)?, decode(key, value)?)))?;
+    let mut found = std::collections::BTreeMap::new();
+    for (name, record) in records {
+        let prefix = [keys::REFS, name.as_str().as_bytes(), b"/"].concat();
+        let refs: Vec<_> = scan_table(table, &prefix, |key, value| {
+            let name = repos::RefName::try_from(&key[prefix.len()..]).map_err(|e| damaged(key, e))?;
+            Ok((name, decode(key, value)?))
+        })?;
+        let refs: RefMap = refs.into_iter().collect();
+        let store = open_store(data, &name)?;
+        found.insert(name, RepoView { record: Arc::new(record), refs: Arc::new(refs), store });
+    }
+    Ok(found)
+}

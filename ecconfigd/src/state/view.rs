@@ -1,0 +1,83 @@
+//! The picture that readers see.
+//!
+//! One immutable value, exchanged as a whole after a batch of entries is applied and committed: a reader that holds it sees every repository,
+//! ref and target at one and the same log index. Applying changes a copy; the parts that did not change are shared.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use repos::{RefMap, Store};
+
+use super::model::{Head, NodeRecord, RepoRecord};
+use super::names::{NodeName, RepoName};
+use crate::raft::{LogId, StoredMembership};
+use crate::watch::TargetEvent;
+
+/// One repository in the picture.
+#[derive(Clone)]
+pub struct RepoView {
+    /// Its record.
+    pub record: Arc<RepoRecord>,
+    /// All its refs.
+    pub refs: Arc<RefMap>,
+    /// Its objects.
+    pub store: Store,
+}
+
+/// Everything that is read often, at one log index.
+#[derive(Clone)]
+pub struct View {
+    /// The last applied entry.
+    pub applied: Option<LogId>,
+    /// The last membership.
+    pub membership: StoredMembership,
+    /// The hash of all writes so far.
+    pub hash: [u8; 32],
+    /// The cluster clock at `at`.
+    pub clock_ms: u64,
+    /// When this picture was made, by this node's monotonic clock. Not replicated: it lets the clock run between entries.
+    pub at: Instant,
+    /// The cluster's name; empty before it is founded.
+    pub cluster: String,
+    /// Goes up with every change of an account or token.
+    pub accounts: u64,
+    /// The repositories.
+    pub repos: Arc<BTreeMap<RepoName, RepoView>>,
+    /// The nodes.
+    pub nodes: Arc<BTreeMap<NodeName, Arc<NodeRecord>>>,
+    /// The targets by subcluster.
+    pub targets: Arc<BTreeMap<RepoName, Arc<TargetEvent>>>,
+}
+
+impl View {
+    pub(super) fn empty() -> View {
+        View {
+            applied: None,
+            membership: StoredMembership::default(),
+            hash: [0; 32],
+            clock_ms: 0,
+            at: Instant::now(),
+            cluster: String::new(),
+            accounts: 0,
+            repos: Arc::default(),
+            nodes: Arc::default(),
+            targets: Arc::default(),
+        }
+    }
+
+    /// The cluster clock now.
+    pub fn clock_now_ms(&self) -> u64 {
+        self.clock_ms.saturating_add(u64::try_from(self.at.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// Where `main` of a repository stands.
+    pub fn head(&self, repo: &RepoName) -> Option<Head> {
+        self.repos.get(repo).map(|repo| repo.record.head)
+    }
+
+    /// The last applied index.
+    pub fn applied_index(&self) -> u64 {
+        self.applied.map_or(0, |id| id.index)
+    }
+}
