@@ -468,3 +468,53 @@ fn the_hash_of_a_configuration() {
     );
     assert_ne!(base, hash(&[cluster, ("default/logd.toml", "mature = \"5s\"\nplumb = \"auto\"")], "n1"));
 }
+
+/// The keys that a table of a document may have, as the hint for an unknown one lists them.
+fn known_keys(kind: DocumentKind, table: &str) -> Vec<String> {
+    let text = format!("{table}\nqqqqqqqqqqqq = 1\n");
+    let document = cluster::documents::Document::parse(kind.file_name(), text.as_bytes()).unwrap();
+    let findings = kind.check_layer(&document);
+    let hint = findings.iter().find_map(|finding| finding.hint.clone()).unwrap_or_default();
+    let names = hint.strip_prefix("known here: ").unwrap_or_else(|| panic!("{kind} {table}: {hint:?}"));
+    names.split(", ").map(str::to_owned).collect()
+}
+
+#[test]
+fn every_key_is_documented_and_in_a_sample() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/documents.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let tables = [
+        (DocumentKind::Cluster, vec!["", "[node.a]", "[node.a.ports]"]),
+        (
+            DocumentKind::Duravip,
+            vec!["", "[topology.\"10.0.0.0/8\"]", "[vip.\"10.0.0.1\"]", "[member.a]", "[check.a]", "[hook]"],
+        ),
+        (DocumentKind::Logd, vec!["", "[log.a]", "[managers.a]", "[managers.a.node.b]"]),
+        (DocumentKind::Cidr, vec!["", "[servers]", "[as_logger]", "[maintain]", "[maintain.series.a]", "[series.a]"]),
+        (DocumentKind::Boot, vec![""]),
+        (DocumentKind::Agent, vec!["", "[[service]]"]),
+        (DocumentKind::Ecconfigd, vec![""]),
+        (DocumentKind::Eccfg, vec![""]),
+    ];
+    for (kind, tables) in tables {
+        let sample = sample(kind);
+        for key in tables.iter().flat_map(|table| known_keys(kind, table)) {
+            let shapes = [format!("`{key}`"), format!(".{key}`"), format!("`{key}."), format!("[{key}]")];
+            let shown = shapes.iter().any(|shape| page.contains(shape));
+            assert!(shown, "{kind}: {key} is not on the page");
+            assert!(sample.contains(&key), "{kind}: {key} is not in the sample");
+        }
+    }
+    // Too many to be listed in a hint; the sample shows the defaults of all of them.
+    let limits = sample(DocumentKind::Ecconfigd);
+    for key in limits.lines().skip_while(|line| !line.starts_with("[limits]")).filter_map(|line| line.split_once(" = "))
+    {
+        assert!(page.contains(&format!("`{}`", key.0)), "ecconfigd.toml: limits.{} is not on the page", key.0);
+    }
+    let fields = format!("{:?}", Limits::default()).matches(": ").count();
+    assert_eq!(
+        fields,
+        limits.lines().skip_while(|line| !line.starts_with("[limits]")).count() - 1,
+        "a limit is not in the sample"
+    );
+}
