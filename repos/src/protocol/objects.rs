@@ -92,6 +92,16 @@ impl Objects {
 
     /// The kind of an object; `None` if it is not here.
     pub(crate) fn kind(&self, id: Oid) -> Result<Option<ObjectKind>> {
+        match self.kind_at_hand(id)? {
+            Some(kind) => Ok(Some(kind)),
+            // Looking again takes longer, and finds what is moving from one pack to another right now.
+            None => self.reader.find(id, &mut self.buffer.borrow_mut()).map_err(Error::store),
+        }
+    }
+
+    /// The same at a glance: now and then an object is overlooked. Good enough for what clients offer, most of which
+    /// is not here.
+    pub(crate) fn kind_at_hand(&self, id: Oid) -> Result<Option<ObjectKind>> {
         if self.links.borrow().contains_key(&id) {
             return Ok(Some(ObjectKind::Commit));
         }
