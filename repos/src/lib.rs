@@ -28,7 +28,6 @@ pub mod protocol;
 mod quarantine;
 mod reader;
 mod refs;
-mod staging;
 mod store;
 mod tree;
 pub mod worktree;

@@ -399,7 +399,9 @@ mod tests {
     use super::*;
 
     fn line(text: &str) -> Vec<u8> {
-        format!("{:04x}{text}", text.len() + 4).into_bytes()
+        let mut out = PacketWriter::new(Vec::new());
+        out.data(text).unwrap();
+        std::mem::take(out.inner())
     }
 
     fn head(lines: &[&str], end: &[u8]) -> (Head, Result<()>) {

@@ -69,6 +69,9 @@ pub enum WorktreeError {
         /// What is checked out.
         head: String,
     },
+    /// Plain `git` committed, staged or switched branches between staging and exchange. Stage again.
+    #[error("plain git changed {} while the update was being prepared", .0.display())]
+    ChangedMeanwhile(PathBuf),
     /// The commit is not in the mount's store.
     #[error("commit {commit} of {repo} has not been fetched")]
     NoSuchCommit {
@@ -116,6 +119,7 @@ impl WorktreeError {
             Self::GitBusy(lock) => format!("wait for it to finish; if none runs any more, remove {}", lock.display()),
             Self::Overlap { .. } => "pull --mine keeps the local side, --theirs takes the upstream side, --manual writes both into the files".into(),
             Self::Unresolved { .. } => "edit the files and run `eccfg resolve FILE…`".into(),
+            Self::ChangedMeanwhile(_) => "try again".into(),
             Self::NotOnMain { .. } => "`git switch main` brings it back".into(),
             _ => return None,
         })

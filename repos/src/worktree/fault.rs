@@ -29,6 +29,10 @@ pub const POINTS: &[&str] = &[
     "settle.manifest-live",
     "settle.manifest-spare",
     "settle.journal-cleared",
+    "flip.prepared",
+    "flip.journal",
+    "flip.renamed",
+    "flip.journal-cleared",
 ];
 
 /// Passes the point `name`, or dies there if a test asked for it.

@@ -41,8 +41,32 @@
 //! Left out on purpose: clean/smudge filters and end-of-line conversion (`.git/info/attributes` switches them off:
 //! bytes are what was committed), submodules, extended attributes, sparse checkouts.
 
+mod copy;
+mod create;
+mod edit;
 mod error;
 pub mod fault;
+mod flip;
+mod fsx;
+mod gitdir;
+mod gitindex;
+mod ignore;
+mod inner;
+mod journal;
+mod lock;
+mod manifest;
+mod objects;
+mod patch;
+mod plan;
+mod recover;
+mod saved;
+mod scan;
+mod settle;
+mod stage;
+mod status;
+mod survey;
+mod threeway;
+mod tree;
 mod types;
 
 pub use copy::{Exchanged, Staged, WorkingCopy};
@@ -52,4 +76,3 @@ pub use types::{
     ResolveTo, SavedEdit, Scan, Settled, StageOptions, Status, Target, Targets,
 };
 
-mod copy;

@@ -3,7 +3,6 @@
 
 mod check;
 mod consolidate;
-mod crash;
 mod draft;
 mod history;
 mod merge;

@@ -1,0 +1,394 @@
+//! Bringing the spare tree to what was planned.
+//!
+//! The spare is private: nobody reads it while it is patched, so there is no order to keep. Two things matter. A
+//! file is never written in place, always unlinked and created, so that no inode of the live tree can be hit. And
+//! nothing is replaced that is not what the manifest says: a process with an old handle may have written there.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{self, AtFlags};
+use rustix::io::Errno;
+
+use super::error::{At, Result};
+use super::fault;
+use super::fsx::{self, DirCursor, Kind, Sig};
+use super::gitdir::chown;
+use super::manifest::{DirMeta, Entry, Held, Manifest, PathKey};
+use super::plan::{MAX_FILE_BYTES, MountPlan, Planned, Source, Want};
+use super::tree::TreeMount;
+use crate::{Reader, RepoPath};
+
+/// What has to be done to one path of the spare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Action {
+    Keep,
+    /// Only permissions or owner.
+    Meta,
+    /// Create, after removing what is there.
+    Put,
+    /// Remove. The index is into the spare's entries.
+    Remove(usize),
+}
+
+/// The steps for one mount, worked out before anything is touched.
+pub(crate) struct Steps {
+    /// Parallel to the plan's files: what to do and what the spare has there.
+    actions: Vec<(Action, Option<Held>)>,
+    /// Entries of the spare that the plan does not know.
+    extra: Vec<Action>,
+}
+
+/// Somebody wrote into the spare through an old handle: path, what is there, its content.
+pub(crate) type Late<'a> = dyn FnMut(&[u8], &Sig, &[u8]) -> Result<()> + 'a;
+
+pub(crate) fn steps(spare: &Manifest, live: &Manifest, plan: &MountPlan) -> Steps {
+    let mut actions = Vec::with_capacity(plan.files.len());
+    let mut extra = Vec::new();
+    let mut at = 0;
+    let mut live_at = 0;
+    for file in &plan.files {
+        while live_at < live.entries.len() && live.entries[live_at].path < file.path {
+            live_at += 1;
+        }
+        let there = live.entries.get(live_at).filter(|e| e.path == file.path).and_then(|e| e.held.as_ref());
+        while at < spare.entries.len() && spare.entries[at].path < file.path {
+            if spare.entries[at].held.is_some() {
+                extra.push(Action::Remove(at));
+            }
+            at += 1;
+        }
+        let held = (at < spare.entries.len() && spare.entries[at].path == file.path).then(|| spare.entries[at].held).flatten();
+        if at < spare.entries.len() && spare.entries[at].path == file.path {
+            if held.is_some() && file.want.is_none() {
+                extra.push(Action::Remove(at));
+            }
+            at += 1;
+        }
+        actions.push((action(file, held.as_ref(), there), held));
+    }
+    extra.extend((at..spare.entries.len()).filter(|i| spare.entries[*i].held.is_some()).map(Action::Remove));
+    Steps { actions, extra }
+}
+
+fn action(file: &Planned, held: Option<&Held>, live: Option<&Held>) -> Action {
+    let Some(want) = &file.want else { return Action::Keep };
+    let Some(held) = held else { return Action::Put };
+    let shared = live.is_some_and(|l| l.sig.ino == held.sig.ino && l.sig.dev == held.sig.dev);
+    if want.source == Source::Share {
+        return if shared { Action::Keep } else { Action::Put };
+    }
+    // A file that became tracked must not keep the inode of the live tree.
+    if shared || want.leaf.is_none() || held.leaf() != want.leaf {
+        return Action::Put;
+    }
+    if has_meta(&held.sig, &want.meta) { Action::Keep } else { Action::Meta }
+}
+
+fn has_meta(sig: &Sig, meta: &DirMeta) -> bool {
+    let mode = sig.kind() == Kind::Symlink || sig.perm() == meta.mode;
+    mode && (meta.uid == u32::MAX || sig.uid == meta.uid) && (meta.gid == u32::MAX || sig.gid == meta.gid)
+}
+
+impl Steps {
+    /// The paths that will be written, replaced or removed.
+    pub(crate) fn touched<'a>(&'a self, plan: &'a MountPlan, spare: &'a Manifest) -> Vec<&'a [u8]> {
+        let put = self.actions.iter().zip(&plan.files).filter(|((a, _), _)| *a != Action::Keep).map(|(_, f)| &*f.path);
+        let removed = self.extra.iter().filter_map(|a| match a {
+            Action::Remove(i) => Some(&*spare.entries[*i].path),
+            _ => None,
+        });
+        put.chain(removed).collect()
+    }
+}
+
+/// Everything that patching one mount needs.
+pub(crate) struct Patcher<'a> {
+    pub spare: &'a TreeMount,
+    pub live: &'a TreeMount,
+    pub reader: &'a Reader,
+    pub late: &'a mut Late<'a>,
+    /// Files that were created, to be synced: bounded by what the update touches, and cut off in `written`.
+    pub written: &'a mut Written,
+}
+
+/// What has to be synced.
+#[derive(Default)]
+pub(crate) struct Written {
+    pub files: Vec<OwnedFd>,
+    /// More than we want to sync one by one (or keep open): the whole file system is synced.
+    pub many: bool,
+}
+
+/// Up to this many files are synced one by one; beyond it one `syncfs` is cheaper, and descriptors are finite.
+const SYNC_EACH: usize = 32;
+
+impl Written {
+    pub(crate) fn push(&mut self, fd: OwnedFd) {
+        if self.files.len() < SYNC_EACH {
+            self.files.push(fd);
+        } else {
+            self.many = true;
+        }
+    }
+
+    /// Puts everything on disk. Several files at once share the journal commits of the file system.
+    pub(crate) fn sync(&self, root: &OwnedFd) -> io::Result<()> {
+        if self.many {
+            return Ok(fs::syncfs(root)?);
+        }
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = self.files.chunks(self.files.len().div_ceil(4).max(1)).map(|part| scope.spawn(move || part.iter().try_for_each(fs::fsync))).collect();
+            threads.into_iter().try_for_each(|t| t.join().unwrap_or(Err(Errno::IO)))
+        })?;
+        Ok(())
+    }
+}
+
+impl Patcher<'_> {
+    /// Does it, and answers what the spare holds then.
+    pub(crate) fn apply(mut self, steps: &Steps, old: &Manifest, live: &Manifest, plan: &MountPlan) -> Result<Manifest> {
+        let mut cursor = self.spare.cursor();
+        for step in steps.extra.iter().rev() {
+            if let Action::Remove(i) = step {
+                let entry = &old.entries[*i];
+                self.remove(&mut cursor, &entry.path, entry.held.as_ref())?;
+            }
+        }
+        for ((action, held), file) in steps.actions.iter().zip(&plan.files) {
+            if *action == Action::Put && held.is_some() {
+                self.remove(&mut cursor, &file.path, held.as_ref())?;
+            }
+        }
+        fault::point("stage.patched-first");
+        cursor.reset();
+        self.dirs(&mut cursor, old, plan)?;
+        let mut live_cursor = self.live.cursor();
+        let mut now = Manifest { commit: plan.commit(), ..Manifest::default() };
+        now.entries.reserve(plan.files.len());
+        for ((action, held), file) in steps.actions.iter().zip(&plan.files) {
+            let held = match (&file.want, action) {
+                (None, _) => None,
+                (Some(_), Action::Keep | Action::Remove(_)) => *held,
+                (Some(want), Action::Meta) => Some(self.meta(&mut cursor, &file.path, want, held.as_ref())?),
+                (Some(want), Action::Put) => self.put(&mut cursor, &mut live_cursor, &file.path, want, live)?,
+            };
+            if file.base.is_some() || held.is_some() {
+                now.entries.push(Entry { path: PathKey::clone(&file.path), base: file.base, held });
+            }
+        }
+        now.dirs = self.dir_modes(&mut cursor, old, plan)?;
+        now.taken_ns = fsx::now_ns();
+        Ok(now)
+    }
+
+    fn at(&self, path: &[u8]) -> std::path::PathBuf {
+        self.spare.path.join(RepoPath::from_tree(path.to_vec()).as_path())
+    }
+
+    /// Removes a file of the spare, unless it is not what we left there: then it is put aside first.
+    fn remove(&mut self, cursor: &mut DirCursor, path: &[u8], held: Option<&Held>) -> Result<()> {
+        let at = self.at(path);
+        let (dir, name) = match cursor.parent(path) {
+            Ok(found) => found,
+            Err(err) if fsx::absent(&err) => return Ok(()),
+            Err(err) => return Err(err).at("open", &at),
+        };
+        let Some(sig) = fsx::try_lstat_at(dir, name).at("examine", &at)? else { return Ok(()) };
+        if sig.kind() == Kind::Dir {
+            return rescue_dir(dir, name, path, self.late).and_then(|()| fsx::remove_all_at(dir, name).at("remove", &at));
+        }
+        let expected = held.is_some_and(|h| if h.shared { h.sig.ino == sig.ino } else { h.sig == sig });
+        if !expected && sig.kind() != Kind::Special {
+            let (sig, data) = fsx::read_content_at(dir, name).at("read", &at)?;
+            (self.late)(path, &sig, &data)?;
+        }
+        fs::unlinkat(dir, name, AtFlags::empty()).at("remove", &at)
+    }
+
+    /// Removes directories that are not wanted any more and makes those that are new.
+    fn dirs(&mut self, cursor: &mut DirCursor, old: &Manifest, plan: &MountPlan) -> Result<()> {
+        let wanted = |path: &PathKey| plan.dirs.binary_search_by(|(p, _)| p.cmp(path)).is_ok();
+        for (path, _) in old.dirs.iter().rev().filter(|(path, _)| !path.is_empty() && !wanted(path)) {
+            cursor.reset();
+            let at = self.at(path);
+            let Ok((dir, name)) = cursor.parent(path) else { continue };
+            match fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+                Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => {}
+                Err(Errno::NOTEMPTY | Errno::EXIST) => {
+                    rescue_dir(dir, name, path, self.late)?;
+                    fsx::remove_all_at(dir, name).at("remove", &at)?;
+                }
+                Err(err) => return Err(err).at("remove", &at),
+            }
+        }
+        cursor.reset();
+        for (path, meta) in plan.dirs.iter().filter(|(path, _)| !path.is_empty() && old.dir(path).is_none()) {
+            let at = self.at(path);
+            let (dir, name) = cursor.parent(path).at("open", &at)?;
+            if fsx::try_lstat_at(dir, name).at("examine", &at)?.is_some_and(|sig| sig.kind() != Kind::Dir) {
+                self.remove(cursor, path, None)?;
+                cursor.reset();
+            }
+            let (dir, name) = cursor.parent(path).at("open", &at)?;
+            fsx::ensure_dir_at(dir, name, meta.mode | 0o700).at("create", &at)?;
+        }
+        Ok(())
+    }
+
+    /// Permissions and owners of directories, last: some may forbid what we did in them. Answers what they are.
+    fn dir_modes(&mut self, cursor: &mut DirCursor, old: &Manifest, plan: &MountPlan) -> Result<Vec<(PathKey, DirMeta)>> {
+        let mut dirs = Vec::with_capacity(plan.dirs.len());
+        for (path, meta) in &plan.dirs {
+            if old.dir(path) == Some(*meta) {
+                dirs.push((PathKey::clone(path), *meta));
+                continue;
+            }
+            let at = self.at(path);
+            let dir = cursor.dir(path).at("open", &at)?;
+            set_meta_fd(dir, meta).at("set permissions of", &at)?;
+            let stat = fs::fstat(dir).at("examine", &at)?;
+            dirs.push((PathKey::clone(path), DirMeta { mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid }));
+        }
+        Ok(dirs)
+    }
+
+    fn meta(&mut self, cursor: &mut DirCursor, path: &[u8], want: &Want, held: Option<&Held>) -> Result<Held> {
+        let at = self.at(path);
+        let (dir, name) = cursor.parent(path).at("open", &at)?;
+        let Some(sig) = fsx::try_lstat_at(dir, name).at("examine", &at)? else { return held.copied().ok_or(Errno::NOENT).at("examine", &at) };
+        if held.is_some_and(|h| h.sig != sig) {
+            let (sig, data) = fsx::read_content_at(dir, name).at("read", &at)?;
+            (self.late)(path, &sig, &data)?;
+        }
+        set_meta(dir, name, &sig, &want.meta).at("set permissions of", &at)?;
+        let sig = fsx::lstat_at(dir, name).at("examine", &at)?;
+        Ok(Held { sig, oid: want.leaf.map(|l| l.oid), shared: false })
+    }
+
+    fn put(&mut self, cursor: &mut DirCursor, live_cursor: &mut DirCursor, path: &[u8], want: &Want, live: &Manifest) -> Result<Option<Held>> {
+        let at = self.at(path);
+        {
+            let (dir, name) = cursor.parent(path).at("open", &at)?;
+            if fsx::try_lstat_at(dir, name).at("examine", &at)?.is_some() {
+                self.remove(cursor, path, None)?;
+                cursor.reset();
+            }
+        }
+        let (dir, name) = cursor.parent(path).at("open", &at)?;
+        match &want.source {
+            Source::Share => return share(live_cursor, dir, name, path, live).at("link", &at),
+            Source::Bytes(data) => self.write(cursor, path, want, data),
+            Source::Live => {
+                // Gone since it was planned: the rescan after the exchange will see to it.
+                let found = live_cursor.parent(path).and_then(|(from, live_name)| fsx::read_content_at(from, live_name));
+                let (_, data) = match found {
+                    Err(err) if fsx::absent(&err) => return Ok(None),
+                    other => other.at("read", &at)?,
+                };
+                self.write(cursor, path, want, &data)
+            }
+            Source::Store => {
+                let leaf = want.leaf.ok_or(Errno::INVAL).at("write", &at)?;
+                let data = self.reader.blob(leaf.oid, MAX_FILE_BYTES)?;
+                self.write(cursor, path, want, &data)
+            }
+        }
+    }
+
+    fn write(&mut self, cursor: &mut DirCursor, path: &[u8], want: &Want, data: &[u8]) -> Result<Option<Held>> {
+        let at = self.at(path);
+        let (dir, name) = cursor.parent(path).at("open", &at)?;
+        let leaf = want.leaf.ok_or(Errno::INVAL).at("write", &at)?;
+        if leaf.mode == crate::Mode::Symlink {
+            fs::symlinkat(data, dir, name).at("create", &at)?;
+            chown_if_possible(dir, name, &want.meta).at("set the owner of", &at)?;
+        } else {
+            let fd = fsx::create_at(dir, name, data, want.meta.mode).at("create", &at)?;
+            chown_if_possible(dir, name, &want.meta).at("set the owner of", &at)?;
+            self.written.push(fd);
+        }
+        let sig = fsx::lstat_at(dir, name).at("examine", &at)?;
+        // A live file may have changed since it was planned; what counts is what was written.
+        let oid = if want.source == Source::Live { super::objects::blob_oid(data) } else { leaf.oid };
+        Ok(Some(Held { sig, oid: Some(oid), shared: false }))
+    }
+}
+
+/// Hard-links what nobody versions, so that a process that has it open goes on writing to the file that is live.
+/// Where the kernel refuses (another user's file under `fs.protected_hardlinks`), a copy has to do.
+fn share(live: &mut DirCursor, to: impl std::os::fd::AsFd, name: &[u8], path: &[u8], manifest: &Manifest) -> io::Result<Option<Held>> {
+    let (from, live_name) = match live.parent(path) {
+        Err(err) if fsx::absent(&err) => return Ok(None),
+        other => other?,
+    };
+    let to = to.as_fd();
+    let known = manifest.get(path).and_then(|e| e.held);
+    match fs::linkat(from, live_name, to, name, AtFlags::empty()) {
+        Ok(()) => Ok(Some(Held { sig: fsx::lstat_at(to, name)?, oid: known.and_then(|h| h.oid), shared: true })),
+        Err(Errno::NOENT) => Ok(None),
+        Err(Errno::PERM | Errno::MLINK | Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS) => {
+            let (sig, data) = fsx::read_content_at(from, live_name)?;
+            if sig.kind() == Kind::Symlink {
+                fs::symlinkat(data.as_slice(), to, name)?;
+            } else {
+                drop(fsx::create_at(to, name, &data, sig.perm())?);
+            }
+            chown_if_possible(to, name, &DirMeta { mode: 0, uid: sig.uid, gid: sig.gid })?;
+            Ok(Some(Held { sig: fsx::lstat_at(to, name)?, oid: Some(super::objects::blob_oid(&data)), shared: false }))
+        }
+        Err(err) => Err(err.into()),
+    }
+}
+
+/// Puts everything below a directory that nobody expected aside.
+fn rescue_dir(parent: impl std::os::fd::AsFd, name: &[u8], path: &[u8], late: &mut Late<'_>) -> Result<()> {
+    let shown = RepoPath::from_tree(path.to_vec());
+    let dir = Arc::new(fsx::open_dir_at(parent, name).at("open", shown.as_path())?);
+    for (child, _) in fsx::list(&dir).at("list", shown.as_path())? {
+        let child_path = [path, b"/", &child].concat();
+        let Some(sig) = fsx::try_lstat_at(&dir, &child).at("examine", shown.as_path())? else { continue };
+        match sig.kind() {
+            Kind::Dir => rescue_dir(&dir, &child, &child_path, late)?,
+            Kind::Special => {}
+            _ => {
+                let (sig, data) = fsx::read_content_at(&dir, &child).at("read", shown.as_path())?;
+                late(&child_path, &sig, &data)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sets the owner, except where only root could.
+fn chown_if_possible(dir: impl std::os::fd::AsFd, name: &[u8], meta: &DirMeta) -> io::Result<()> {
+    let dir = dir.as_fd();
+    if meta.uid == u32::MAX && meta.gid == u32::MAX {
+        return Ok(());
+    }
+    let sig = fsx::lstat_at(dir, name)?;
+    let uid = Some(meta.uid).filter(|uid| *uid != u32::MAX && *uid != sig.uid);
+    let gid = Some(meta.gid).filter(|gid| *gid != u32::MAX && *gid != sig.gid);
+    if uid.is_none() && gid.is_none() {
+        return Ok(());
+    }
+    match chown(dir, name, uid, gid) {
+        Err(err) if err.kind() == io::ErrorKind::PermissionDenied && !nix::unistd::geteuid().is_root() => Ok(()),
+        other => other,
+    }
+}
+
+fn set_meta(dir: impl std::os::fd::AsFd, name: &[u8], sig: &Sig, meta: &DirMeta) -> io::Result<()> {
+    let dir = dir.as_fd();
+    chown_if_possible(dir, name, meta)?;
+    if sig.kind() != Kind::Symlink {
+        fs::chmodat(dir, name, fs::Mode::from_raw_mode(meta.mode), AtFlags::empty())?;
+    }
+    Ok(())
+}
+
+fn set_meta_fd(dir: impl std::os::fd::AsFd, meta: &DirMeta) -> io::Result<()> {
+    chown_if_possible(&dir, b".", meta)?;
+    Ok(fs::fchmod(dir, fs::Mode::from_raw_mode(meta.mode))?)
+}

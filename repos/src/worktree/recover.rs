@@ -1,0 +1,116 @@
+//! The run after a crash.
+//!
+//! Called under the lock, before anything else is done. What the journal says is under way is finished if the
+//! exchange happened, and taken back if it did not; either way the live tree is whole, because nothing but the
+//! exchange (and, for metadata, the redo log) ever touches it.
+
+use std::collections::HashSet;
+
+use super::error::{At, Result};
+use super::fsx;
+use super::gitdir;
+use super::inner::{Held as CachedTree, Inner, SPARE};
+use super::journal::{Journal, Seen};
+use super::manifest::{Entry, Held, Manifest};
+use super::settle::Displaced;
+use super::stage::GitLocks;
+use super::tree::Tree;
+
+impl Inner {
+    /// Finishes or takes back what an interrupted run left. Cheap if there is nothing.
+    pub(crate) fn recover(&self) -> Result<()> {
+        let Some(journal) = self.read_journal()? else { return Ok(()) };
+        tracing::info!(root = %self.root.display(), "finishing an interrupted update");
+        let live = self.live()?;
+        GitLocks::clear_stale(&live)?;
+        if let Ok(spare) = Tree::open(&self.spare_path(), self.mounts()) {
+            GitLocks::clear_stale(&spare)?;
+        }
+        *self.cache() = super::inner::Cache::default();
+        match journal {
+            Journal::Staging { spare, touched } => self.take_back(spare.as_deref(), &touched),
+            Journal::Ready { staged, live: old, seen, lost, seen_ns } => {
+                if live.id()?.as_deref() == Some(staged.as_str()) {
+                    self.settle_after_crash(&staged, &old.unwrap_or_default(), &seen, &lost, seen_ns)
+                } else {
+                    self.take_back(None, &[])
+                }
+            }
+            Journal::Flip { files } => self.redo(&files),
+        }
+    }
+
+    /// The exchange did not happen: the spare is neither old nor new, and is dropped. Writes through old handles
+    /// that reached it are rescued first.
+    fn take_back(&self, id: Option<&str>, touched: &[Vec<String>]) -> Result<()> {
+        if let (Some(id), Ok(tree)) = (id, Tree::open(&self.spare_path(), self.mounts())) {
+            let manifests: Vec<_> = (0..self.mounts().len()).filter_map(|i| self.load_manifest(id, i).transpose()).collect::<Result<_>>()?;
+            if manifests.len() == self.mounts().len() {
+                let touched: Vec<HashSet<Vec<u8>>> = touched.iter().map(|list| list.iter().filter_map(|p| hex::decode(p).ok()).collect()).collect();
+                let mut manifests = manifests;
+                self.sweep_tree(&tree, &mut manifests, &|i, path| touched.get(i).is_some_and(|set| set.contains(path)))?;
+            }
+        }
+        fsx::remove_all_at(&self.state_fd, SPARE.as_bytes()).at("remove", &self.spare_path())?;
+        self.clear_journal()?;
+        let id = self.live()?.id()?.unwrap_or_default();
+        self.prune_manifests(&[&id])
+    }
+
+    /// The exchange happened; what was displaced lies in the spare.
+    fn settle_after_crash(&self, live_id: &str, old_id: &str, seen: &[Vec<Seen>], lost: &[Vec<String>], seen_ns: i64) -> Result<()> {
+        let tree = Tree::open(&self.spare_path(), self.mounts())?;
+        let states = self.states(&tree)?;
+        let mut manifests = self.remembered(&tree, &states, None)?;
+        for (manifest, seen) in manifests.iter_mut().zip(seen) {
+            add_seen(manifest, seen);
+        }
+        let live_tree = self.live()?;
+        let live_states = self.states(&live_tree)?;
+        let mut live = Vec::new();
+        for (mount, manifest) in live_tree.mounts.iter().zip(self.remembered(&live_tree, &live_states, None)?) {
+            live.push(mount.look(&manifest, &|_| false)?);
+        }
+        // The journal was written last before the exchange: what is older in the live tree was staged.
+        let staged_ns = fsx::try_lstat_at(&self.state_fd, b"journal").at("examine", &self.state_dir.join("journal"))?.map_or(seen_ns, |sig| sig.mtime_ns);
+        let mut git_staged = Vec::new();
+        for mount in &live_tree.mounts {
+            let mut files = gitdir::user_files(&mount.git).at("list", &mount.path)?;
+            files.retain(|_, sig| sig.ctime_ns <= staged_ns);
+            git_staged.push(files);
+        }
+        let mut git_seen = Vec::new();
+        let mut mains = Vec::new();
+        for mount in &tree.mounts {
+            let mut files = gitdir::user_files(&mount.git).at("list", &mount.path)?;
+            files.retain(|_, sig| sig.ctime_ns <= seen_ns);
+            git_seen.push(files);
+            // The branch was verified when git's index was locked, a moment before the exchange.
+            mains.push(gitdir::read_ref(&mount.git, gitdir::MAIN).at("read", &mount.path)?);
+        }
+        let lost = lost.iter().map(|list| list.iter().filter_map(|p| Some(hex::decode(p).ok()?.into())).collect()).collect();
+        let displaced = Displaced { tree, id: old_id.into(), seen: manifests, git_seen, git_staged, mains, lost };
+        self.settle(displaced, live_id.into(), live).map(|_| ())
+    }
+
+    /// Remembers what the trees hold on disk, for other processes.
+    pub(crate) fn remember_spare(&self, id: &str, manifests: &[Manifest]) -> Result<()> {
+        let spare = CachedTree { id: id.into(), manifests: manifests.to_vec() };
+        self.store_manifests(&spare)?;
+        self.cache().spare = Some(spare);
+        Ok(())
+    }
+}
+
+fn add_seen(manifest: &mut Manifest, seen: &[Seen]) {
+    let mut changes: Vec<Entry> = seen
+        .iter()
+        .filter_map(|s| {
+            let path: Vec<u8> = hex::decode(&s.path).ok()?;
+            let held = s.held.map(|(sig, oid)| Held { sig, oid: Some(oid), shared: false });
+            Some(Entry { base: manifest.base(&path), path: path.into(), held })
+        })
+        .collect();
+    changes.sort_by(|a, b| a.path.cmp(&b.path));
+    manifest.patch(changes);
+}

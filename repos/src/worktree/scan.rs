@@ -1,0 +1,353 @@
+//! Finding what differs from a manifest on disk.
+//!
+//! This is the main cost of an update: one `getdents` per directory and one `lstat` per file. Directories are
+//! spread over a few threads; within one, the sorted names are merged with the manifest's sorted entries, so
+//! nothing is looked up.
+
+use std::ffi::CStr;
+use std::io;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex};
+
+use rustix::fs::{self, AtFlags, FileType, RawDir};
+use rustix::io::Errno;
+
+use super::fsx::{Sig, absent, open_dir_at};
+use super::manifest::{DirMeta, Entry, Held, Manifest, PathKey};
+
+/// A path where disk and manifest disagree, at least in the signature.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Diff {
+    pub path: PathKey,
+    /// What is there; `None`: nothing any more.
+    pub found: Option<Sig>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Scanned {
+    /// Sorted by path.
+    pub diffs: Vec<Diff>,
+    /// All directories, sorted by path.
+    pub dirs: Vec<(PathKey, DirMeta)>,
+}
+
+/// Below this many files the threads cost more than they save.
+const PARALLEL_FROM: usize = 1000;
+/// The kernel's directory locks and this machine class do not reward more.
+const MAX_THREADS: usize = 4;
+
+struct Job {
+    path: Vec<u8>,
+    parent: Arc<OwnedFd>,
+    /// The entries of the manifest below `path`.
+    range: Range<usize>,
+}
+
+struct Queue {
+    /// Directories that wait. Bounded by the directories of the tree; a stack, so that few descriptors are open.
+    jobs: Vec<Job>,
+    /// Workers that may still add jobs.
+    busy: usize,
+    failed: bool,
+}
+
+struct Pool<'a> {
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    manifest: &'a Manifest,
+    /// Names directly below the root that belong to somebody else: `.git`, nested repositories.
+    skip: &'a [Vec<u8>],
+}
+
+/// Compares the tree at `root` with the manifest.
+pub(crate) fn scan(root: &Arc<OwnedFd>, manifest: &Manifest, skip: &[Vec<u8>]) -> io::Result<Scanned> {
+    let first = Job { path: Vec::new(), parent: Arc::clone(root), range: 0..manifest.entries.len() };
+    let pool = Pool { queue: Mutex::new(Queue { jobs: vec![first], busy: 0, failed: false }), wake: Condvar::new(), manifest, skip };
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get()).min(MAX_THREADS);
+    let threads = if manifest.entries.len() < PARALLEL_FROM { 1 } else { cores };
+    let mut all = Scanned::default();
+    if threads == 1 {
+        all = pool.work()?;
+    } else {
+        let parts = std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(|| pool.work())).collect();
+            let own = pool.work();
+            let mut parts = vec![own];
+            parts.extend(others.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(io::Error::other("a scanning thread panicked")))));
+            parts
+        });
+        for part in parts {
+            let part = part?;
+            all.diffs.extend(part.diffs);
+            all.dirs.extend(part.dirs);
+        }
+    }
+    all.diffs.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+    all.dirs.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    Ok(all)
+}
+
+impl Pool<'_> {
+    fn work(&self) -> io::Result<Scanned> {
+        let mut out = Scanned::default();
+        let mut names = Names::default();
+        while let Some(job) = self.next() {
+            let result = self.visit(job, &mut names, &mut out);
+            let mut queue = self.lock();
+            queue.busy -= 1;
+            queue.failed |= result.is_err();
+            self.wake.notify_all();
+            drop(queue);
+            result?;
+        }
+        Ok(out)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn next(&self) -> Option<Job> {
+        let mut queue = self.lock();
+        loop {
+            if queue.failed {
+                return None;
+            }
+            if let Some(job) = queue.jobs.pop() {
+                queue.busy += 1;
+                return Some(job);
+            }
+            if queue.busy == 0 {
+                return None;
+            }
+            queue = self.wake.wait(queue).unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+    }
+
+    /// One directory: its own metadata, its files, and jobs for its directories.
+    fn visit(&self, job: Job, names: &mut Names, out: &mut Scanned) -> io::Result<()> {
+        let dir = if job.path.is_empty() {
+            // A descriptor remembers how far it was read, and the root's is kept.
+            Arc::new(open_dir_at(&job.parent, b".")?)
+        } else {
+            let name = super::fsx::split(&job.path).1;
+            match open_dir_at(&job.parent, name) {
+                Ok(fd) => Arc::new(fd),
+                // Gone since it was listed, or replaced by something else: the files in it are gone.
+                Err(err) if absent(&err) => {
+                    self.missing(job.range, out);
+                    return Ok(());
+                }
+                Err(err) => return Err(err),
+            }
+        };
+        let stat = fs::fstat(&dir)?;
+        out.dirs.push((job.path.as_slice().into(), DirMeta { mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid }));
+        names.read(&dir, if job.path.is_empty() { self.skip } else { &[] })?;
+        let mut prefix = job.path;
+        if !prefix.is_empty() {
+            prefix.push(b'/');
+        }
+        self.merge(&dir, &prefix, job.range, names, out)
+    }
+
+    fn merge(&self, dir: &Arc<OwnedFd>, prefix: &[u8], range: Range<usize>, names: &Names, out: &mut Scanned) -> io::Result<()> {
+        let entries = &self.manifest.entries;
+        let (mut at, end) = (range.start, range.end);
+        let mut jobs = Vec::new();
+        for name in &names.items {
+            let bytes = names.bytes(name);
+            let key = Key { name: bytes, is_dir: name.is_dir };
+            let from = at;
+            while at < end && key.is_after(&entries[at].path[prefix.len()..]) {
+                at += 1;
+            }
+            self.missing(from..at, out);
+            if name.is_dir {
+                let len = entries[at..end].partition_point(|e| key.contains(&e.path[prefix.len()..]));
+                jobs.push(Job { path: [prefix, bytes].concat(), parent: Arc::clone(dir), range: at..at + len });
+                at += len;
+                continue;
+            }
+            let known = (at < end && &entries[at].path[prefix.len()..] == bytes).then(|| &entries[at]);
+            at += usize::from(known.is_some());
+            match fs::statat(dir.as_fd(), names.c_str(name)?, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => self.compare(prefix, bytes, known, Sig::of(&stat), out),
+                Err(Errno::NOENT) => known.into_iter().for_each(|e| push_missing(e, out)),
+                Err(err) => return Err(err.into()),
+            }
+        }
+        self.missing(at..end, out);
+        if !jobs.is_empty() {
+            self.lock().jobs.extend(jobs);
+            self.wake.notify_all();
+        }
+        Ok(())
+    }
+
+    fn compare(&self, prefix: &[u8], name: &[u8], known: Option<&Entry>, sig: Sig, out: &mut Scanned) {
+        if let Some(entry) = known {
+            if entry.held.as_ref().is_some_and(|held| self.is_same(entry, held, &sig)) {
+                return;
+            }
+            out.diffs.push(Diff { path: Arc::clone(&entry.path), found: Some(sig) });
+        } else {
+            out.diffs.push(Diff { path: [prefix, name].concat().into(), found: Some(sig) });
+        }
+    }
+
+    fn is_same(&self, entry: &Entry, held: &Held, sig: &Sig) -> bool {
+        if entry.base.is_none() && held.oid.is_none() {
+            // Nobody knows its content, so only another file in its place is news.
+            return held.sig.ino == sig.ino && held.sig.mode == sig.mode && held.sig.uid == sig.uid && held.sig.gid == sig.gid;
+        }
+        held.sig == *sig && !self.manifest.is_racy(sig)
+    }
+
+    fn missing(&self, range: Range<usize>, out: &mut Scanned) {
+        self.manifest.entries[range].iter().for_each(|entry| push_missing(entry, out));
+    }
+}
+
+fn push_missing(entry: &Entry, out: &mut Scanned) {
+    if entry.held.is_some() {
+        out.diffs.push(Diff { path: Arc::clone(&entry.path), found: None });
+    }
+}
+
+/// A name on disk, comparable with paths relative to its directory in the order of full paths: a directory sorts
+/// as if its name ended in a slash.
+struct Key<'a> {
+    name: &'a [u8],
+    is_dir: bool,
+}
+
+impl Key<'_> {
+    fn is_after(&self, path: &[u8]) -> bool {
+        if !self.is_dir {
+            return path < self.name;
+        }
+        match path.get(..self.name.len()) {
+            Some(head) if head == self.name => path.get(self.name.len()).is_none_or(|byte| *byte < b'/'),
+            _ => path < self.name,
+        }
+    }
+
+    fn contains(&self, path: &[u8]) -> bool {
+        path.strip_prefix(self.name).is_some_and(|rest| rest.first() == Some(&b'/'))
+    }
+}
+
+/// The names of one directory, sorted as in a git index; the allocation is used again for the next one.
+#[derive(Default)]
+struct Names {
+    arena: Vec<u8>,
+    items: Vec<Name>,
+}
+
+struct Name {
+    range: Range<usize>,
+    is_dir: bool,
+}
+
+impl Names {
+    fn bytes(&self, name: &Name) -> &[u8] {
+        &self.arena[name.range.clone()]
+    }
+
+    fn c_str(&self, name: &Name) -> io::Result<&CStr> {
+        CStr::from_bytes_with_nul(&self.arena[name.range.start..=name.range.end]).map_err(io::Error::other)
+    }
+
+    fn read(&mut self, dir: &OwnedFd, skip: &[Vec<u8>]) -> io::Result<()> {
+        self.arena.clear();
+        self.items.clear();
+        let mut buffer = [MaybeUninit::<u8>::uninit(); 32 * 1024];
+        let mut entries = RawDir::new(dir, &mut buffer);
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name();
+            let bytes = name.to_bytes();
+            if bytes == b"." || bytes == b".." || skip.iter().any(|s| s == bytes) {
+                continue;
+            }
+            let is_dir = match entry.file_type() {
+                FileType::Directory => true,
+                FileType::Unknown => match fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+                    Ok(stat) => FileType::from_raw_mode(stat.st_mode) == FileType::Directory,
+                    Err(_) => false,
+                },
+                _ => false,
+            };
+            let start = self.arena.len();
+            self.arena.extend_from_slice(name.to_bytes_with_nul());
+            self.items.push(Name { range: start..self.arena.len() - 1, is_dir });
+        }
+        let arena = &self.arena;
+        let full = |n: &Name| arena[n.range.clone()].iter().copied().chain(n.is_dir.then_some(b'/'));
+        self.items.sort_unstable_by(|a, b| full(a).cmp(full(b)));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::path::Path;
+
+    use super::super::fsx::{Kind, lstat_at, open_dir};
+    use super::*;
+    use crate::{Mode, Oid};
+
+    fn open(path: &Path) -> Arc<OwnedFd> {
+        Arc::new(open_dir(path).unwrap())
+    }
+
+    fn known(root: &Arc<OwnedFd>, dir: &Path, path: &str) -> Entry {
+        let sig = lstat_at(root, path.as_bytes()).unwrap();
+        assert!(dir.join(path).symlink_metadata().is_ok());
+        let leaf = super::super::manifest::Leaf { mode: Mode::File, oid: Oid::NULL };
+        Entry { path: path.as_bytes().into(), base: Some(leaf), held: Some(Held { sig, oid: Some(Oid::NULL), shared: false }) }
+    }
+
+    #[test]
+    fn sees_exactly_what_changed() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path();
+        for path in ["a.b", "a/x", "a/y", "a-c", "b/c/d", "b/c.d", "z"] {
+            std::fs::create_dir_all(dir.join(path).parent().unwrap()).unwrap();
+            std::fs::write(dir.join(path), path).unwrap();
+        }
+        std::fs::create_dir(dir.join(".git")).unwrap();
+        let root = open(dir);
+        let mut manifest = Manifest { taken_ns: i64::MAX, ..Manifest::default() };
+        manifest.entries = ["a-c", "a.b", "a/x", "a/y", "b/c.d", "b/c/d", "z"].iter().map(|p| known(&root, dir, p)).collect();
+        let skip = [b".git".to_vec()];
+        let clean = scan(&root, &manifest, &skip).unwrap();
+        assert_eq!(clean.diffs, []);
+        assert_eq!(clean.dirs.iter().map(|(p, _)| String::from_utf8_lossy(p).into_owned()).collect::<Vec<_>>(), ["", "a", "b", "b/c"]);
+
+        std::fs::write(dir.join("a/x"), "longer content").unwrap();
+        std::fs::remove_file(dir.join("a.b")).unwrap();
+        std::fs::remove_dir_all(dir.join("b/c")).unwrap();
+        std::fs::write(dir.join("b/c"), "a file now").unwrap();
+        std::fs::remove_file(dir.join("z")).unwrap();
+        std::fs::create_dir(dir.join("z")).unwrap();
+        std::fs::write(dir.join("z/new"), "").unwrap();
+        std::os::unix::fs::symlink("nowhere", dir.join("link")).unwrap();
+        let diffs = scan(&root, &manifest, &skip).unwrap().diffs;
+        let seen: Vec<_> = diffs.iter().map(|d| (String::from_utf8_lossy(&d.path).into_owned(), d.found.map(|s| s.kind()))).collect();
+        let expected = [
+            ("a.b", None),
+            ("a/x", Some(Kind::File)),
+            ("b/c", Some(Kind::File)),
+            ("b/c/d", None),
+            ("link", Some(Kind::Symlink)),
+            ("z", None),
+            ("z/new", Some(Kind::File)),
+        ];
+        assert_eq!(seen, expected.map(|(p, k)| (p.to_owned(), k)));
+    }
+}
