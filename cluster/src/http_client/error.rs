@@ -1,4 +1,7 @@
 //! What can go wrong between a client and the cluster.
+//!
+//! Transport errors say their innermost cause in their own words and have no `source`: the layers in between ("error sending request",
+//! "client error") tell a person nothing.
 
 use std::fmt;
 use std::time::Duration;
@@ -18,20 +21,20 @@ pub enum ClientError {
         why: String,
     },
     /// The server could not be reached; it has not seen the request.
-    #[error("cannot connect to {server}: {}", crate::error::root_cause(source))]
+    #[error("cannot connect to {server}: {}", crate::error::root_cause(cause))]
     Connect {
         /// The server.
         server: ServerUrl,
         /// Why.
-        source: Box<reqwest::Error>,
+        cause: Box<reqwest::Error>,
     },
     /// The connection broke after the request was sent: it may have been carried out.
-    #[error("the answer of {server} was lost: {}", crate::error::root_cause(source))]
+    #[error("the answer of {server} was lost: {}", crate::error::root_cause(cause))]
     Lost {
         /// The server.
         server: ServerUrl,
         /// Why.
-        source: Box<reqwest::Error>,
+        cause: Box<reqwest::Error>,
     },
     /// No answer in time: the request may have been carried out.
     #[error("{server} did not answer within {after:?}")]
@@ -75,8 +78,8 @@ fn list(attempts: &[Attempt]) -> String {
 
 impl ClientError {
     pub(super) fn transport(server: &ServerUrl, error: reqwest::Error) -> Self {
-        let (server, source) = (server.clone(), Box::new(error.without_url()));
-        if source.is_connect() { Self::Connect { server, source } } else { Self::Lost { server, source } }
+        let (server, cause) = (server.clone(), Box::new(error.without_url()));
+        if cause.is_connect() { Self::Connect { server, cause } } else { Self::Lost { server, cause } }
     }
 
     pub(super) fn answer(server: &ServerUrl, why: impl ToString) -> Self {

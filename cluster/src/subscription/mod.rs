@@ -253,6 +253,8 @@ impl Subscription {
             let program = &self.shared.settings().program;
             if self.shared.is_running() {
                 tracing::warn!(program, "{words}; the one in use stays");
+            } else if self.cached.is_some() {
+                tracing::warn!(program, "{words}");
             } else {
                 tracing::error!(program, "{words}; waiting for one that can be used");
             }

@@ -178,7 +178,8 @@ impl Shared {
     }
 
     fn refuse(&self, content: &Content, reason: String) {
-        tracing::warn!(version = %content.version(), reason, "configuration refused; the one in use stays");
+        let stays = if self.is_running() { "; the one in use stays" } else { "" };
+        tracing::warn!(version = %content.version(), reason, "configuration refused{stays}");
         self.state().refused = Some(Refused { digest: Some(content.digest()), reason: reason.clone() });
         self.report(content.version(), ReportState::Refused, reason);
     }
