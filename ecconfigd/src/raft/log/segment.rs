@@ -156,6 +156,10 @@ impl Segment {
 
     /// Zeroes what is left behind the end, so that it is never taken for records.
     fn cut(&self, bytes: &[u8], at: usize) -> Result<u64, LogError> {
+        if bytes.len() < at {
+            // Only the padding of the last record is missing.
+            self.file.set_len(at as u64).map_err(|e| self.io("extend", e))?;
+        }
         let tail = bytes.get(at..).unwrap_or_default();
         let Some(last) = last_nonzero(tail) else { return Ok(0) };
         let torn = last + 1;
