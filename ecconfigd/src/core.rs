@@ -143,10 +143,15 @@ impl Core {
         let (stats, log) = (&self.inner.committer_stats, self.inner.log.stats());
         let (log_syncs, log_sync_time) = log.syncs();
         let (durable, _) = self.inner.proposer.state.durable();
+        let (applied_entries, apply_time) = self.inner.proposer.state.apply_figures();
         CoreFigures {
             requests: stats.requests.load(Relaxed),
             entries: stats.entries.load(Relaxed),
             queued: stats.queued.load(Relaxed),
+            build_time: Duration::from_nanos(stats.build_ns.load(Relaxed)),
+            propose_time: Duration::from_nanos(stats.propose_ns.load(Relaxed)),
+            applied_entries,
+            apply_time,
             log_syncs,
             log_sync_time,
             log_sync_p99: log.sync_quantile(0.99),

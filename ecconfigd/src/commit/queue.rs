@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use cluster::gate::GateLimits;
 use tokio::sync::{mpsc, oneshot};
@@ -43,6 +44,14 @@ pub struct CommitterStats {
     pub entries: AtomicU64,
     /// Requests that wait.
     pub queued: AtomicU64,
+    /// Time spent on judging and building, in nanoseconds.
+    pub build_ns: AtomicU64,
+    /// Time from proposing an entry until it was applied, in nanoseconds.
+    pub propose_ns: AtomicU64,
+}
+
+fn add_elapsed(counter: &AtomicU64, since: Instant) {
+    counter.fetch_add(u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
 }
 
 /// The way in. The Committer ends when all of these are gone.
@@ -118,6 +127,7 @@ impl Committer {
 
     async fn serve(&mut self, jobs: VecDeque<Job>) {
         let taken = jobs.len();
+        let begin = Instant::now();
         let (state, limits) = (self.proposer.state.clone(), self.limits);
         let built = tokio::task::spawn_blocking(move || build(Builder::new(state, limits, wall_ms()), jobs)).await;
         let Ok(Built { batch, waiting, later }) = built else {
@@ -125,6 +135,7 @@ impl Committer {
             tracing::error!("building a batch of commits panicked");
             return;
         };
+        add_elapsed(&self.stats.build_ns, begin);
         let served = (taken - later.len()) as u64;
         self.stats.queued.fetch_sub(served, Ordering::Relaxed);
         self.stats.requests.fetch_add(served, Ordering::Relaxed);
@@ -134,7 +145,9 @@ impl Committer {
             Ok(batch) => {
                 self.stats.entries.fetch_add(1, Ordering::Relaxed);
                 let first_change = batch.first_change;
+                let begin = Instant::now();
                 let outcomes = self.propose(batch).await;
+                add_elapsed(&self.stats.propose_ns, begin);
                 for one in waiting {
                     one.answer(first_change, &outcomes);
                 }

@@ -162,6 +162,14 @@ pub struct CoreFigures {
     pub entries: u64,
     /// Requests that wait for the Committer.
     pub queued: u64,
+    /// Time spent on judging and building commits.
+    pub build_time: Duration,
+    /// Time from proposing those entries until they were applied.
+    pub propose_time: Duration,
+    /// Entries that were applied since the start, and how long that took.
+    pub applied_entries: u64,
+    /// See `applied_entries`.
+    pub apply_time: Duration,
     /// Syncs of the log.
     pub log_syncs: u64,
     /// How long they took together.

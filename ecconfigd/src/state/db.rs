@@ -6,7 +6,9 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use redb::{Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
@@ -95,6 +97,8 @@ pub struct State {
     pub(super) apply: Mutex<Pending>,
     /// See [`State::alone`].
     checkpoint: Mutex<()>,
+    /// Entries applied since the start and the nanoseconds that took.
+    applied: (AtomicU64, AtomicU64),
 }
 
 /// What was applied and is not durable.
@@ -152,6 +156,7 @@ impl State {
             hub,
             apply: Mutex::new(pending),
             checkpoint: Mutex::new(()),
+            applied: Default::default(),
         };
         state.remove_stale_uploads()?;
         Ok(Arc::new(state))
@@ -165,6 +170,12 @@ impl State {
     /// Who waits for changes.
     pub fn hub(&self) -> &Arc<Hub> {
         &self.hub
+    }
+
+    /// Entries applied since the start, and how long that took.
+    pub fn apply_figures(&self) -> (u64, Duration) {
+        let (entries, ns) = &self.applied;
+        (entries.load(Ordering::Relaxed), Duration::from_nanos(ns.load(Ordering::Relaxed)))
     }
 
     /// What the last checkpoint covers, and how many entries came since.
@@ -185,6 +196,7 @@ impl State {
     /// Applies entries in order, in one transaction, and shows them to readers and watchers. Blocks.
     pub fn apply(&self, entries: &[Entry]) -> Result<Vec<crate::raft::Applied>, StateError> {
         let mut pending = locked(&self.apply);
+        let begin = Instant::now();
         refuse_poisoned(&pending)?;
         let mut write = self.db.begin_write()?;
         write.set_durability(Durability::None)?;
@@ -194,6 +206,9 @@ impl State {
         self.view.store(Arc::new(view));
         // Still under the lock: watchers get events in the order of the log.
         self.hub.publish(effects);
+        let took = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.applied.0.fetch_add(entries.len() as u64, Ordering::Relaxed);
+        self.applied.1.fetch_add(took, Ordering::Relaxed);
         Ok(answers)
     }
 
