@@ -34,6 +34,8 @@ const IDENTITY: &str = "node.json";
 const FIRST_ID: u64 = 1;
 /// How often maintenance looks whether something is due.
 const LOOK: Duration = Duration::from_millis(200);
+/// Packs are counted after so many entries.
+const CONSOLIDATE_LOOK: u64 = 16;
 /// The cluster clock is written down at least this often, so that a restart loses no more of it.
 const TICK: Duration = Duration::from_secs(60);
 
@@ -358,6 +360,7 @@ async fn maintain(proposer: Proposer, limits: super::options::CoreLimits, stoppi
     let mut dirty_since: Option<Instant> = None;
     let mut ticked = Instant::now();
     let mut snapshot_index = 0;
+    let mut consolidated = 0;
     let (consolidate, consolidator) = start_consolidator(proposer.state.clone(), limits.consolidate_packs);
     loop {
         tokio::select! {
@@ -379,9 +382,13 @@ async fn maintain(proposer: Proposer, limits: super::options::CoreLimits, stoppi
                     Ok(Err(error)) => tracing::error!("a checkpoint failed: {error}"),
                     Err(error) => tracing::error!("a checkpoint panicked: {error}"),
                 }
-                // A full queue means that it is busy with the same repositories anyway.
-                let _ = consolidate.try_send(());
             }
+        }
+        let applied = proposer.state.view().applied_index();
+        if applied >= consolidated + CONSOLIDATE_LOOK {
+            consolidated = applied;
+            // A full queue means that it is busy with the same repositories anyway.
+            let _ = consolidate.try_send(());
         }
         let durable = durable.map_or(0, |id| id.index);
         if durable >= snapshot_index + limits.compact_entries {

@@ -42,7 +42,7 @@ pub struct CoreLimits {
     pub checkpoint_interval: Duration,
     /// The log is compacted when the checkpoint has so many entries that the last snapshot has not.
     pub compact_entries: u64,
-    /// A repository's packs are merged in the background when it has so many.
+    /// A repository's packs are merged in the background when it has so many: every commit lets the object database look at all of them.
     pub consolidate_packs: usize,
     /// Watchers of all kinds; more are [`Error::Overloaded`](crate::error::Error::Overloaded).
     pub max_watchers: usize,
@@ -60,7 +60,7 @@ impl Default for CoreLimits {
             checkpoint_entries: 1000,
             checkpoint_interval: Duration::from_secs(5),
             compact_entries: 10_000,
-            consolidate_packs: 200,
+            consolidate_packs: 40,
             max_watchers: 20_000,
         }
     }
