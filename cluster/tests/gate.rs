@@ -318,3 +318,28 @@ fn a_working_copy_without_a_server() {
     assert_eq!(says("default"), expected);
     assert_eq!(says("east"), expected, "files are named from the directory's root, whatever the subcluster");
 }
+
+#[test]
+fn documents_are_files_of_bearable_length() {
+    let files = MemoryFiles::from_texts([("cluster.toml", "[node.n2]\ngroups = [\"lab\"]\n")]);
+    let nothing = MemoryFiles::default();
+    let says = |path: &str, kind| {
+        let changes = vec![Change { path: path.into(), kind }];
+        let repos = [
+            ("default".to_owned(), ProposedRepo { files: &nothing as &dyn Files, changes }),
+            ("global".to_owned(), ProposedRepo { files: &files, changes: Vec::new() }),
+        ];
+        let nodes = vec![RegisteredNode { name: "n1".into(), subcluster: "default".into() }];
+        check(&Proposal { repos: repos.into(), nodes }, &GateLimits::default()).unwrap().to_string()
+    };
+    assert_eq!(says("n1/duravip.toml", ChangeKind::Symlink), "n1/duravip.toml: a document must be a file, not a link");
+    for directory in ["n1", "n2", "lab", "default"] {
+        assert!(says(directory, ChangeKind::Symlink).contains("must be a directory and not a link"), "{directory}");
+    }
+    for path in ["README", "n1/current", "lab/x.toml"] {
+        assert_eq!(says(path, ChangeKind::Symlink), "", "{path}");
+    }
+    let large = ChangeKind::File { size: Some(9 << 20) };
+    assert_eq!(says("default/logd.toml", large), "default/logd.toml: a document has at most 8MiB");
+    assert_eq!(says("default/data.json", large), "", "somebody's data");
+}

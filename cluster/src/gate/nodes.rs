@@ -12,16 +12,42 @@ use crate::documents::{Document, DocumentKind, Effective, KeyPath, LayerFile, Se
 pub(super) fn check(proposal: &Proposal<'_>, gathered: &mut Gathered) -> Result<(), FilesError> {
     let view = View { proposal, parsed: RefCell::default() };
     let affected = check_layers(&view, gathered)?;
-    if affected.is_empty() {
+    let links = links_at_the_root(proposal);
+    if affected.is_empty() && links.is_empty() {
         return Ok(());
     }
     let Some(cluster) = read_cluster(&view, affected.cluster, gathered)? else { return Ok(()) };
+    check_links(&links, proposal, &cluster, gathered);
     for (subcluster, nodes) in nodes_by_subcluster(proposal, &cluster) {
         for kind in [DocumentKind::Duravip, DocumentKind::Logd, DocumentKind::Cidr] {
             check_nodes(&view, &cluster, &subcluster, &nodes, kind, &affected, gathered)?;
         }
     }
     Ok(())
+}
+
+/// Links at the root of a subcluster's repository: repository and name.
+fn links_at_the_root<'a>(proposal: &'a Proposal<'_>) -> Vec<(&'a str, &'a str)> {
+    let mut links = Vec::new();
+    for (repo, proposed) in proposal.repos.iter().filter(|(repo, _)| *repo != GLOBAL) {
+        let is_link = |change: &&super::Change| change.kind == ChangeKind::Symlink && !change.path.contains(&b'/');
+        let names = proposed.changes.iter().filter(is_link).filter_map(|change| std::str::from_utf8(&change.path).ok());
+        links.extend(names.map(|name| (repo.as_str(), name)));
+    }
+    links
+}
+
+/// A directory in which nodes look for documents is no link: a change behind it would pass by the gate.
+fn check_links(links: &[(&str, &str)], proposal: &Proposal<'_>, cluster: &Cluster, gathered: &mut Gathered) {
+    for (repo, name) in links {
+        let looked_into = *name == "default"
+            || proposal.nodes.iter().any(|node| node.name == *name)
+            || cluster.nodes.values().any(|node| node.name == *name || node.groups.iter().any(|group| group == name));
+        if looked_into {
+            let message = "nodes look for their documents here, so this must be a directory and not a link";
+            gathered.add(Finding { repo: (*repo).to_owned(), ..Finding::whole(name, message) });
+        }
+    }
 }
 
 /// The document that a path of a repository is a layer of, and the directory of the search path it lies in. In a
@@ -32,7 +58,7 @@ pub(super) fn document_of(path: &str) -> Option<DocumentKind> {
 }
 
 /// A changed layer: its document and its directory as a working copy has it.
-fn layer_of<'a>(repo: &str, path: &'a str) -> Option<(DocumentKind, &'a str)> {
+pub(super) fn layer_of<'a>(repo: &str, path: &'a str) -> Option<(DocumentKind, &'a str)> {
     match (repo == GLOBAL, path.split_once('/')) {
         (true, None) => Some((document_of(path)?, GLOBAL)),
         (false, Some((directory, name))) if !name.contains('/') => Some((document_of(name)?, directory)),
@@ -68,6 +94,11 @@ fn check_layers(view: &View<'_>, gathered: &mut Gathered) -> Result<Affected, Fi
         for change in &proposed.changes {
             let Ok(path) = std::str::from_utf8(&change.path) else { continue };
             let Some((kind, directory)) = layer_of(repo, path) else { continue };
+            if change.kind == ChangeKind::Symlink {
+                let message = "a document must be a file, not a link";
+                gathered.add(Finding { repo: repo.clone(), ..Finding::whole(path, message) });
+                continue;
+            }
             if change.kind != ChangeKind::Deleted && check_layer(view, repo, path, kind, directory, gathered)? {
                 continue;
             }

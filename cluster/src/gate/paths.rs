@@ -1,6 +1,7 @@
 //! Names and sizes of what a change touches.
 
-use super::{Change, ChangeKind, Finding, GLOBAL, GateLimits, Gathered, Proposal};
+use super::{Change, ChangeKind, Finding, GLOBAL, GateLimits, Gathered, Proposal, nodes};
+use crate::documents::files::MAX_DOCUMENT_BYTES;
 use crate::documents::schema::names;
 use crate::units::HumanSize;
 
@@ -40,7 +41,14 @@ fn check_size(repo: &str, change: &Change, size: u64, limits: &GateLimits, gathe
         let limit = HumanSize::from_bytes(limits.file_bytes);
         let message = format!("the file has {}; at most {limit} are allowed", rounded(size));
         gathered.add(finding(repo, change, message));
+    } else if size > MAX_DOCUMENT_BYTES && is_document(repo, change) {
+        let limit = HumanSize::from_bytes(MAX_DOCUMENT_BYTES);
+        gathered.add(finding(repo, change, format!("a document has at most {limit}")));
     }
+}
+
+fn is_document(repo: &str, change: &Change) -> bool {
+    std::str::from_utf8(&change.path).is_ok_and(|path| nodes::layer_of(repo, path).is_some())
 }
 
 /// `global/` of a working copy is another repository: an entry of that name would be hidden by it.

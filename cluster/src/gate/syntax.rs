@@ -13,7 +13,7 @@ pub(super) fn check(proposal: &Proposal<'_>, gathered: &mut Gathered) -> Result<
             let ChangeKind::File { size } = change.kind else { continue };
             // What nobody could name in a document has no syntax to keep to.
             let Ok(path) = std::str::from_utf8(&change.path) else { continue };
-            if Language::of(path).is_none() || is_foreign_giant(path, size) {
+            if Language::of(path).is_none() || is_giant(size) {
                 continue;
             }
             let Some(data) = proposed.files.read(path)? else { continue };
@@ -26,9 +26,9 @@ pub(super) fn check(proposal: &Proposal<'_>, gathered: &mut Gathered) -> Result<
 }
 
 /// Data files of this size are somebody's lists, not configuration; parsing them would hold up everybody else's commits.
-/// Documents of ours are judged whatever their size.
-fn is_foreign_giant(path: &str, size: Option<u64>) -> bool {
-    size.is_some_and(|size| size > MAX_DOCUMENT_BYTES) && super::nodes::document_of(path).is_none()
+/// Documents of ours are never that long.
+fn is_giant(size: Option<u64>) -> bool {
+    size.is_some_and(|size| size > MAX_DOCUMENT_BYTES)
 }
 
 enum Language {

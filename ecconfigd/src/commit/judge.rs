@@ -36,19 +36,17 @@ pub(super) fn judge(
     let mut files = BTreeMap::new();
     for (name, repo) in view.repos.iter() {
         if !proposed.contains_key(name) {
-            files.insert(name.clone(), (current(repo)?, &[][..]));
+            files.insert(name.clone(), (current(repo)?, Vec::new()));
         }
     }
     for (name, repo) in proposed {
+        let changes = repo.changes.iter().map(|change| gate_change(repo.reader, change)).collect::<Result<Vec<_>>>()?;
         let tree = TreeFiles { source: Source::Reader(repo.reader), tree: repo.tree };
-        files.insert(name.clone(), (tree, repo.changes));
+        files.insert(name.clone(), (tree, changes));
     }
     let repos = files
         .iter()
-        .map(|(name, (files, changes))| {
-            let changes = changes.iter().map(gate_change).collect();
-            (name.to_string(), ProposedRepo { files, changes })
-        })
+        .map(|(name, (files, changes))| (name.to_string(), ProposedRepo { files, changes: changes.clone() }))
         .collect();
     let nodes = view
         .nodes
@@ -69,13 +67,17 @@ fn current(repo: &crate::state::RepoView) -> Result<TreeFiles<'static>> {
     Ok(TreeFiles { source: Source::store(repo.store.clone()), tree })
 }
 
-fn gate_change(change: &Change) -> gate::Change {
+/// The size comes from the object's header: what is too large is refused without being read.
+fn gate_change(reader: &Reader, change: &Change) -> Result<gate::Change> {
     let kind = match change.new {
         None => ChangeKind::Deleted,
         Some((Mode::Symlink, _)) => ChangeKind::Symlink,
-        Some(_) => ChangeKind::File { size: None },
+        Some((_, id)) => {
+            let header = reader.header(id).map_err(Error::internal)?;
+            ChangeKind::File { size: header.map(|(_, size_bytes)| size_bytes) }
+        }
     };
-    gate::Change { path: change.path.as_bytes().to_vec(), kind }
+    Ok(gate::Change { path: change.path.as_bytes().to_vec(), kind })
 }
 
 /// The gate's report as an error, if it refuses.
