@@ -315,7 +315,7 @@ pub struct Exchanged {
 }
 
 impl Exchanged {
-    fn new(mut prepared: Prepared, locks: Option<GitLocks>) -> Result<Exchanged> {
+    fn new(prepared: Prepared, locks: Option<GitLocks>) -> Result<Exchanged> {
         let saved = prepared.save_lost()?;
         Ok(Exchanged { prepared, locks, saved })
     }
@@ -357,6 +357,7 @@ impl Exchanged {
             git_staged: swap.git_staged,
             mains: plans.iter().map(|p| p.old_main).collect(),
             lost: plans.into_iter().map(|p| p.lost).collect(),
+            lost_is_saved: true,
         };
         let settled = inner.settle(displaced, swap.id, swap.manifests)?;
         drop(locks);

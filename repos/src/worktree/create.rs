@@ -124,7 +124,7 @@ fn is_mount_point(root: &Path, parent: &Path) -> Result<bool> {
     Ok((a.stx_dev_major, a.stx_dev_minor) != (b.stx_dev_major, b.stx_dev_minor) || a.stx_mnt_id != b.stx_mnt_id)
 }
 
-fn build(root: &Path, parent: &Path, name: &[u8], state_dir: &PathBuf, settings: Settings, existed: bool) -> Result<Inner> {
+fn build(root: &Path, parent: &Path, name: &[u8], state_dir: &Path, settings: Settings, existed: bool) -> Result<Inner> {
     let parent_fd = fsx::open_dir(parent).at("open", parent)?;
     let mode = 0o755 & !settings.ownership.umask | 0o700;
     fsx::ensure_dir_at(&parent_fd, &state_name(name), mode).at("create", state_dir)?;
@@ -138,7 +138,7 @@ fn build(root: &Path, parent: &Path, name: &[u8], state_dir: &PathBuf, settings:
         root: root.to_owned(),
         parent_fd,
         name: name.to_vec(),
-        state_dir: state_dir.clone(),
+        state_dir: state_dir.to_owned(),
         state_fd,
         settings,
         stores,

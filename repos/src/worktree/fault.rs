@@ -7,8 +7,8 @@
 /// Every point, in the order in which an update passes them. Tests iterate over it.
 pub const POINTS: &[&str] = &[
     "stage.locked",
-    "stage.scanned",
     "stage.harvested",
+    "stage.scanned",
     "stage.planned",
     "stage.journal-staging",
     "stage.patched-first",

@@ -14,7 +14,7 @@ use super::manifest::{Entry, Manifest, PathKey};
 use super::stage::{GitLocks, Prepared, encode_index, index_bytes, new_state, require_unchanged};
 use crate::Oid;
 
-const REDO: &str = "redo";
+pub(crate) const REDO: &str = "redo";
 
 impl Prepared {
     /// Moves the metadata. The directory stays.

@@ -57,8 +57,8 @@ impl Sig {
         Sig {
             ino: stat.st_ino,
             size: stat.st_size as u64,
-            mtime_ns: (stat.st_mtime as i64).wrapping_mul(1_000_000_000).wrapping_add(stat.st_mtime_nsec as i64),
-            ctime_ns: (stat.st_ctime as i64).wrapping_mul(1_000_000_000).wrapping_add(stat.st_ctime_nsec as i64),
+            mtime_ns: stat.st_mtime.wrapping_mul(1_000_000_000).wrapping_add(stat.st_mtime_nsec as i64),
+            ctime_ns: stat.st_ctime.wrapping_mul(1_000_000_000).wrapping_add(stat.st_ctime_nsec as i64),
             mode: stat.st_mode,
             uid: stat.st_uid,
             gid: stat.st_gid,
@@ -156,7 +156,7 @@ pub(crate) fn create_at(dir: impl AsFd, name: &[u8], data: &[u8], perm: u32) -> 
     let mut file = std::fs::File::from(fd);
     io::Write::write_all(&mut file, data)?;
     let fd = OwnedFd::from(file);
-    if u32::from(fs::fstat(&fd)?.st_mode) & 0o7777 != perm {
+    if fs::fstat(&fd)?.st_mode & 0o7777 != perm {
         fs::fchmod(&fd, Perm::from_raw_mode(perm))?;
     }
     Ok(fd)

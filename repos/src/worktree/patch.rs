@@ -278,7 +278,7 @@ impl Patcher<'_> {
         }
         let (dir, name) = cursor.parent(path).at("open", &at)?;
         match &want.source {
-            Source::Share => return share(live_cursor, dir, name, path, live).at("link", &at),
+            Source::Share => share(live_cursor, dir, name, path, live).at("link", &at),
             Source::Bytes(data) => self.write(cursor, path, want, data),
             Source::Live => {
                 // Gone since it was planned: the rescan after the exchange will see to it.

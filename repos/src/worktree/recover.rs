@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 
 use super::error::{At, Result};
+use super::flip::REDO;
 use super::fsx;
 use super::gitdir;
 use super::inner::{Held as CachedTree, Inner, SPARE};
@@ -19,10 +20,16 @@ use super::tree::Tree;
 impl Inner {
     /// Finishes or takes back what an interrupted run left. Cheap if there is nothing.
     pub(crate) fn recover(&self) -> Result<()> {
-        let Some(journal) = self.read_journal()? else { return Ok(()) };
-        tracing::info!(root = %self.root.display(), "finishing an interrupted update");
         let live = self.live()?;
-        GitLocks::clear_stale(&live)?;
+        // We have the lock of the working copy, so a lock of ours on git's index has nobody behind it.
+        let interrupted = GitLocks::clear_stale(&live)?;
+        let Some(journal) = self.read_journal()? else {
+            if interrupted {
+                fsx::remove_all_at(&self.state_fd, REDO.as_bytes()).at("remove", &self.state_dir.join(REDO))?;
+            }
+            return Ok(());
+        };
+        tracing::info!(root = %self.root.display(), "finishing an interrupted update");
         if let Ok(spare) = Tree::open(&self.spare_path(), self.mounts()) {
             GitLocks::clear_stale(&spare)?;
         }
@@ -89,7 +96,7 @@ impl Inner {
             mains.push(gitdir::read_ref(&mount.git, gitdir::MAIN).at("read", &mount.path)?);
         }
         let lost = lost.iter().map(|list| list.iter().filter_map(|p| Some(hex::decode(p).ok()?.into())).collect()).collect();
-        let displaced = Displaced { tree, id: old_id.into(), seen: manifests, git_seen, git_staged, mains, lost };
+        let displaced = Displaced { tree, id: old_id.into(), seen: manifests, git_seen, git_staged, mains, lost, lost_is_saved: false };
         self.settle(displaced, live_id.into(), live).map(|_| ())
     }
 

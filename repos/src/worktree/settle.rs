@@ -39,6 +39,7 @@ pub(crate) struct Displaced {
     pub mains: Vec<Option<Oid>>,
     /// Files that were given up.
     pub lost: Vec<Vec<PathKey>>,
+    pub lost_is_saved: bool,
 }
 
 impl Inner {
@@ -49,13 +50,14 @@ impl Inner {
         let mut spare = Vec::new();
         for (i, seen) in displaced.seen.iter().enumerate() {
             harvest(&displaced.tree.mounts[i].git, &self.stores[i])?;
-            for path in &displaced.lost[i] {
+            let lost = &displaced.lost[i];
+            for path in lost.iter().filter(|_| !displaced.lost_is_saved) {
                 settled.saved.extend(self.save_lost(i, &displaced.tree.mounts[i], path)?);
             }
             let (now, diffs) = displaced.tree.mounts[i].look_diffs(seen, &|_| false)?;
             fault::point("settle.scanned");
             let mut carrier = Carrier::new(self, i, &displaced.tree.mounts[i], &tree.mounts[i], seen, &mut live[i])?;
-            for path in &diffs {
+            for path in diffs.iter().filter(|path| !lost.contains(path)) {
                 carrier.carry(path, now.get(path).and_then(|e| e.held.as_ref()), true)?;
             }
             carrier.directories(&now)?;

@@ -458,14 +458,16 @@ impl GitLocks {
         Ok(locks)
     }
 
-    /// After a crash: removes locks of ours.
-    pub(crate) fn clear_stale(tree: &Tree) -> Result<()> {
+    /// After a crash: removes locks of ours. True if there were any.
+    pub(crate) fn clear_stale(tree: &Tree) -> Result<bool> {
+        let mut found = false;
         for mount in &tree.mounts {
             if fsx::try_read_at(&mount.git, b"index.lock").at("read", &mount.path.join(".git/index.lock"))?.is_some_and(|mark| mark == LOCK_MARK) {
                 let _ = fs::unlinkat(&mount.git, "index.lock", AtFlags::empty());
+                found = true;
             }
         }
-        Ok(())
+        Ok(found)
     }
 }
 
@@ -534,11 +536,11 @@ impl Prepared {
     }
 
     /// Puts aside what was given up. If we die before, the next run does it from the journal.
-    pub(crate) fn save_lost(&mut self) -> Result<Vec<SavedEdit>> {
+    pub(crate) fn save_lost(&self) -> Result<Vec<SavedEdit>> {
         let mut saved = Vec::new();
-        for (i, plan) in self.plans.iter_mut().enumerate() {
-            for path in std::mem::take(&mut plan.lost) {
-                saved.extend(self.inner.save_lost(i, &self.survey.tree.mounts[i], &path)?);
+        for (i, plan) in self.plans.iter().enumerate() {
+            for path in &plan.lost {
+                saved.extend(self.inner.save_lost(i, &self.survey.tree.mounts[i], path)?);
             }
         }
         Ok(saved)

@@ -62,6 +62,7 @@ impl Inner {
     fn reader(&self, mount: usize, tree: &Tree, look: Look) -> Result<Reader> {
         if look != Look::Read {
             harvest(&tree.mounts[mount].git, &self.stores[mount])?;
+            super::fault::point("stage.harvested");
             return Ok(self.stores[mount].reader()?);
         }
         // The tree's own directory borrows from the store, so it sees both.
