@@ -89,6 +89,52 @@ async fn the_socket_is_private_and_a_second_owner_is_refused_by_name() {
     served.client().await.call("echo", (), |_| {}).await.unwrap();
 }
 
+/// Tells when a handler ended, by being dropped with it.
+struct Ends(Option<tokio::sync::oneshot::Sender<()>>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let _ = self.0.take().unwrap().send(());
+    }
+}
+
+#[tokio::test]
+async fn a_command_that_waits_ends_with_whoever_asked_and_with_the_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::bind(&options(dir.path())).unwrap();
+    let (ended, mut ends) = tokio::sync::mpsc::unbounded_channel();
+    let router = Router::new().command("wait", "Waits for ever", move |_, parts| {
+        let (sender, end) = tokio::sync::oneshot::channel();
+        ended.send(end).unwrap();
+        async move {
+            let _ends = Ends(Some(sender));
+            parts.send("waiting").await?;
+            std::future::pending().await
+        }
+    });
+    let (path, stop) = (server.path().to_path_buf(), CancellationToken::new());
+    let serving = tokio::spawn(server.serve(router, stop.clone()));
+    let wait = async || {
+        let mut client = Client::connect_at("duravip", &path).await.unwrap();
+        client.call("wait", (), |_| {}).await
+    };
+
+    // The first one goes away once its handler runs; the second is cut off by the daemon's end.
+    let end = tokio::select! {
+        answer = wait() => panic!("{answer:?}"),
+        end = ends.recv() => end.unwrap(),
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), end).await.expect("the handler ends").unwrap();
+    let (answer, ()) = tokio::join!(wait(), async {
+        let end = ends.recv().await.unwrap();
+        stop.cancel();
+        end.await.unwrap();
+    });
+    let Err(ControlError::Refused(failure)) = answer else { panic!("{answer:?}") };
+    assert_eq!(failure.code, "stopping");
+    serving.await.unwrap();
+}
+
 #[tokio::test]
 async fn what_a_dead_process_left_is_replaced() {
     let dir = tempfile::tempdir().unwrap();

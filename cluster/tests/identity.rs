@@ -50,6 +50,11 @@ fn enrolling(trust: &Trust, token: &JoinToken) -> Router {
         .route("/api/v1/enroll", post(enroll))
         .route("/api/v1/renew", post(renew))
         .route("/whoami", get(whoami))
+        .route("/certificate", get(certificate))
+}
+
+async fn certificate(Extension(peer): Extension<Option<Peer>>) -> Json<Option<String>> {
+    Json(peer.map(|peer| peer.fingerprint.to_string()))
 }
 
 async fn whoami(Extension(peer): Extension<Option<Peer>>) -> Json<Option<(String, String, NodeRole)>> {
@@ -91,6 +96,9 @@ async fn a_token_becomes_an_identity_once_and_the_identity_renews_itself() {
     assert_eq!(Identity::load(&dir).unwrap().peer(), &after);
     let me: Who = client.get_json("/whoami").await.unwrap();
     assert_eq!(me.unwrap().0, "web1");
+    // The connection from before showed the old certificate; requests do not go over it any more.
+    let shown: Option<String> = client.get_json("/certificate").await.unwrap();
+    assert_eq!(shown, Some(after.fingerprint.to_string()));
 }
 
 /// A server with a chain of its own making. It says how the handshake ended and what plain text came through.

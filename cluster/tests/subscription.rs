@@ -62,7 +62,7 @@ impl Place {
     }
 
     fn follow_dir(&self) -> Subscription {
-        Subscription::conf_dir(self.conf(), self.settings()).unwrap()
+        Subscription::conf_dir(self.conf(), self.settings())
     }
 }
 
@@ -218,7 +218,7 @@ async fn a_search_path_of_ones_own() {
     write(&conf, "default/duravip.toml", &duravip(300));
     write(&conf, "lab/duravip.toml", &duravip(400));
     let search_path = Some(SearchPath::parse("lab:default", "n1").unwrap());
-    let mut subscription = Subscription::conf_dir(&conf, Settings { search_path, ..place.settings() }).unwrap();
+    let mut subscription = Subscription::conf_dir(&conf, Settings { search_path, ..place.settings() });
     assert_eq!(dead_after_ms(&next(&mut subscription).await), 400);
 }
 

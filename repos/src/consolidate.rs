@@ -8,9 +8,11 @@
 //! nothing, and a reader finds every object at every instant.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::time::SystemTime;
+
+use rustix::fs::{FlockOperation, flock};
 
 use crate::diff::{directory_of, parsed};
 use crate::pack::{self, Source, Versions};
@@ -89,6 +91,21 @@ impl Store {
             objects,
             bytes,
         })
+    }
+}
+
+impl Store {
+    /// The lock under which packs are merged, of this process or another; `None` while somebody else does.
+    fn lock_for_consolidation(&self) -> Result<Option<File>> {
+        let directory = self.path().join("quarantine");
+        fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
+        let path = directory.join("consolidate");
+        let file = File::options().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(err) => Err(Error::io("lock", &path)(err.into())),
+        }
     }
 }
 

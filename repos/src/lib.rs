@@ -28,6 +28,7 @@ pub mod protocol;
 mod quarantine;
 mod reader;
 mod refs;
+mod staging;
 mod store;
 mod tree;
 pub mod worktree;

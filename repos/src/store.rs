@@ -14,15 +14,15 @@ use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::FlockOperation;
 
 use crate::oid::PackId;
 use crate::pack::{self, Staged};
 use crate::quarantine::{PackLimits, Quarantine};
 use crate::reader::Reader;
-use crate::{Error, Oid, PackError, RefMap, RefName, Result};
+use crate::staging::{Staging, lock_entrance, remove_stale};
+use crate::{Error, PackError, RefMap, RefName, Result};
 
 /// Packs that one store can hold at a time before gix gives up ("too few index slots"). Consolidation keeps them well below.
 const PACK_SLOTS: u16 = 4096;
@@ -45,20 +45,6 @@ struct Inner {
     unsynced: Mutex<BTreeSet<PathBuf>>,
     /// A sync failed. The kernel may have forgotten what it could not write, so a later success would mean nothing.
     sync_failed: AtomicBool,
-}
-
-/// The directory that this store writes in before anybody may read. The lock lives as long as the file is open.
-struct Staging {
-    directory: PathBuf,
-    _lock: File,
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        if let Err(err) = fs::remove_dir_all(&self.directory) {
-            tracing::debug!(directory = %self.directory.display(), %err, "could not remove a staging directory; the next start will");
-        }
-    }
 }
 
 /// A pack that is installed.
@@ -85,6 +71,7 @@ impl Store {
         let config = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n[gc]\n\tauto = 0\n[maintenance]\n\tauto = false\n";
         write_if_missing(&path.join("config"), config.as_bytes())?;
         write_if_missing(&path.join("HEAD"), b"ref: refs/heads/main\n")?;
+        File::open(path).and_then(|directory| directory.sync_all()).map_err(Error::io("sync", path))?;
         Store::open(path)
     }
 
@@ -160,7 +147,7 @@ impl Store {
     ///
     /// It is written a second time if the file that is there is not the same to the last byte: after a power cut it may not be.
     pub fn install_pack(&self, pack: &[u8]) -> Result<PackId> {
-        if let Some(id) = claimed_id(pack)
+        if let Some(id) = pack::claimed_id(pack)
             && self.is_installed(id, &mut { pack }, pack.len() as u64)
         {
             self.remember_unsynced(id);
@@ -175,7 +162,7 @@ impl Store {
             return Ok(id);
         }
         let open = || File::open(pack).map_err(Error::io("open", pack));
-        let (id, bytes) = claimed_id_of_file(&open()?).map_err(Error::io("read", pack))?;
+        let (id, bytes) = pack::claimed_id_of_file(&open()?).map_err(Error::io("read", pack))?;
         if self.is_installed(id, &mut BufReader::new(open()?), bytes) {
             self.remember_unsynced(id);
             return Ok(id);
@@ -191,7 +178,7 @@ impl Store {
             return Ok(None);
         }
         let (id, bytes) =
-            File::open(pack).and_then(|file| claimed_id_of_file(&file)).map_err(Error::io("read", pack))?;
+            File::open(pack).and_then(|file| pack::claimed_id_of_file(&file)).map_err(Error::io("read", pack))?;
         let stem = self.staging_path("adopted")?;
         let staged =
             Staged { id, pack: stem.with_extension("pack"), index: stem.with_extension("idx"), objects: 0, bytes };
@@ -264,8 +251,8 @@ impl Store {
     fn is_installed(&self, id: PackId, pack: &mut dyn Read, bytes: u64) -> bool {
         let Ok(there) = File::open(self.pack_path(id, "pack")) else { return false };
         there.metadata().is_ok_and(|meta| meta.len() == bytes)
-            && same_bytes(&mut BufReader::new(there), pack).unwrap_or(false)
-            && index_is_sound(&self.pack_path(id, "idx"), id)
+            && pack::same_bytes(&mut BufReader::new(there), pack).unwrap_or(false)
+            && pack::index_is_sound(&self.pack_path(id, "idx"), id)
     }
 
     /// Writes every pack that was installed since the last time to the disk, for good.
@@ -341,7 +328,7 @@ impl Store {
         let mut staging = lock(&self.inner.staging);
         let directory = match &*staging {
             Some(staging) => staging.directory.clone(),
-            None => staging.insert(new_staging(&self.inner.root.join("quarantine"))?).directory.clone(),
+            None => staging.insert(Staging::new(&self.inner.root.join("quarantine"))?).directory.clone(),
         };
         Ok(directory.join(format!("{what}-{}", self.inner.names.fetch_add(1, Ordering::Relaxed))))
     }
@@ -363,121 +350,9 @@ fn write_if_missing(path: &Path, content: &[u8]) -> Result<()> {
         return Ok(());
     }
     let temporary = path.with_extension(format!("new-{}", std::process::id()));
-    fs::write(&temporary, content).map_err(Error::io("write", &temporary))?;
+    let synced = File::create(&temporary).and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()));
+    synced.map_err(Error::io("write", &temporary))?;
     fs::rename(&temporary, path).map_err(Error::io("create", path))
-}
-
-impl Store {
-    /// The lock under which packs are merged, of this process or another; `None` while somebody else does.
-    pub(crate) fn lock_for_consolidation(&self) -> Result<Option<File>> {
-        let directory = self.inner.root.join("quarantine");
-        fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
-        let path = directory.join("consolidate");
-        let file = File::options().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(file)),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(err) => Err(Error::io("lock", &path)(err.into())),
-        }
-    }
-}
-
-/// Takes the lock that keeps those who clean up apart from those who have not locked their directory yet, or are between
-/// the two files of a pack.
-fn lock_entrance(quarantine: &Path, operation: FlockOperation) -> Result<File> {
-    fs::create_dir_all(quarantine).map_err(Error::io("create", quarantine))?;
-    let path = quarantine.join("lock");
-    let file = File::options().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
-    flock(&file, operation).map_err(|err| Error::io("lock", &path)(err.into()))?;
-    Ok(file)
-}
-
-fn new_staging(quarantine: &Path) -> Result<Staging> {
-    let _entrance = lock_entrance(quarantine, FlockOperation::LockExclusive)?;
-    let directory = tempfile::Builder::new()
-        .prefix("s-")
-        .tempdir_in(quarantine)
-        .map_err(Error::io("create a directory in", quarantine))?
-        .keep();
-    let lock = File::open(&directory).map_err(Error::io("open", &directory))?;
-    flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|err| Error::io("lock", &directory)(err.into()))?;
-    Ok(Staging { directory, _lock: lock })
-}
-
-fn remove_stale(quarantine: &Path, packs: Option<&Path>) -> Result<()> {
-    if !quarantine.is_dir() {
-        return Ok(());
-    }
-    let _entrance = lock_entrance(quarantine, FlockOperation::LockExclusive)?;
-    for path in paths_in(quarantine)?.into_iter().filter(|path| path.is_dir()) {
-        let directory = File::open(&path).map_err(Error::io("open", &path))?;
-        if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
-        }
-    }
-    // Packs of which only the first file was installed, or the second removed already.
-    let packs = packs.map_or_else(|| Ok(Vec::new()), paths_in)?;
-    for path in packs.into_iter().filter(|path| is_orphan(path)) {
-        fs::remove_file(&path).map_err(Error::io("remove", &path))?;
-    }
-    Ok(())
-}
-
-fn paths_in(directory: &Path) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(directory).map_err(Error::io("list", directory))?;
-    entries.map(|entry| entry.map(|entry| entry.path()).map_err(Error::io("list", directory))).collect()
-}
-
-/// Git, too, puts the index of a pack in place last. What it may still be at work on is left alone.
-const ORPHAN_AGE: Duration = Duration::from_secs(3600);
-
-fn is_orphan(path: &Path) -> bool {
-    let is_old = || {
-        fs::metadata(path)
-            .and_then(|meta| meta.modified())
-            .is_ok_and(|time| time.elapsed().is_ok_and(|age| age > ORPHAN_AGE))
-    };
-    path.extension().is_some_and(|extension| extension == "pack") && !path.with_extension("idx").exists() && is_old()
-}
-
-fn claimed_id(pack: &[u8]) -> Option<PackId> {
-    let trailer = pack.len().checked_sub(pack::TRAILER_BYTES)?;
-    Oid::from_slice(&pack[trailer..]).map(PackId)
-}
-
-fn claimed_id_of_file(file: &File) -> std::io::Result<(PackId, u64)> {
-    use std::os::unix::fs::FileExt;
-    let bytes = file.metadata()?.len();
-    let mut trailer = [0; pack::TRAILER_BYTES];
-    if let Some(start) = bytes.checked_sub(pack::TRAILER_BYTES as u64) {
-        file.read_exact_at(&mut trailer, start)?;
-    }
-    Ok((PackId(Oid::from_bytes(trailer)), bytes))
-}
-
-fn same_bytes(a: &mut dyn Read, b: &mut dyn Read) -> std::io::Result<bool> {
-    let (mut left, mut right) = (vec![0; 64 << 10], vec![0; 64 << 10]);
-    loop {
-        let count = a.read(&mut left)?;
-        if count == 0 {
-            return Ok(b.read(&mut right)? == 0);
-        }
-        match b.read_exact(&mut right[..count]) {
-            Ok(()) if left[..count] == right[..count] => {}
-            Ok(()) => return Ok(false),
-            Err(err) if err.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(false),
-            Err(err) => return Err(err),
-        }
-    }
-}
-
-fn index_is_sound(path: &Path, id: PackId) -> bool {
-    let Ok(bytes) = fs::read(path) else { return false };
-    let Some(body) = bytes.len().checked_sub(20) else { return false };
-    let mut hasher = gix::hash::hasher(gix::hash::Kind::Sha1);
-    hasher.update(&bytes[..body]);
-    let names_pack = body >= 20 && bytes[body - 20..body] == *id.0.as_bytes();
-    names_pack && hasher.try_finalize().is_ok_and(|checksum| checksum.as_slice() == &bytes[body..])
 }
 
 /// Syncs files and the directory that names them. A file that is gone was merged into one that was synced first.

@@ -1,6 +1,7 @@
 //! The daemon's side of the control socket.
 
 use std::fs;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,6 +27,10 @@ const MAX_CONNECTIONS: usize = 64;
 const PARTS_QUEUE: usize = 16;
 /// A reader that takes nothing for this long is dropped, so that it cannot hold one of the connections for ever.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A command that still runs this long after the daemon was told to stop is ended; one that streams would go on for ever.
+const GRACE: Duration = Duration::from_secs(2);
+/// How often a silent command looks whether anybody still waits for it.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Where and as whom to serve.
 #[derive(Debug, Clone)]
@@ -160,7 +165,7 @@ async fn serve_connection(stream: UnixStream, router: &Router, stop: Cancellatio
                 return;
             }
             Ok(Ok(Some(line))) => match serde_json::from_slice::<Request>(&line) {
-                Ok(request) => run(router, request, &mut writer).await,
+                Ok(request) => run(router, request, &mut writer, &stop).await,
                 Err(error) => Err(Failure::new(format!("not a request: {error}")).code("bad-request")),
             },
         };
@@ -172,10 +177,20 @@ async fn serve_connection(stream: UnixStream, router: &Router, stop: Cancellatio
 }
 
 /// Runs one command and forwards its parts as they come. When the other side is gone, the handler is dropped.
-async fn run(router: &Router, request: Request, writer: &mut OwnedWriteHalf) -> Result<Value, Failure> {
+async fn run(
+    router: &Router,
+    request: Request,
+    writer: &mut OwnedWriteHalf,
+    stop: &CancellationToken,
+) -> Result<Value, Failure> {
     let (sender, mut parts) = mpsc::channel(PARTS_QUEUE);
     let running = router.run(request, Parts { sender });
-    tokio::pin!(running);
+    let out_of_grace = async {
+        stop.cancelled().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::pin!(running, out_of_grace);
+    let mut look = tokio::time::interval(LOOK_EVERY);
     loop {
         tokio::select! {
             biased;
@@ -191,8 +206,23 @@ async fn run(router: &Router, request: Request, writer: &mut OwnedWriteHalf) -> 
                 }
                 return answer;
             }
+            () = &mut out_of_grace => return Err(Failure::new("the daemon is stopping").code("stopping")),
+            _ = look.tick() => {
+                if hung_up(writer) {
+                    return Err(Failure::new("the command that asked is gone"));
+                }
+            }
         }
     }
+}
+
+/// True once the other side has closed its socket entirely. Having ended its requests (`nc -N`, a pipe that ran dry) is not that.
+fn hung_up(writer: &OwnedWriteHalf) -> bool {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let stream: &UnixStream = writer.as_ref();
+    let mut asked = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    let answered = poll(&mut asked, PollTimeout::ZERO);
+    answered.is_ok() && asked[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
 }
 
 async fn write(writer: &mut OwnedWriteHalf, line: &Line) -> std::io::Result<()> {

@@ -96,10 +96,11 @@ impl ClientError {
         }
     }
 
-    /// The server's refusal, where it was one.
+    /// The server's refusal, where it was one; of several servers, the last one's.
     pub fn api(&self) -> Option<&ApiError> {
         match self {
             Self::Api(error) => Some(error),
+            Self::Unreachable { attempts } => attempts.iter().rev().find_map(|attempt| attempt.error.api()),
             _ => None,
         }
     }

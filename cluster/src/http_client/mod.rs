@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http::header::{AUTHORIZATION, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
 use serde::Serialize;
@@ -64,6 +65,14 @@ pub enum Credentials {
 }
 
 impl Credentials {
+    /// The certificate that new connections show.
+    fn certificate(&self) -> Option<Fingerprint> {
+        match self {
+            Self::Identity(identity) => Some(identity.current().peer().fingerprint),
+            _ => None,
+        }
+    }
+
     /// The `Authorization` header, marked as sensitive.
     fn header(&self) -> Result<Option<HeaderValue>, ClientError> {
         use base64::Engine as _;
@@ -101,12 +110,20 @@ pub struct ApiClient {
 }
 
 struct Inner {
-    http: reqwest::Client,
+    connections: ArcSwap<Connections>,
+    tls: rustls::ClientConfig,
     servers: Vec<ServerUrl>,
     /// Index of the server that answered last; tried first.
     good: AtomicUsize,
     credentials: Credentials,
     authorization: Option<HeaderValue>,
+}
+
+/// Open connections, made with one certificate.
+struct Connections {
+    http: reqwest::Client,
+    /// The certificate shown by these, where one is.
+    certificate: Option<Fingerprint>,
 }
 
 impl ApiClient {
@@ -142,21 +159,24 @@ impl ApiClient {
         if servers.is_empty() {
             return Err(ClientError::Setup { what: "servers", why: "none is named".into() });
         }
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .no_proxy()
-            .https_only(true)
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .http2_keep_alive_interval(PING_EVERY)
-            .http2_keep_alive_timeout(PING_TIMEOUT)
-            .tcp_nodelay(true)
-            .user_agent(concat!("eccluster/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| ClientError::Setup { what: "HTTP", why: crate::error::root_cause(&error) })?;
+        let connections = ArcSwap::from_pointee(connections(&tls, credentials.certificate())?);
         let authorization = credentials.header()?;
         let good = AtomicUsize::new(0);
-        Ok(Self { inner: Arc::new(Inner { http, servers, good, credentials, authorization }) })
+        Ok(Self { inner: Arc::new(Inner { connections, tls, servers, good, credentials, authorization }) })
+    }
+
+    /// The connections to use now. After the node's certificate was replaced they are new ones: a server may end its trust in the old
+    /// certificate at any time. What is still streaming on an old connection goes on there.
+    fn http(&self) -> Result<reqwest::Client, ClientError> {
+        let certificate = self.inner.credentials.certificate();
+        let present = self.inner.connections.load();
+        if present.certificate == certificate {
+            return Ok(present.http.clone());
+        }
+        let fresh = connections(&self.inner.tls, certificate)?;
+        let http = fresh.http.clone();
+        self.inner.connections.store(Arc::new(fresh));
+        Ok(http)
     }
 
     /// The servers in the order they were given.
@@ -247,7 +267,7 @@ impl ApiClient {
 
     async fn try_server(&self, index: usize, call: &Call, body: Option<Body>) -> Result<Reply, ClientError> {
         let server = &self.inner.servers[index];
-        let mut request = self.inner.http.request(call.method.clone(), server.join(&call.path)?);
+        let mut request = self.http()?.request(call.method.clone(), server.join(&call.path)?);
         request = request.headers(call.headers.clone());
         if let Some(authorization) = &self.inner.authorization {
             request = request.header(AUTHORIZATION, authorization.clone());
@@ -278,6 +298,22 @@ impl std::fmt::Debug for ApiClient {
             .field("credentials", &self.inner.credentials)
             .finish()
     }
+}
+
+fn connections(tls: &rustls::ClientConfig, certificate: Option<Fingerprint>) -> Result<Connections, ClientError> {
+    let http = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls.clone())
+        .no_proxy()
+        .https_only(true)
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(PING_EVERY)
+        .http2_keep_alive_timeout(PING_TIMEOUT)
+        .tcp_nodelay(true)
+        .user_agent(concat!("eccluster/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .map_err(|error| ClientError::Setup { what: "HTTP", why: crate::error::root_cause(&error) })?;
+    Ok(Connections { http, certificate })
 }
 
 async fn api_error(server: ServerUrl, response: reqwest::Response) -> ApiError {

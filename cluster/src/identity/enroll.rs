@@ -96,6 +96,8 @@ impl Renewer {
                     () = tokio::time::sleep(wait) => {}
                     _ = changes.changed() => {}
                 }
+                // Another program that shares the directory may have renewed; an error there shows when renewal is due.
+                let _ = self.identity.reload();
                 continue;
             }
             let renewed = match stop.run_until_cancelled(self.renew_once(&mut issue)).await {

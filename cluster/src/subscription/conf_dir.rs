@@ -2,36 +2,43 @@
 //!
 //! The directory may be exchanged as a whole while it is read. It is opened once and read through that handle, and what was read counts
 //! only if the path still names the same directory afterwards: no mixture of two trees is ever a configuration.
+//!
+//! Besides being told, it looks by itself now and then: some file systems tell nothing, and inotify's watches are limited per user.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
 use super::{News, Settings, Version, Wanted};
 use crate::documents::{ConfError, DirFiles, Files, FilesError, MemoryFiles, NodeConf, conf};
-use crate::watch_dir::{DirWatch, WatchError};
+use crate::watch_dir::DirWatch;
 
 /// An exchange takes microseconds; being interrupted this often in a row means something else.
 const ATTEMPTS: usize = 10;
+/// How often to look although nothing was told.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// How often to look where the directory cannot be watched.
+const LOOK_OFTEN: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(super) struct ConfDir {
     reader: Arc<Reader>,
-    watch: DirWatch,
+    watch: Option<DirWatch>,
     /// Something changed that was not read yet.
     dirty: bool,
 }
 
 impl ConfDir {
-    pub(super) fn new(dir: PathBuf, settings: &Settings) -> Result<Self, WatchError> {
+    pub(super) fn new(dir: PathBuf, settings: &Settings) -> Self {
         // A link is resolved once: the exchange happens where it points to.
         let dir = fs::canonicalize(&dir).unwrap_or(dir);
-        let watch = DirWatch::new(&dir)?;
-        Ok(Self { reader: Arc::new(Reader { dir, settings: settings.clone() }), watch, dirty: true })
+        let watch = watch(&dir);
+        Self { reader: Arc::new(Reader { dir, settings: settings.clone() }), watch, dirty: true }
     }
 
     pub(super) fn read_again(&mut self) {
@@ -40,7 +47,7 @@ impl ConfDir {
 
     pub(super) async fn next(&mut self) -> News {
         if !self.dirty {
-            self.watch.changed().await;
+            self.wait().await;
             self.dirty = true;
         }
         let reader = self.reader.clone();
@@ -48,6 +55,27 @@ impl ConfDir {
         self.dirty = false;
         news.unwrap_or_else(|error| News::Away { why: error.to_string() })
     }
+}
+
+impl ConfDir {
+    async fn wait(&mut self) {
+        match &mut self.watch {
+            // Told or not, it is time to look.
+            Some(watch) => drop(tokio::time::timeout(LOOK_EVERY, watch.changed()).await),
+            None => {
+                tokio::time::sleep(LOOK_OFTEN).await;
+                self.watch = DirWatch::new(&self.reader.dir).ok();
+            }
+        }
+    }
+}
+
+fn watch(dir: &Path) -> Option<DirWatch> {
+    DirWatch::new(dir)
+        .inspect_err(
+            |error| tracing::warn!(error = %crate::error::Chain(error), "looking every {LOOK_OFTEN:?} instead"),
+        )
+        .ok()
 }
 
 #[derive(Debug)]

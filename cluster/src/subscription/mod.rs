@@ -54,7 +54,6 @@ use self::snapshot::Shared;
 use crate::api::ReportState;
 use crate::documents::{MemoryFiles, SearchPath};
 use crate::http_client::ApiClient;
-use crate::watch_dir::WatchError;
 
 /// A daemon that starts waits this long for a server before it takes the configuration it had.
 const FIRST_ANSWER: Duration = Duration::from_secs(3);
@@ -131,9 +130,9 @@ pub struct Subscription {
 
 impl Subscription {
     /// Follows a working copy, or a directory laid out like one.
-    pub fn conf_dir(dir: impl Into<PathBuf>, settings: Settings) -> Result<Self, WatchError> {
-        let source = ConfDir::new(dir.into(), &settings)?;
-        Ok(Self::new(Source::ConfDir(source), settings, None))
+    pub fn conf_dir(dir: impl Into<PathBuf>, settings: Settings) -> Self {
+        let source = ConfDir::new(dir.into(), &settings);
+        Self::new(Source::ConfDir(source), settings, None)
     }
 
     /// Follows the node's target at the cluster's servers, as the node.

@@ -14,7 +14,6 @@ use crate::http_client::{ApiClient, ClientError, ServerUrl};
 use crate::identity::{ClusterKey, DEFAULT_DIR, IdentityError, ReloadingIdentity, Renewer, check_node_name};
 use crate::lock::{DirLock, LockError, Owner};
 use crate::shutdown::Shutdown;
-use crate::watch_dir::WatchError;
 
 /// Where a daemon's configuration comes from and as whom it acts.
 #[derive(Debug, Clone, Default, Args)]
@@ -71,9 +70,6 @@ pub enum DaemonError {
     /// The data directory is in use.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The configuration's directory cannot be watched.
-    #[error(transparent)]
-    Watch(#[from] WatchError),
     /// `EC_CONF_SEARCH_PATH` is wrong.
     #[error("EC_CONF_SEARCH_PATH: {0}")]
     SearchPath(#[from] SearchPathError),
@@ -127,7 +123,7 @@ impl DaemonOptions {
         };
         let client = self.client(identity.clone())?;
         let subscription = match (&self.conf, &client) {
-            (Some(conf), _) => Subscription::conf_dir(conf, settings)?,
+            (Some(conf), _) => Subscription::conf_dir(conf, settings),
             (None, Some(client)) => Subscription::server(client.clone(), settings),
             (None, None) => return Err(no_source().into()),
         };

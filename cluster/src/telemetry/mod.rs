@@ -68,17 +68,25 @@ pub enum TelemetryError {
 /// Sends the log of this process to stderr.
 pub fn init(options: &TelemetryOptions) -> Result<(), TelemetryError> {
     let filter = filter(&options.log)?;
-    let layer = match options.log_format {
-        LogFormat::Text => fmt::layer()
-            .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal())
-            .with_target(false)
-            .boxed(),
-        LogFormat::Json => {
-            fmt::layer().json().flatten_event(true).with_current_span(false).with_writer(std::io::stderr).boxed()
-        }
-    };
+    let layer = layer(options.log_format, std::io::stderr, std::io::stderr().is_terminal());
     Ok(tracing_subscriber::registry().with(layer).with(filter).try_init()?)
+}
+
+fn layer<S, W>(format: LogFormat, writer: W, colours: bool) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+    W: for<'a> fmt::MakeWriter<'a> + Send + Sync + 'static,
+{
+    match format {
+        LogFormat::Text => fmt::layer().with_writer(writer).with_ansi(colours).with_target(false).boxed(),
+        LogFormat::Json => fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(true)
+            .with_writer(writer)
+            .boxed(),
+    }
 }
 
 /// A bare level is meant for our own programs; the libraries below speak up from `warn` unless they are named.
@@ -107,5 +115,42 @@ mod tests {
         filter(&program.telemetry.log).unwrap();
         let error = filter("a=b=c").unwrap_err();
         assert!(error.to_string().contains("a=b=c"), "{error}");
+    }
+
+    #[derive(Clone, Default)]
+    struct Lines(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(format: LogFormat) -> String {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::registry().with(layer(format, move || writer.clone(), false));
+        tracing::subscriber::with_default(subscriber, || {
+            let _inside = RequestId::accept(Some("req-1")).span().entered();
+            tracing::info!(node = "n1", "served");
+        });
+        let bytes = lines.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn every_line_of_a_request_carries_its_id() {
+        let text = logged(LogFormat::Text);
+        assert!(text.contains("request{id=req-1}") && text.contains("served node=\"n1\""), "{text}");
+        let json: serde_json::Value = serde_json::from_str(&logged(LogFormat::Json)).unwrap();
+        assert_eq!(
+            (&json["message"], &json["node"], &json["spans"][0]["id"]),
+            (&"served".into(), &"n1".into(), &"req-1".into())
+        );
     }
 }

@@ -357,6 +357,10 @@ fn credentials(headers: &HeaderMap) -> Result<Option<Credentials>, ApiError> {
         STANDARD.decode(rest).ok().and_then(|bytes| String::from_utf8(bytes).ok()).map(zeroize::Zeroizing::new);
     let decoded = decoded.ok_or_else(|| bad("the Basic credentials are not base64 of UTF-8 text"))?;
     let (user, password) = decoded.split_once(':').ok_or_else(|| bad("the Basic credentials have no colon"))?;
+    // git and curl send the user of a URL with an empty password before they look for one: a question, not a guess.
+    if password.is_empty() {
+        return Ok(None);
+    }
     Ok(Some(Credentials::Basic { user: user.to_owned(), password: Secret::new(password.to_owned()) }))
 }
 
@@ -425,5 +429,7 @@ mod tests {
             assert_eq!(parse(bad).err().unwrap().code(), Code::Unauthorized, "{bad}");
         }
         assert!(credentials(&HeaderMap::new()).unwrap().is_none());
+        // "admin:", what git sends for https://admin@host before it knows the password.
+        assert!(parse("Basic YWRtaW46").unwrap().is_none());
     }
 }

@@ -11,12 +11,14 @@ mod delta;
 mod glue;
 mod index;
 mod install;
+mod installed;
 mod scan;
 mod write;
 
 pub(crate) use glue::{Source, Versions, glue, ids};
 pub(crate) use index::{IndexEntry, write_index};
 pub(crate) use install::{Staged, index_staged};
+pub(crate) use installed::{claimed_id, claimed_id_of_file, index_is_sound, same_bytes};
 pub(crate) use scan::{Scanned, scan};
 pub(crate) use write::PackWriter;
 

@@ -70,27 +70,34 @@ pub(crate) fn reachable(
     }
 }
 
-/// True if `target` is one of `tips` or an ancestor of one. Lines of history that are older than the target are
-/// given up.
-pub(crate) fn is_reachable(objects: &Objects, tips: &[Oid], target: Oid) -> Result<bool> {
-    let oldest_s = objects.links(target)?.time_s.saturating_sub(CLOCK_SKEW_S);
+/// One of `targets`, which must be commits, that is neither one of `tips` nor an ancestor of one, if there is such. Lines
+/// of history that are older than all targets are given up.
+pub(crate) fn unreachable(objects: &Objects, tips: &[Oid], targets: &[Oid]) -> Result<Option<Oid>> {
+    let mut missing: HashSet<Oid> = targets.iter().copied().collect();
+    let mut oldest_s = i64::MAX;
+    for id in targets {
+        oldest_s = oldest_s.min(objects.links(*id)?.time_s);
+    }
+    let oldest_s = oldest_s.saturating_sub(CLOCK_SKEW_S);
     let mut seen: HashSet<Oid> = HashSet::new();
     let mut queue = BinaryHeap::new();
     let mut next: Vec<Oid> = tips.to_vec();
     loop {
         for id in next.drain(..) {
-            if id == target {
-                return Ok(true);
-            }
             if seen.insert(id) {
+                missing.remove(&id);
                 queue.push((objects.links(id)?.time_s, id));
             }
         }
-        let Some((time_s, id)) = queue.pop() else { return Ok(false) };
+        if missing.is_empty() {
+            return Ok(None);
+        }
+        let Some((time_s, id)) = queue.pop() else { break };
         if time_s >= oldest_s {
             next.extend_from_slice(&objects.links(id)?.parents);
         }
     }
+    Ok(targets.iter().copied().find(|id| missing.contains(id)))
 }
 
 struct Walk<'a> {

@@ -6,9 +6,9 @@ use super::Result;
 use super::objects::Objects;
 use crate::{ObjectKind, Oid};
 
-/// Commits looked at to answer "is enough in common". Beyond it the answer is no, which is always safe: the client then
-/// offers more, and ends by saying `done`.
-const MAX_STEPS: usize = 50_000;
+/// Commits looked at to answer "is enough in common", all times together that a request makes us ask it. Beyond it the
+/// answer is no, which is always safe: the client then offers more, and ends by saying `done`.
+const MAX_STEPS: usize = 200_000;
 
 /// What the client has offered and we have, too.
 pub(crate) struct Common<'a> {
@@ -21,6 +21,7 @@ pub(crate) struct Common<'a> {
     commits: HashSet<Oid>,
     oldest_s: i64,
     enough: Option<bool>,
+    steps_left: usize,
 }
 
 impl<'a> Common<'a> {
@@ -33,6 +34,7 @@ impl<'a> Common<'a> {
             commits: HashSet::new(),
             oldest_s: i64::MAX,
             enough: None,
+            steps_left: MAX_STEPS,
         }
     }
 
@@ -40,6 +42,9 @@ impl<'a> Common<'a> {
     pub(crate) fn offer(&mut self, id: Oid) -> Result<bool> {
         if self.known.contains(&id) {
             return Ok(true);
+        }
+        if self.objects.kind_at_hand(id)?.is_none() {
+            return Ok(false);
         }
         let Some((_, end, kind)) = self.objects.peel(id)? else { return Ok(false) };
         self.known.insert(id);
@@ -61,28 +66,27 @@ impl<'a> Common<'a> {
         Ok(enough)
     }
 
-    fn all_lead_to_common(&self) -> Result<bool> {
-        let mut steps_left = MAX_STEPS;
-        for want in &self.wants {
-            let Some((_, end, kind)) = self.objects.peel(*want)? else { return Ok(false) };
-            if kind == ObjectKind::Commit && !self.leads_to_common(end, &mut steps_left)? {
+    fn all_lead_to_common(&mut self) -> Result<bool> {
+        for want in 0..self.wants.len() {
+            let Some((_, end, kind)) = self.objects.peel(self.wants[want])? else { return Ok(false) };
+            if kind == ObjectKind::Commit && !self.leads_to_common(end)? {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    fn leads_to_common(&self, from: Oid, steps_left: &mut usize) -> Result<bool> {
+    fn leads_to_common(&mut self, from: Oid) -> Result<bool> {
         let mut seen = HashSet::from([from]);
         let mut queue = BinaryHeap::from([(self.objects.links(from)?.time_s, from)]);
         while let Some((time_s, id)) = queue.pop() {
             if self.commits.contains(&id) {
                 return Ok(true);
             }
-            if *steps_left == 0 {
+            if self.steps_left == 0 {
                 return Ok(false);
             }
-            *steps_left -= 1;
+            self.steps_left -= 1;
             // Nothing that is older than all of them leads to one of them.
             if time_s < self.oldest_s {
                 continue;

@@ -127,12 +127,6 @@ impl<W: Write> PacketWriter<W> {
         Ok(())
     }
 
-    /// One line, as it is.
-    pub(crate) fn data(&mut self, data: impl AsRef<[u8]>) -> Result<()> {
-        encode::data_to_write(data.as_ref(), &mut self.out).map_err(writing)?;
-        Ok(())
-    }
-
     pub(crate) fn flush_packet(&mut self) -> Result<()> {
         encode::flush_to_write(&mut self.out).map_err(writing)?;
         Ok(())

@@ -5,16 +5,15 @@
 //! the packs. No new deltas are searched for: configuration files are small, and the search would cost more than
 //! it saves. The module knows nothing of the protocol; a cache of whole packs would be asked before [`write`] is called.
 
-use std::io::{self, Write};
+use std::io::Write;
 
-use flate2::Compression;
-use flate2::write::ZlibEncoder;
 use gix_pack::data::entry::Header;
 
 use super::objects::Objects;
 use super::packet::writing;
 use super::{Error, Result};
-use crate::{ObjectKind, Oid};
+use crate::Oid;
+use crate::pack::{OFS_DELTA, PackWriter, REF_DELTA, base_distance, entry_header};
 
 /// From so many objects on, packs are opened to copy from.
 const MIN_TO_COPY: usize = 500;
@@ -33,18 +32,18 @@ pub(crate) struct Summary {
 pub(crate) fn write(objects: &Objects, list: Vec<Oid>, ofs_delta: bool, out: &mut dyn Write) -> Result<Summary> {
     let count = u32::try_from(list.len())
         .map_err(|_| Error::TooLarge { what: "objects in a pack", limit: u64::from(u32::MAX) })?;
-    let out = gix::hash::io::Write::new(out, gix::hash::Kind::Sha1);
-    let mut pack = PackWriter { out, at: 0, ofs_delta, deflated: Vec::new(), summary: Summary::default() };
-    pack.put(&gix_pack::data::header::encode(gix_pack::data::Version::V2, count))?;
+    let pack = PackWriter::new(out, count).map_err(writing)?;
+    let mut copier = Copier { pack, ofs_delta, entry: Vec::new(), summary: Summary::default() };
     if list.len() < MIN_TO_COPY {
         for id in list {
-            pack.whole(objects, id)?;
+            copier.whole(objects, id)?;
         }
     } else {
         let packs = Packs::open(objects);
-        pack.copy(objects, &packs, packs.locate(list))?;
+        copier.copy(objects, &packs, &packs.locate(list))?;
     }
-    pack.finish()
+    copier.pack.finish().map_err(writing)?;
+    Ok(copier.summary)
 }
 
 /// The store's packs, opened for copying.
@@ -105,36 +104,22 @@ impl Packs {
     }
 }
 
-struct PackWriter<'a> {
-    out: gix::hash::io::Write<&'a mut dyn Write>,
-    /// Bytes written.
-    at: u64,
+struct Copier<'a> {
+    pack: PackWriter<&'a mut dyn Write>,
     ofs_delta: bool,
-    /// Reused from object to object.
-    deflated: Vec<u8>,
+    /// The entry that is being copied, with its new header.
+    entry: Vec<u8>,
     summary: Summary,
 }
 
-impl PackWriter<'_> {
-    fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.at += bytes.len() as u64;
-        self.out.write_all(bytes).map_err(writing)
-    }
-
-    fn put_header(&mut self, header: &Header, size: u64) -> Result<()> {
-        let written = header.write_to(size, &mut self.out).map_err(writing)?;
-        self.at += written as u64;
-        Ok(())
-    }
-
-    fn copy(&mut self, objects: &Objects, packs: &Packs, list: Vec<Located>) -> Result<()> {
+impl Copier<'_> {
+    fn copy(&mut self, objects: &Objects, packs: &Packs, list: &[Located]) -> Result<()> {
         let mut written_at = Vec::with_capacity(list.len());
-        for item in &list {
-            let begin = self.at;
-            if !self.copy_one(packs, item, &list, &written_at)? {
+        for item in list {
+            written_at.push(self.pack.offset());
+            if !self.copy_one(packs, item, list, &written_at)? {
                 self.whole(objects, item.id)?;
             }
-            written_at.push(begin);
         }
         Ok(())
     }
@@ -142,59 +127,39 @@ impl PackWriter<'_> {
     /// Copies an entry if it can stand in the new pack.
     fn copy_one(&mut self, packs: &Packs, item: &Located, list: &[Located], written_at: &[u64]) -> Result<bool> {
         let Some(place) = item.place else { return Ok(false) };
-        let Some((entry, bytes)) = packs.entry(place) else { return Ok(false) };
-        let header = match entry.header {
-            Header::OfsDelta { base_distance } => {
-                let Some(base) = Header::verified_base_pack_offset(place.1, base_distance) else { return Ok(false) };
-                let Ok(at) = list.binary_search_by_key(&Some((place.0, base)), |other| other.place) else {
-                    return Ok(false);
-                };
+        let Some((found, bytes)) = packs.entry(place) else { return Ok(false) };
+        let Some(compressed) = bytes.get(found.header_size()..) else { return Ok(false) };
+        self.entry.clear();
+        match found.header {
+            Header::OfsDelta { base_distance: distance } => {
+                let Some(base) = Header::verified_base_pack_offset(place.1, distance) else { return Ok(false) };
+                let base = list.binary_search_by_key(&Some((place.0, base)), |other| other.place);
+                let Ok(base) = base else { return Ok(false) };
                 if self.ofs_delta {
-                    Header::OfsDelta { base_distance: self.at - written_at[at] }
+                    entry_header(OFS_DELTA, found.decompressed_size, &mut self.entry);
+                    base_distance(self.pack.offset() - written_at[base], &mut self.entry);
                 } else {
-                    Header::RefDelta { base_id: list[at].id.into() }
+                    entry_header(REF_DELTA, found.decompressed_size, &mut self.entry);
+                    self.entry.extend_from_slice(list[base].id.as_bytes());
                 }
+                self.summary.deltas += 1;
             }
             // Packs that we make or complete have none of these.
             Header::RefDelta { .. } => return Ok(false),
-            whole => whole,
-        };
-        let Some(compressed) = bytes.get(entry.header_size()..) else { return Ok(false) };
-        self.put_header(&header, entry.decompressed_size)?;
-        self.put(compressed)?;
+            whole => entry_header(whole.as_type_id(), found.decompressed_size, &mut self.entry),
+        }
+        self.entry.extend_from_slice(compressed);
+        self.pack.entry(&self.entry).map_err(writing)?;
         self.summary.objects += 1;
         self.summary.copied += 1;
-        self.summary.deltas += u64::from(header.is_delta());
         Ok(true)
     }
 
     /// An object that stands for itself.
     fn whole(&mut self, objects: &Objects, id: Oid) -> Result<()> {
         let object = objects.whole(id)?;
-        let header = match object.kind {
-            ObjectKind::Commit => Header::Commit,
-            ObjectKind::Tree => Header::Tree,
-            ObjectKind::Blob => Header::Blob,
-            ObjectKind::Tag => Header::Tag,
-        };
-        let mut deflated = std::mem::take(&mut self.deflated);
-        deflated.clear();
-        let mut encoder = ZlibEncoder::new(deflated, Compression::fast());
-        let deflated = encoder.write_all(&object.data).and_then(|()| encoder.finish()).map_err(compressing)?;
-        self.put_header(&header, object.data.len() as u64)?;
-        self.put(&deflated)?;
-        self.deflated = deflated;
+        self.pack.object(object.kind, &object.data).map_err(writing)?;
         self.summary.objects += 1;
         Ok(())
     }
-
-    fn finish(self) -> Result<Summary> {
-        let checksum = self.out.hash.try_finalize().map_err(Error::store)?;
-        self.out.inner.write_all(checksum.as_slice()).map_err(writing)?;
-        Ok(self.summary)
-    }
-}
-
-fn compressing(source: io::Error) -> Error {
-    Error::Io { attempt: "compressing an object", source }
 }

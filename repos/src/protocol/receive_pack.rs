@@ -399,9 +399,7 @@ mod tests {
     use super::*;
 
     fn line(text: &str) -> Vec<u8> {
-        let mut out = PacketWriter::new(Vec::new());
-        out.data(text).unwrap();
-        std::mem::take(out.inner())
+        format!("{:04x}{text}", text.len() + 4).into_bytes()
     }
 
     fn head(lines: &[&str], end: &[u8]) -> (Head, Result<()>) {

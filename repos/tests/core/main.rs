@@ -3,6 +3,7 @@
 
 mod check;
 mod consolidate;
+mod crash;
 mod draft;
 mod history;
 mod merge;

@@ -107,3 +107,51 @@ fn failures_are_told_apart() {
     assert!(matches!(error, ClientError::Store(_) | ClientError::Malformed(_)), "{error:?}");
     assert!(node.packs().unwrap().is_empty(), "nothing of a failed fetch is left");
 }
+
+/// Readers never wait, and never find less than there is, while packs are merged and the old ones removed.
+#[test]
+fn fetches_go_on_while_packs_are_merged() {
+    let sandbox = Sandbox::new();
+    let source = sandbox.init("source");
+    let server = Store::init(&sandbox.path("server.git")).unwrap();
+    let mut tips: Vec<Oid> = Vec::new();
+    for number in 0..60 {
+        source.write(&format!("dir{}/file{number}", number % 5), &"line\n".repeat(number + 1));
+        tips.push(source.commit(&format!("Commit {number}"), number as u64 * 10));
+        let range = if number == 0 { "HEAD\n".to_owned() } else { "HEAD\n^HEAD~1\n".to_owned() };
+        let pack = source.git_with_input(&["pack-objects", "--revs", "--stdout", "-q"], range.as_bytes());
+        server.install_pack(&pack).unwrap();
+    }
+    let small = source.git_with_input(&["pack-objects", "--stdout", "-q"], format!("{}\n", tips[0]).as_bytes());
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let (server, source, tips, done) = (&server, &source, &tips, &done);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let options = repos::ConsolidateOptions { min_packs: 2, factor: 1 };
+            for _ in 0..10 {
+                server.consolidate(&options, tips).unwrap();
+                server.install_pack(&small).unwrap();
+            }
+            done.store(true, std::sync::atomic::Ordering::SeqCst);
+        });
+        for thread in 0..2 {
+            let sandbox = &sandbox;
+            scope.spawn(move || {
+                for round in 0.. {
+                    let node = Store::init(&sandbox.path(&format!("node{thread}-{round}"))).unwrap();
+                    let last = tips[59];
+                    fetch(server, source, &node, &FetchRequest { wants: &[tips[20]], ..FetchRequest::default() })
+                        .unwrap();
+                    let request = FetchRequest { wants: &[last], haves: &[tips[20]], ..FetchRequest::default() };
+                    let fetched = fetch(server, source, &node, &request).unwrap();
+                    assert_eq!(fetched.objects, 39 * 4);
+                    assert_eq!(node.verify(&[last]).unwrap(), []);
+                    std::fs::remove_dir_all(node.path()).unwrap();
+                    if done.load(std::sync::atomic::Ordering::SeqCst) {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+}

@@ -151,3 +151,45 @@ fn deltas_survive() {
     let pack = pack_for(&store, &source, &request);
     assert_eq!(ids_in_pack(&sandbox, &pack), git_lists(&source, &["main", "--not", &have.to_string()]));
 }
+
+/// Figures, not a verdict: what one commit over 10,000 files costs the server. With optimisation:
+/// `cargo test -p repos --config 'profile.dev.package.repos.opt-level=3' --test protocol -- --ignored --nocapture figures`
+#[test]
+#[ignore = "a measurement"]
+fn figures() {
+    let sandbox = Sandbox::new();
+    let source = super::fetch::large(&sandbox, 1000, 10_000);
+    let store = Store::init(&sandbox.path("server.git")).unwrap();
+    store.install_pack(&source.git_with_input(&["pack-objects", "--all", "--stdout", "-q"], b"")).unwrap();
+    let ids: Vec<Oid> = source.git(&["rev-list", "main"]).lines().map(|line| line.parse().unwrap()).collect();
+    let refs = source.refs();
+    let time = |what: &str, rounds: u32, request: &FetchRequest<'_>| {
+        let body = fetch_request(request);
+        let shown = Advertised { refs: &refs, head: &RefName::main() };
+        let mut served = Default::default();
+        let mut times: Vec<_> = (0..rounds)
+            .map(|_| {
+                let begin = std::time::Instant::now();
+                let mut answer = Vec::new();
+                let limits = UploadLimits::default();
+                served = upload_pack::serve(&store, shown, Version::V2, &mut &body[..], &mut answer, &limits).unwrap();
+                begin.elapsed()
+            })
+            .collect();
+        times.sort();
+        println!("{what}: median {:?}, worst {:?}, {served:?}", times[times.len() / 2], times[times.len() - 1]);
+    };
+    let incremental =
+        |have: usize| FetchRequest { wants: &ids[..1], haves: &ids[have..=have], ..FetchRequest::default() };
+    time("one commit", 200, &incremental(1));
+    time("ten commits", 100, &incremental(10));
+    let shallow = FetchRequest { depth: Some(1), shallow: &ids[1..2], ..incremental(1) };
+    time("one commit, depth 1", 200, &shallow);
+    time(
+        "an old commit by id",
+        100,
+        &FetchRequest { wants: &ids[500..501], haves: &ids[501..502], ..FetchRequest::default() },
+    );
+    time("clone", 5, &FetchRequest { wants: &ids[..1], ..FetchRequest::default() });
+    time("clone, depth 1", 5, &FetchRequest { wants: &ids[..1], depth: Some(1), ..FetchRequest::default() });
+}

@@ -30,9 +30,9 @@ pub struct UploadLimits {
     pub max_shallow: usize,
     /// `ref-prefix` lines; beyond it the prefixes are ignored, as gitprotocol-v2(5) allows.
     pub max_ref_prefixes: usize,
-    /// Objects in one pack. Their ids are held in memory: about 64 bytes each.
+    /// Objects in one pack. Their ids are held in memory: about 100 bytes each.
     pub max_objects: usize,
-    /// Commits looked at for one question about the history (is this reachable, where does a shallow history end).
+    /// Commits looked at for one request. Their links are held in memory: about 200 bytes each.
     pub max_visited_commits: usize,
     /// Whether a commit that no reference names may be fetched by its id.
     pub wants: WantPolicy,
@@ -55,8 +55,8 @@ impl Default for UploadLimits {
             max_haves: 20_000,
             max_shallow: 10_000,
             max_ref_prefixes: 1_000,
-            max_objects: 4_000_000,
-            max_visited_commits: 2_000_000,
+            max_objects: 2_000_000,
+            max_visited_commits: 500_000,
             wants: WantPolicy::Reachable,
         }
     }

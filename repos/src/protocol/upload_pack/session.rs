@@ -36,28 +36,29 @@ pub(super) struct PackOptions {
 impl Session<'_> {
     /// Refuses wants that are not here or not to be had.
     pub(super) fn check_wants(&self, wants: &[Oid]) -> Result<()> {
-        let mut open: HashSet<Oid> = wants.iter().copied().collect();
-        for id in self.shown.refs.values() {
-            open.remove(id);
-        }
-        if open.is_empty() {
-            return Ok(());
-        }
-        let tips = match self.limits.wants {
-            WantPolicy::Reachable => self.tips()?,
-            WantPolicy::Any => Vec::new(),
+        let tips: HashSet<Oid> = self.shown.refs.values().copied().collect();
+        let open: Vec<Oid> = wants.iter().copied().filter(|id| !tips.contains(id)).collect();
+        let not_ours = match self.limits.wants {
+            _ if open.is_empty() => None,
+            WantPolicy::Any => self.first_not(&open, |kind| kind.is_some())?,
+            WantPolicy::Reachable => match self.first_not(&open, |kind| kind == Some(ObjectKind::Commit))? {
+                None => graph::unreachable(&self.objects, &self.tips()?, &open)?,
+                other => other,
+            },
         };
-        for id in open {
-            let ours = match (self.limits.wants, self.objects.kind(id)?) {
-                (WantPolicy::Any, kind) => kind.is_some(),
-                (WantPolicy::Reachable, Some(ObjectKind::Commit)) => graph::is_reachable(&self.objects, &tips, id)?,
-                (WantPolicy::Reachable, _) => false,
-            };
-            if !ours {
-                return Err(Error::Refused(format!("not our ref {id}")));
+        match not_ours {
+            Some(id) => Err(Error::Refused(format!("not our ref {id}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn first_not(&self, ids: &[Oid], holds: impl Fn(Option<ObjectKind>) -> bool) -> Result<Option<Oid>> {
+        for id in ids {
+            if !holds(self.objects.kind(*id)?) {
+                return Ok(Some(*id));
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// The commits that references name.
