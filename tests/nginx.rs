@@ -88,8 +88,8 @@ fn a_commit_changes_the_page_and_a_bad_one_does_not() {
 name = "nginx"
 paths = ["default/nginx/**"]
 check = ["/usr/sbin/nginx", "-t", "-q", "-e", "{dir}/check.log", "-p", "{dir}", "-c", "WC/default/nginx/nginx.conf"]
-reload = ["sh", "-c", "test ! -e {dir}/nginx.pid || /usr/sbin/nginx -s reload -e {dir}/reload.log -p {dir} -c WC/default/nginx/nginx.conf"]
-verify = ["sh", "-c", "test ! -e {dir}/nginx.pid || {dir}/verify"]
+reload = ["sh", "-c", "test ! -s {dir}/nginx.pid || /usr/sbin/nginx -s reload -e {dir}/reload.log -p {dir} -c WC/default/nginx/nginx.conf"]
+verify = ["sh", "-c", "test ! -s {dir}/nginx.pid || {dir}/verify"]
 timeout = "20s"
 debounce = "0s"
 "#,
@@ -142,7 +142,7 @@ debounce = "0s"
     let healed = server.commit("default", "Healed", &[(SITE, &site(address, "four", 200))]).unwrap().revision;
     server.report("n1", healed, &[ReportState::Healthy]);
     assert_eq!(nginx.get("/").as_deref(), Some("four"));
-    assert_eq!(agent.log().matches("verify of nginx failed").count(), 1, "{}", agent.log());
+    assert_eq!(agent.log().matches("step=\"verify\" ok=false").count(), 1, "{}", agent.log());
 }
 
 /// `verify` asks the new workers: nginx reloads in the background, so it waits for the page of the file that is in place.

@@ -117,6 +117,7 @@ pub async fn run(options: Options, shutdown: Shutdown) -> Result<(), AgentError>
     let identity = ReloadingIdentity::load(&options.identity)?;
     let node = agree_on_node(&options, &config, &identity)?;
     let data = options.data.clone().unwrap_or_else(|| PathBuf::from("/var/lib/eccluster/agent").join(&node));
+    cluster::files::create_dirs(&data, 0o700).map_err(|error| AgentError::Start(Box::new(error)))?;
     let _lock = DirLock::acquire(&data, &Owner::current(PROGRAM, &node))?;
     let record = RecordFile::open(&data).map_err(|error| AgentError::Record(Box::new(error)))?;
     let client =

@@ -404,7 +404,8 @@ type Settling = tokio::task::JoinHandle<Result<Settled, WorktreeError>>;
 async fn run(step: Step, steps: &mut Vec<StepReport>) -> Option<String> {
     let report = step.run().await;
     let why = (!report.ok).then(|| {
-        let last = report.output.lines().next_back().unwrap_or_default();
+        let status = report.exit.map(|exit| format!("exit status {exit}"));
+        let last = report.output.lines().next_back().map(str::to_owned).or(status).unwrap_or_default();
         format!("{} of {} failed: {last}", report.step, report.service)
     });
     tracing::info!(
