@@ -55,6 +55,11 @@ impl PackLimits {
             max_delta_depth: u32::MAX,
         }
     }
+
+    /// How much to read and write at a time: small packs, which are most, should not pay for large buffers.
+    pub(crate) fn buffer_len(&self) -> usize {
+        self.max_bytes.clamp(1 << 10, 64 << 10) as usize
+    }
 }
 
 /// What came in.

@@ -44,9 +44,16 @@ impl Staging {
 /// Takes the lock that keeps those who clean up apart from those who have not locked their directory yet, or are between
 /// the two files of a pack.
 pub(crate) fn lock_entrance(quarantine: &Path, operation: FlockOperation) -> Result<File> {
-    fs::create_dir_all(quarantine).map_err(Error::io("create", quarantine))?;
     let path = quarantine.join("lock");
-    let file = File::options().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
+    let open = || File::options().create(true).append(true).open(&path);
+    let file = match open() {
+        Err(err) if err.kind() == std::io::ErrorKind::NotFound => {
+            fs::create_dir_all(quarantine).map_err(Error::io("create", quarantine))?;
+            open()
+        }
+        other => other,
+    };
+    let file = file.map_err(Error::io("open", &path))?;
     flock(&file, operation).map_err(|err| Error::io("lock", &path)(err.into()))?;
     Ok(file)
 }

@@ -153,7 +153,8 @@ impl Store {
             self.remember_unsynced(id);
             return Ok(id);
         }
-        self.install_from(&mut { pack })
+        let limits = PackLimits { max_bytes: pack.len() as u64, ..PackLimits::unlimited() };
+        self.install_from(&mut { pack }, &limits)
     }
 
     /// The same from a file, which is left where it is and never held in memory as a whole.
@@ -167,7 +168,7 @@ impl Store {
             self.remember_unsynced(id);
             return Ok(id);
         }
-        self.install_from(&mut open()?)
+        self.install_from(&mut open()?, &PackLimits::unlimited())
     }
 
     /// A pack that our own quarantine has checked and indexed needs only to be linked.
@@ -188,8 +189,8 @@ impl Store {
         Ok(Some(id))
     }
 
-    fn install_from(&self, pack: &mut dyn Read) -> Result<PackId> {
-        let staged = self.stage(pack, &self.staging_path("install")?, &PackLimits::unlimited(), None)?;
+    fn install_from(&self, pack: &mut dyn Read, limits: &PackLimits) -> Result<PackId> {
+        let staged = self.stage(pack, &self.staging_path("install")?, limits, None)?;
         if let Some(staged) = &staged.pack {
             self.publish(staged)?;
         }
@@ -207,7 +208,8 @@ impl Store {
         let path = stem.with_extension("pack");
         let storing = |source| PackError::Io { action: "store", source };
         let result = (|| {
-            let mut out = BufWriter::with_capacity(128 << 10, File::create(&path).map_err(storing)?);
+            let mut out =
+                BufWriter::with_capacity(limits.buffer_len(), pack::create_pack_file(&path).map_err(storing)?);
             let scanned = pack::scan(pack, &mut out, limits)?;
             out.flush().map_err(storing)?;
             let id = scanned.id;
@@ -231,8 +233,6 @@ impl Store {
         let _nobody_cleans_up = lock_entrance(&self.inner.root.join("quarantine"), FlockOperation::LockShared)?;
         for (from, extension) in [(&staged.pack, "pack"), (&staged.index, "idx")] {
             let to = self.pack_path(staged.id, extension);
-            fs::set_permissions(from, std::os::unix::fs::PermissionsExt::from_mode(0o444))
-                .map_err(Error::io("set the mode of", from))?;
             fs::rename(from, &to).map_err(Error::io("install", &to))?;
         }
         self.remember_unsynced(staged.id);

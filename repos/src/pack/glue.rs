@@ -7,15 +7,15 @@
 //! A history of small changes shrinks to a fraction by it, on disk and for everyone who fetches it.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use flate2::{Compress, Compression};
 use gix_pack::{data, index};
 
 use crate::pack::{
-    HEADER_BYTES, IndexEntry, OFS_DELTA, PackWriter, REF_DELTA, Staged, TRAILER_BYTES, base_distance, delta,
-    entry_header, kind_number, write, write_index,
+    HEADER_BYTES, IndexEntry, OFS_DELTA, PackWriter, REF_DELTA, Staged, TRAILER_BYTES, base_distance, create_pack_file,
+    delta, entry_header, kind_number, write, write_index,
 };
 use crate::reader::{ObjectKind, Reader};
 use crate::{Error, Oid, Result};
@@ -63,9 +63,16 @@ pub(crate) fn glue(sources: &[Source], stem: &Path, versions: &Versions<'_>) -> 
     let pack_path = stem.with_extension("pack");
     let objects = placed.len() as u32;
     let io = |err| Error::io("write", &pack_path)(err);
-    let file = File::create(&pack_path).map_err(io)?;
+    let file = create_pack_file(&pack_path).map_err(io)?;
     let writer = PackWriter::new(BufWriter::with_capacity(256 << 10, file), objects).map_err(io)?;
-    let mut gluer = Gluer { placed, entries: Vec::new(), writer, versions, out_path: &pack_path };
+    let mut gluer = Gluer {
+        placed,
+        entries: Vec::new(),
+        writer,
+        versions,
+        out_path: &pack_path,
+        compress: Compress::new(Compression::fast(), true),
+    };
     for source in &opened {
         gluer.copy(source)?;
     }
@@ -73,7 +80,7 @@ pub(crate) fn glue(sources: &[Source], stem: &Path, versions: &Versions<'_>) -> 
     let bytes = writer.offset() + TRAILER_BYTES as u64;
     let (id, _) = writer.finish().map_err(io)?;
     let index_path = stem.with_extension("idx");
-    let mut out = File::create(&index_path).map_err(Error::io("create", &index_path))?;
+    let mut out = create_pack_file(&index_path).map_err(Error::io("create", &index_path))?;
     write_index(&mut out, &mut entries, id).map_err(Error::io("write", &index_path))?;
     Ok(Staged { id, pack: pack_path, index: index_path, objects, bytes })
 }
@@ -104,6 +111,7 @@ struct Gluer<'a, W: Write> {
     writer: PackWriter<W>,
     versions: &'a Versions<'a>,
     out_path: &'a Path,
+    compress: Compress,
 }
 
 impl<W: Write> Gluer<'_, W> {
@@ -141,7 +149,7 @@ impl<W: Write> Gluer<'_, W> {
     }
 
     /// Puts an entry into `buffer` that builds the object on its older version, and answers its depth, if that is possible and pays.
-    fn as_delta(&self, id: Oid, raw: &[u8], here: u64, buffer: &mut Vec<u8>) -> Result<Option<u32>> {
+    fn as_delta(&mut self, id: Oid, raw: &[u8], here: u64, buffer: &mut Vec<u8>) -> Result<Option<u32>> {
         let Some(base) = self.versions.older.get(&id) else { return Ok(None) };
         let Some(place) = self.placed.get(base).filter(|place| place.offset != 0 && place.depth < MAX_NEW_DEPTH) else {
             return Ok(None);
@@ -160,8 +168,7 @@ impl<W: Write> Gluer<'_, W> {
         buffer.clear();
         entry_header(OFS_DELTA, delta.len() as u64, buffer);
         base_distance(here - place.offset, buffer);
-        let mut compress = flate2::Compress::new(flate2::Compression::fast(), true);
-        write::deflate(&mut compress, &delta, buffer).map_err(Error::io("write", self.out_path))?;
+        write::deflate(&mut self.compress, &delta, buffer).map_err(Error::io("write", self.out_path))?;
         Ok((buffer.len() < raw.len()).then_some(place.depth + 1))
     }
 }

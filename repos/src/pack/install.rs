@@ -12,7 +12,7 @@ use gix_pack::{bundle, data, index};
 
 use crate::oid::PackId;
 use crate::pack::scan::What;
-use crate::pack::{IndexEntry, Scanned, write_index};
+use crate::pack::{IndexEntry, Scanned, create_pack_file, write_index};
 use crate::reader::Reader;
 use crate::{Oid, PackError};
 
@@ -177,7 +177,7 @@ fn thread_limit(scanned: &Scanned) -> Option<usize> {
 }
 
 fn create(path: &Path) -> Result<File, PackError> {
-    File::create(path).map_err(storing)
+    create_pack_file(path).map_err(storing)
 }
 
 fn storing(source: std::io::Error) -> PackError {

@@ -8,6 +8,12 @@ use crate::Oid;
 use crate::oid::PackId;
 use crate::pack::TRAILER_BYTES;
 
+/// Packs and indexes are never written again, and their mode says so.
+pub(crate) fn create_pack_file(path: &Path) -> std::io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    File::options().write(true).create(true).truncate(true).mode(0o444).open(path)
+}
+
 pub(crate) fn claimed_id(pack: &[u8]) -> Option<PackId> {
     let trailer = pack.len().checked_sub(TRAILER_BYTES)?;
     Oid::from_slice(&pack[trailer..]).map(PackId)

@@ -57,7 +57,7 @@ impl Scanned {
 
 /// Reads a pack to its end, copying it to `copy` on the way. Bytes after the end are an error.
 pub(crate) fn scan(pack: &mut dyn Read, copy: &mut dyn Write, limits: &PackLimits) -> Result<Scanned, PackError> {
-    let mut input = Input::new(pack, copy, limits.max_bytes);
+    let mut input = Input::new(pack, copy, limits);
     let count = pack_head(&mut input)?;
     over("number of objects", u64::from(count), u64::from(limits.max_objects))?;
     let mut scanner = Scanner {
@@ -265,18 +265,18 @@ struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    fn new(pack: &'a mut dyn Read, copy: &'a mut dyn Write, max_bytes: u64) -> Self {
+    fn new(pack: &'a mut dyn Read, copy: &'a mut dyn Write, limits: &PackLimits) -> Self {
         Input {
             pack,
             copy,
             hasher: gix::hash::hasher(gix::hash::Kind::Sha1),
             crc: Crc::new(),
-            buffer: vec![0; 64 << 10],
+            buffer: vec![0; limits.buffer_len()],
             passed_on: 0,
             used: 0,
             filled: 0,
             before_bytes: 0,
-            max_bytes,
+            max_bytes: limits.max_bytes,
             entry_offset: 0,
         }
     }

@@ -5,6 +5,7 @@ mod check;
 mod consolidate;
 mod crash;
 mod draft;
+mod figures;
 mod history;
 mod merge;
 mod receive;
