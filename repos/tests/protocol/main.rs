@@ -9,4 +9,5 @@ mod http;
 mod nonsense;
 mod objects;
 mod push;
+mod random;
 mod server;

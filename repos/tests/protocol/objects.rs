@@ -192,4 +192,21 @@ fn figures() {
     );
     time("clone", 5, &FetchRequest { wants: &ids[..1], ..FetchRequest::default() });
     time("clone, depth 1", 5, &FetchRequest { wants: &ids[..1], depth: Some(1), ..FetchRequest::default() });
+
+    // The other side: what taking the answer costs a node.
+    let node = Store::init(&sandbox.path("node.git")).unwrap();
+    let mut answer_for = |wants: &[Oid], haves: &[Oid]| {
+        let mut answer = Vec::new();
+        let shown = Advertised { refs: &refs, head: &RefName::main() };
+        let body = fetch_request(&FetchRequest { wants, haves, ..FetchRequest::default() });
+        upload_pack::serve(&store, shown, Version::V2, &mut &body[..], &mut answer, &UploadLimits::default()).unwrap();
+        let begin = std::time::Instant::now();
+        let limits = repos::PackLimits::default();
+        repos::protocol::client::read_fetch_response(&mut &answer[..], &node, &limits, &mut |_| {}).unwrap();
+        begin.elapsed()
+    };
+    println!("node, clone: {:?}", answer_for(&ids[100..101], &[]));
+    let mut times: Vec<_> = (0..100).rev().map(|at| answer_for(&ids[at..=at], &ids[at + 1..at + 2])).collect();
+    times.sort();
+    println!("node, one commit: median {:?}, worst {:?}", times[50], times[99]);
 }

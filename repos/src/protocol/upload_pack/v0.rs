@@ -136,6 +136,15 @@ fn write_edges(edges: &Edges, answer: &mut Answer<'_>) -> Result<()> {
     answer.out.flush_packet()
 }
 
+/// One round of offers, and what came of it so far.
+struct Round<'a, 'b> {
+    needs: &'a Needs,
+    common: &'a mut Common<'b>,
+    last_common: Option<Oid>,
+    got_other: bool,
+    sent_ready: bool,
+}
+
 /// Acknowledges what the client offers; true if the pack follows, false if the client is to ask again.
 fn negotiate(
     session: &Session<'_>,
@@ -144,64 +153,84 @@ fn negotiate(
     common: &mut Common<'_>,
     answer: &mut Answer<'_>,
 ) -> Result<bool> {
-    let out = &mut answer.out;
-    let (mut last_common, mut got_common, mut got_other, mut sent_ready) = (None, false, false, false);
-    let mut offers = 0;
-    let mut first = true;
+    let mut round = Round { needs, common, last_common: None, got_other: false, sent_ready: false };
+    let mut lines = 0;
     loop {
         let line = match request.next()? {
             Some(Packet::Line(line)) => line,
-            // The client only asked how its history is to end.
-            None if first => return Ok(false),
-            None | Some(_) => {
-                if needs.multi_ack == MultiAck::Detailed && got_common && !got_other && common.is_enough()? {
-                    sent_ready = true;
-                    out.text(format!("ACK {} ready", last_common.unwrap_or(Oid::NULL)))?;
-                }
-                if common.ids.is_empty() || needs.multi_ack != MultiAck::None {
-                    out.text("NAK")?;
-                }
-                if needs.no_done && sent_ready {
-                    out.text(format!("ACK {}", last_common.unwrap_or(Oid::NULL)))?;
-                    return Ok(true);
-                }
-                return Ok(false);
-            }
+            // The client only asked where its history is to end.
+            None if lines == 0 => return Ok(false),
+            None | Some(_) => return round.end(answer),
         };
-        first = false;
         if line == b"done" {
-            match last_common {
-                Some(id) if needs.multi_ack != MultiAck::None => out.text(format!("ACK {id}"))?,
-                Some(_) => {}
-                None => out.text("NAK")?,
-            }
-            return Ok(true);
+            return round.done(answer);
         }
         let Some(id) = line.strip_prefix(b"have ") else {
             return Err(Error::malformed(format!("expected a have or done, got “{}”", printable(line))));
         };
         let id = parse_id(line, id)?;
-        offers += 1;
-        if offers > session.limits.max_haves {
+        lines += 1;
+        if lines > session.limits.max_haves {
             return Err(Error::TooLarge { what: "too many haves", limit: session.limits.max_haves as u64 });
         }
-        let is_first_common = common.ids.is_empty();
-        if common.offer(id)? {
-            got_common = true;
-            last_common = Some(id);
-            match needs.multi_ack {
-                MultiAck::Detailed => out.text(format!("ACK {id} common"))?,
-                MultiAck::Plain => out.text(format!("ACK {id} continue"))?,
-                MultiAck::None if is_first_common => out.text(format!("ACK {id}"))?,
-                MultiAck::None => {}
-            }
-        } else {
-            got_other = true;
-            if needs.multi_ack != MultiAck::None && common.is_enough()? {
-                let word = if needs.multi_ack == MultiAck::Detailed { "ready" } else { "continue" };
-                sent_ready |= needs.multi_ack == MultiAck::Detailed;
-                out.text(format!("ACK {id} {word}"))?;
-            }
+        round.offer(id, answer)?;
+    }
+}
+
+impl Round<'_, '_> {
+    fn offer(&mut self, id: Oid, answer: &mut Answer<'_>) -> Result<()> {
+        let is_first = self.common.ids.is_empty();
+        if self.common.offer(id)? {
+            self.last_common = Some(id);
+            return match self.needs.multi_ack {
+                MultiAck::Detailed => answer.out.text(format!("ACK {id} common")),
+                MultiAck::Plain => answer.out.text(format!("ACK {id} continue")),
+                MultiAck::None if is_first => answer.out.text(format!("ACK {id}")),
+                MultiAck::None => Ok(()),
+            };
         }
+        self.got_other = true;
+        // An id that we do not know is acknowledged only to make the client stop offering.
+        match self.needs.multi_ack {
+            MultiAck::Detailed if self.common.is_enough()? => {
+                self.sent_ready = true;
+                answer.out.text(format!("ACK {id} ready"))
+            }
+            MultiAck::Plain if self.common.is_enough()? => answer.out.text(format!("ACK {id} continue")),
+            _ => Ok(()),
+        }
+    }
+
+    /// The offers end, and the client waits.
+    fn end(mut self, answer: &mut Answer<'_>) -> Result<bool> {
+        let is_detailed = self.needs.multi_ack == MultiAck::Detailed;
+        if let Some(last) = self.last_common
+            && is_detailed
+            && !self.got_other
+            && self.common.is_enough()?
+        {
+            self.sent_ready = true;
+            answer.out.text(format!("ACK {last} ready"))?;
+        }
+        if self.common.ids.is_empty() || self.needs.multi_ack != MultiAck::None {
+            answer.out.text("NAK")?;
+        }
+        match self.last_common {
+            Some(last) if self.needs.no_done && self.sent_ready => {
+                answer.out.text(format!("ACK {last}"))?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// The client has heard enough.
+    fn done(self, answer: &mut Answer<'_>) -> Result<bool> {
+        match self.last_common {
+            Some(last) if self.needs.multi_ack != MultiAck::None => answer.out.text(format!("ACK {last}"))?,
+            Some(_) => {}
+            None => answer.out.text("NAK")?,
+        }
+        Ok(true)
     }
 }
