@@ -181,6 +181,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_link_to_a_directory_is_watched_on_both_ends() {
+        let top = tempfile::tempdir().unwrap();
+        let (one, two, link) = (top.path().join("one/id"), top.path().join("two/id"), top.path().join("etc/identity"));
+        for dir in [&one, &two, &top.path().join("etc")] {
+            fs::create_dir_all(dir).unwrap();
+        }
+        crate::files::symlink_atomic(&one, &link).unwrap();
+        let mut watch = DirWatch::new(&link).unwrap();
+        fs::write(one.join("cert.pem"), b"x").unwrap();
+        assert!(noticed(&mut watch).await, "a change behind the link");
+        crate::files::symlink_atomic(&two, &link).unwrap();
+        assert!(noticed(&mut watch).await, "the link itself");
+        fs::write(two.join("cert.pem"), b"x").unwrap();
+        assert!(noticed(&mut watch).await, "a change behind the new link");
+    }
+
+    #[tokio::test]
     async fn a_directory_that_comes_later_is_noticed() {
         let top = tempfile::tempdir().unwrap();
         let live = top.path().join("conf");

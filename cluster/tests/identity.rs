@@ -103,15 +103,19 @@ async fn a_token_becomes_an_identity_once_and_the_identity_renews_itself() {
 
 /// A server with a chain of its own making. It says how the handshake ended and what plain text came through.
 async fn impostor(
+    versions: Versions<'_>,
     chain: Vec<CertificateDer<'static>>,
     key_pem: &str,
 ) -> (String, tokio::task::JoinHandle<Result<Vec<u8>, String>>) {
+    // Not checked for belonging together, as an attacker would not.
+    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).unwrap();
+    let key = cluster::tls::provider().key_provider.load_private_key(key).unwrap();
+    let certified = rustls::sign::CertifiedKey::new(chain, key);
     let mut config = rustls::ServerConfig::builder_with_provider(cluster::tls::provider())
-        .with_protocol_versions(rustls::ALL_VERSIONS)
+        .with_protocol_versions(versions)
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(chain, PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).unwrap())
-        .unwrap();
+        .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(certified)));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("https://{}", listener.local_addr().unwrap());
@@ -135,12 +139,15 @@ fn leaf(ca: &Ca, cert: &NodeCert) -> (CertificateDer<'static>, String, Certifica
     (certificates.next().unwrap(), key.serialize_pem(), certificates.next().unwrap())
 }
 
+type Versions<'a> = &'a [&'static rustls::SupportedProtocolVersion];
+
 async fn token_reaches(
+    versions: Versions<'_>,
     chain: Vec<CertificateDer<'static>>,
     key_pem: &str,
     token: &JoinToken,
 ) -> Result<Vec<u8>, String> {
-    let (address, heard) = impostor(chain, key_pem).await;
+    let (address, heard) = impostor(versions, chain, key_pem).await;
     let result = soon("enrolling at an impostor", enroll(vec![address.parse().unwrap()], token, "web1")).await;
     assert!(result.is_err(), "enrolled at an impostor");
     soon("the impostor", heard).await.unwrap()
@@ -157,18 +164,23 @@ async fn the_token_never_leaves_for_a_server_that_is_not_proven() {
     elsewhere.names = vec!["n9.example".into()];
     let (misnamed_leaf, misnamed_key, _) = leaf(&ours.ca, &elsewhere);
 
-    // The method is sound: a proven server does hear the token.
-    let heard = token_reaches(vec![own_leaf, own_ca.clone()], &own_key, &token).await.unwrap();
-    let heard = String::from_utf8_lossy(&heard).into_owned();
-    assert!(heard.starts_with("POST /api/v1/enroll "), "{heard}");
+    for versions in [&[&rustls::version::TLS13][..], &[&rustls::version::TLS12]] {
+        // The method is sound: a proven server does hear the token.
+        let proven = vec![own_leaf.clone(), own_ca.clone()];
+        let heard = token_reaches(versions, proven, &own_key, &token).await.unwrap();
+        let heard = String::from_utf8_lossy(&heard).into_owned();
+        assert!(heard.starts_with("POST /api/v1/enroll "), "{heard}");
 
-    for (what, chain, key) in [
-        ("another CA", vec![other_leaf.clone(), other_ca], &other_key),
-        ("another CA's leaf beside our public CA certificate", vec![other_leaf, own_ca.clone()], &other_key),
-        ("a leaf for another name", vec![misnamed_leaf, own_ca], &misnamed_key),
-    ] {
-        let heard = token_reaches(chain, key, &token).await;
-        assert!(heard.is_err(), "{what}: the handshake succeeded and {heard:?} arrived");
+        for (what, chain, key) in [
+            ("another CA", vec![other_leaf.clone(), other_ca.clone()], &other_key),
+            ("another CA's leaf beside our public CA", vec![other_leaf.clone(), own_ca.clone()], &other_key),
+            ("our leaf and CA with another key", vec![own_leaf.clone(), own_ca.clone()], &other_key),
+            ("a leaf for another name", vec![misnamed_leaf.clone(), own_ca.clone()], &misnamed_key),
+            ("our CA itself as the leaf", vec![own_ca.clone(), own_ca.clone()], &ours.ca.key_pem()),
+        ] {
+            let heard = token_reaches(versions, chain, key, &token).await;
+            assert!(heard.is_err(), "{what}: the handshake succeeded and {heard:?} arrived");
+        }
     }
 }
 
