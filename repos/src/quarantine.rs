@@ -83,6 +83,9 @@ pub struct Quarantine {
 
 impl Drop for Quarantine {
     fn drop(&mut self) {
+        if empty(&self.directory.join("pack")).is_ok() && self.store.keep_spare(&self.directory) {
+            return;
+        }
         if let Err(err) = fs::remove_dir_all(&self.directory) {
             tracing::debug!(directory = %self.directory.display(), %err, "could not remove a quarantine; it goes when the store is closed");
         }
@@ -93,7 +96,12 @@ impl Quarantine {
     pub(crate) fn new(store: Store, directory: PathBuf) -> Result<Quarantine> {
         let packs = directory.join("pack");
         fs::create_dir_all(&packs).map_err(Error::io("create", &packs))?;
-        Ok(Quarantine { store, directory, pack: None, odb: None })
+        Ok(Quarantine::within(store, directory))
+    }
+
+    /// In a directory that has nothing but an empty `pack`.
+    pub(crate) fn within(store: Store, directory: PathBuf) -> Quarantine {
+        Quarantine { store, directory, pack: None, odb: None }
     }
 
     /// Receives a pack: streams it to disk, checks every object, completes a thin pack. Bytes after the pack are an error.
@@ -144,6 +152,13 @@ impl Quarantine {
     pub fn store(&self) -> &Store {
         &self.store
     }
+}
+
+fn empty(directory: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        fs::remove_file(entry?.path())?;
+    }
+    Ok(())
 }
 
 fn open_odb(directory: &Path) -> std::io::Result<gix::odb::Store> {

@@ -140,7 +140,16 @@ impl Store {
 
     /// A place to receive a pack in.
     pub fn quarantine(&self) -> Result<Quarantine> {
-        Quarantine::new(self.clone(), self.staging_path("received")?)
+        let spare = lock(&self.inner.staging).as_mut().and_then(Staging::take_spare);
+        match spare {
+            Some(directory) => Ok(Quarantine::within(self.clone(), directory)),
+            None => Quarantine::new(self.clone(), self.staging_path("received")?),
+        }
+    }
+
+    /// Takes back the emptied directory of a quarantine; false if it is not needed.
+    pub(crate) fn keep_spare(&self, directory: &Path) -> bool {
+        lock(&self.inner.staging).as_mut().is_some_and(|staging| staging.keep_spare(directory))
     }
 
     /// Installs a self-contained pack: checks and indexes it and makes it visible at once. Again is harmless. Not synced.

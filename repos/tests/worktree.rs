@@ -22,8 +22,19 @@ fn with(on_overlap: OnOverlap) -> StageOptions {
 fn first_checkout_is_an_ordinary_clean_working_tree() {
     let mut world = World::new();
     assert_eq!(world.wc.base("default").unwrap(), None);
-    assert_eq!(git(world.root(), &["status", "--porcelain", "--branch"]), "## No commits yet on main...origin/main [gone]\n");
-    world.commit("default", &[put("default/a.conf", "a\n"), (b"default/run", Some((Mode::Exec, b"#!/bin/sh\n"))), (b"link", Some((Mode::Symlink, b"default/a.conf"))), put("empty", "")]);
+    assert_eq!(
+        git(world.root(), &["status", "--porcelain", "--branch"]),
+        "## No commits yet on main...origin/main [gone]\n"
+    );
+    world.commit(
+        "default",
+        &[
+            put("default/a.conf", "a\n"),
+            (b"default/run", Some((Mode::Exec, b"#!/bin/sh\n"))),
+            (b"link", Some((Mode::Symlink, b"default/a.conf"))),
+            put("empty", ""),
+        ],
+    );
     world.commit("global", &[put("cluster.toml", "[node.n1]\n")]);
     world.update().unwrap();
     world.assert_git_clean();
@@ -51,7 +62,9 @@ fn updates_follow_upstream_and_go_back() {
     assert!(settled.is_empty(), "{settled:?}");
     world.assert_git_clean();
     assert!(!world.file("default/b.conf").exists());
-    for (targets, a) in [(&first, "one\ntwo\nthree\nfour\nfive\n"), (&second, "changed\n"), (&first, "one\ntwo\nthree\nfour\nfive\n")] {
+    for (targets, a) in
+        [(&first, "one\ntwo\nthree\nfour\nfive\n"), (&second, "changed\n"), (&first, "one\ntwo\nthree\nfour\nfive\n")]
+    {
         world.wc.stage(targets, &quick()).unwrap().exchange().unwrap().settle().unwrap();
         world.assert_git_clean();
         assert_eq!(world.read("default/a.conf"), a);
@@ -80,7 +93,13 @@ fn local_edits_survive_updates_that_do_not_overlap() {
     std::fs::create_dir_all(world.file("empty/dir")).unwrap();
     std::os::unix::fs::symlink("/etc/passwd", world.file("default/pw")).unwrap();
     for round in 0..3 {
-        world.commit("default", &[put("default/a.conf", &format!("one\ntwo\nthree\nfour\nFIVE {round}\n")), put("new", &format!("{round}\n"))]);
+        world.commit(
+            "default",
+            &[
+                put("default/a.conf", &format!("one\ntwo\nthree\nfour\nFIVE {round}\n")),
+                put("new", &format!("{round}\n")),
+            ],
+        );
         world.commit("global", &[put("cluster.toml", &format!("[node.n{round}]\n"))]);
         assert!(world.update().unwrap().is_empty());
         assert_eq!(world.read("default/a.conf"), format!("ONE\ntwo\nthree\nfour\nFIVE {round}\n"));
@@ -90,7 +109,10 @@ fn local_edits_survive_updates_that_do_not_overlap() {
         assert_eq!(world.read("global/cluster.toml"), format!("[node.n{round}]\n"));
         assert!(world.file("empty/dir").is_dir());
         assert_eq!(std::fs::read_link(world.file("default/pw")).unwrap().to_str(), Some("/etc/passwd"));
-        assert_eq!(world.git(&["status", "--porcelain"]), " M default/a.conf\n D default/b.conf\n M n1/x\n?? default/pw\n?? notes/\n");
+        assert_eq!(
+            world.git(&["status", "--porcelain"]),
+            " M default/a.conf\n D default/b.conf\n M n1/x\n?? default/pw\n?? notes/\n"
+        );
         assert_eq!(git(&world.file("global"), &["status", "--porcelain"]), "?? local\n");
         let expected = [
             ("default/a.conf", ChangeKind::Modified),
@@ -111,7 +133,15 @@ fn overlap_is_refused_and_changes_nothing() {
     world.write("fresh", "local\n");
     std::fs::remove_file(world.file("n1/x")).unwrap();
     let before = world.targets();
-    world.commit("default", &[put("default/a.conf", "THEIRS\ntwo\nthree\nfour\nFIVE\n"), put("fresh", "upstream\n"), put("n1/x", "x2\n"), put("other", "o\n")]);
+    world.commit(
+        "default",
+        &[
+            put("default/a.conf", "THEIRS\ntwo\nthree\nfour\nFIVE\n"),
+            put("fresh", "upstream\n"),
+            put("n1/x", "x2\n"),
+            put("other", "o\n"),
+        ],
+    );
     let ino = world.root().metadata().unwrap().ino();
     let err = world.update().unwrap_err();
     assert!(err.is_conflict());
@@ -134,7 +164,14 @@ fn mine_and_theirs() {
         world.write("fresh", if how == OnOverlap::Mine { "local\n" } else { "local\0\n" });
         std::fs::remove_file(world.file("n1/x")).unwrap();
         let upstream_fresh = "upstream\n";
-        world.commit("default", &[put("default/a.conf", "THEIRS\ntwo\nthree\nfour\nFIVE\n"), put("fresh", upstream_fresh), put("n1/x", "x2\n")]);
+        world.commit(
+            "default",
+            &[
+                put("default/a.conf", "THEIRS\ntwo\nthree\nfour\nFIVE\n"),
+                put("fresh", upstream_fresh),
+                put("n1/x", "x2\n"),
+            ],
+        );
         let exchanged = world.wc.stage(&world.targets(), &with(how)).unwrap().exchange().unwrap();
         let saved = exchanged.saved().to_vec();
         assert!(exchanged.settle().unwrap().is_empty());
@@ -160,9 +197,15 @@ fn manual_leaves_markers_and_resolve_ends_them() {
         let mut world = World::filled();
         world.write("default/a.conf", "MINE\ntwo\nthree\nfour\nfive\n");
         std::fs::remove_file(world.file("n1/x")).unwrap();
-        world.commit("default", &[put("default/a.conf", "THEIRS\ntwo\nthree\nfour\nfive\n"), put("n1/x", "x2\n"), put("other", "o\n")]);
+        world.commit(
+            "default",
+            &[put("default/a.conf", "THEIRS\ntwo\nthree\nfour\nfive\n"), put("n1/x", "x2\n"), put("other", "o\n")],
+        );
         let exchanged = world.wc.stage(&world.targets(), &with(OnOverlap::Manual)).unwrap().exchange().unwrap();
-        assert_eq!(exchanged.conflicts().iter().map(|c| c.path.to_string()).collect::<Vec<_>>(), ["default/a.conf", "n1/x"]);
+        assert_eq!(
+            exchanged.conflicts().iter().map(|c| c.path.to_string()).collect::<Vec<_>>(),
+            ["default/a.conf", "n1/x"]
+        );
         exchanged.settle().unwrap();
         let marked = "<<<<<<< local\nMINE\n=======\nTHEIRS\n>>>>>>> upstream\ntwo\nthree\nfour\nfive\n";
         assert_eq!(world.read("default/a.conf"), marked);
@@ -219,19 +262,28 @@ fn plain_git_commits_stashes_branches_and_staged_changes_survive() {
         assert_eq!(world.git(&["status", "--porcelain"]), "M  default/b.conf\n");
         assert_eq!(world.read("n1/mine"), "committed locally\n");
         assert!(world.git(&["log", "--format=%H"]).contains(local.trim()), "the local commit is in the history");
-        assert!(world.git(&["log", "--format=%H"]).contains(&world.tips["default"].commit.to_string()), "so is upstream");
+        assert!(
+            world.git(&["log", "--format=%H"]).contains(&world.tips["default"].commit.to_string()),
+            "so is upstream"
+        );
         assert_eq!(world.git(&["stash", "list"]).lines().count(), 1);
         assert_eq!(world.git(&["branch", "--list", "topic"]).trim(), "topic");
         assert_eq!(world.git(&["config", "user.nickname"]), "me\n");
         assert!(world.file(".git/hooks/post-commit").exists());
         let status = world.wc.status().unwrap();
         assert_eq!(status.mounts[0].local_commits.len(), 2 + round);
-        assert_eq!(kinds(&world), [("default/b.conf".to_owned(), ChangeKind::Modified), ("n1/mine".to_owned(), ChangeKind::Added)]);
+        assert_eq!(
+            kinds(&world),
+            [("default/b.conf".to_owned(), ChangeKind::Modified), ("n1/mine".to_owned(), ChangeKind::Added)]
+        );
     }
     world.git(&["stash", "pop"]);
     assert_eq!(world.read("n1/x"), "stashed\n");
     // The server takes all of it as one commit: nothing local remains.
-    world.commit("default", &[put("default/b.conf", "staged\n"), put("n1/mine", "committed locally\n"), put("n1/x", "stashed\n")]);
+    world.commit(
+        "default",
+        &[put("default/b.conf", "staged\n"), put("n1/mine", "committed locally\n"), put("n1/x", "stashed\n")],
+    );
     let target = world.tips["default"];
     let ino = world.root().metadata().unwrap().ino();
     world.wc.committed("default", target.revision, target.commit).unwrap();
@@ -265,10 +317,14 @@ fn commit_sends_what_was_wanted() {
     let store = world.wc.objects("default").unwrap();
     let mut draft = repos::Draft::new(&store).unwrap();
     let tree = draft.apply(draft.tree_of(base.commit).unwrap(), &changes).unwrap();
-    let names: Vec<_> = draft.list(tree, None, true).unwrap().into_iter().map(|e| (e.path.to_string(), e.mode)).collect();
+    let names: Vec<_> =
+        draft.list(tree, None, true).unwrap().into_iter().map(|e| (e.path.to_string(), e.mode)).collect();
     assert_eq!(names, [("default/a.conf".to_owned(), Mode::File), ("n1/x".to_owned(), Mode::Exec)]);
     // Both repositories move together, without exchanging anything.
-    world.commit("default", &[put("default/a.conf", "new\n"), gone("default/b.conf"), (b"n1/x", Some((Mode::Exec, b"x\n")))]);
+    world.commit(
+        "default",
+        &[put("default/a.conf", "new\n"), gone("default/b.conf"), (b"n1/x", Some((Mode::Exec, b"x\n")))],
+    );
     world.commit("global", &[put("cluster.toml", "[node.n2]\n")]);
     world.wc.committed_all(&world.targets(), &quick()).unwrap();
     assert_eq!(kinds(&world), [("unknown".to_owned(), ChangeKind::Untracked)]);
@@ -295,9 +351,15 @@ fn revert_and_delete() {
     std::fs::remove_file(world.file("added")).unwrap();
     world.assert_git_clean();
 
-    assert_eq!(world.wc.schedule_delete(&[path("default")], false).unwrap(), [path("default/a.conf"), path("default/b.conf")]);
+    assert_eq!(
+        world.wc.schedule_delete(&[path("default")], false).unwrap(),
+        [path("default/a.conf"), path("default/b.conf")]
+    );
     assert_eq!(world.git(&["status", "--porcelain"]), "D  default/a.conf\nD  default/b.conf\n");
-    assert_eq!(kinds(&world), [("default/a.conf".to_owned(), ChangeKind::Deleted), ("default/b.conf".to_owned(), ChangeKind::Deleted)]);
+    assert_eq!(
+        kinds(&world),
+        [("default/a.conf".to_owned(), ChangeKind::Deleted), ("default/b.conf".to_owned(), ChangeKind::Deleted)]
+    );
     world.wc.revert(&[path("default/b.conf")]).unwrap();
     world.commit("default", &[put("n1/x", "2\n")]);
     world.update().unwrap();
@@ -317,7 +379,12 @@ fn diff_shows_both_repositories() {
     world.write("global/cluster.toml", "edited\n");
     let all = world.wc.diff(&[], &PatchOptions::default()).unwrap();
     let text = String::from_utf8(all.text).unwrap();
-    assert!(text.contains("+++ b/n1/x\n") && text.contains("+++ b/global/cluster.toml\n-") == false && text.contains("b/global/cluster.toml"), "{text}");
+    assert!(
+        text.contains("+++ b/n1/x\n")
+            && text.contains("+++ b/global/cluster.toml\n-") == false
+            && text.contains("b/global/cluster.toml"),
+        "{text}"
+    );
     assert!(text.contains("-[node.n1]\n+edited\n"), "{text}");
     let one = world.wc.diff(&[path("global")], &PatchOptions::default()).unwrap();
     assert_eq!(one.files, 1);
@@ -326,11 +393,28 @@ fn diff_shows_both_repositories() {
 #[test]
 fn files_and_directories_change_places() {
     let mut world = World::filled();
-    world.commit("default", &[gone("default/a.conf"), gone("default/b.conf"), put("default", "a file now\n"), gone("n1/x"), put("n1/x/deep/er", "dir now\n")]);
+    world.commit(
+        "default",
+        &[
+            gone("default/a.conf"),
+            gone("default/b.conf"),
+            put("default", "a file now\n"),
+            gone("n1/x"),
+            put("n1/x/deep/er", "dir now\n"),
+        ],
+    );
     world.update().unwrap();
     world.assert_git_clean();
     assert_eq!(world.read("default"), "a file now\n");
-    world.commit("default", &[gone("default"), put("default/a.conf", "dir again\n"), gone("n1/x"), (b"n1/x", Some((Mode::Symlink, b"../default")))]);
+    world.commit(
+        "default",
+        &[
+            gone("default"),
+            put("default/a.conf", "dir again\n"),
+            gone("n1/x"),
+            (b"n1/x", Some((Mode::Symlink, b"../default"))),
+        ],
+    );
     world.update().unwrap();
     world.assert_git_clean();
     assert_eq!(world.read("n1/x/a.conf"), "dir again\n");
@@ -356,8 +440,14 @@ fn a_local_file_where_upstream_has_a_directory() {
             }
             OnOverlap::Mine | OnOverlap::Manual => {
                 result.unwrap();
-                assert_eq!((world.read("spool").as_str(), world.read("box/inner").as_str()), ("local file\n", "local directory\n"));
-                assert_eq!(world.wc.status().unwrap().mounts[0].conflicts.len(), if how == OnOverlap::Manual { 2 } else { 0 });
+                assert_eq!(
+                    (world.read("spool").as_str(), world.read("box/inner").as_str()),
+                    ("local file\n", "local directory\n")
+                );
+                assert_eq!(
+                    world.wc.status().unwrap().mounts[0].conflicts.len(),
+                    if how == OnOverlap::Manual { 2 } else { 0 }
+                );
                 world.git(&["status"]);
             }
         }
@@ -368,7 +458,15 @@ fn a_local_file_where_upstream_has_a_directory() {
 fn odd_names_modes_and_owners() {
     let mut world = World::filled();
     let long = format!("{}/{}", "d".repeat(250), "f".repeat(255));
-    world.commit("default", &[(b"caf\xe9/\xff\xfe", Some((Mode::File, b"latin\n"))), (b"new\nline \"q\"", Some((Mode::File, b"q\n"))), (long.as_bytes(), Some((Mode::File, b"long\n"))), (b" ", Some((Mode::File, b"space\n")))]);
+    world.commit(
+        "default",
+        &[
+            (b"caf\xe9/\xff\xfe", Some((Mode::File, b"latin\n"))),
+            (b"new\nline \"q\"", Some((Mode::File, b"q\n"))),
+            (long.as_bytes(), Some((Mode::File, b"long\n"))),
+            (b" ", Some((Mode::File, b"space\n"))),
+        ],
+    );
     world.update().unwrap();
     world.assert_git_clean();
     std::fs::write(world.root().join(os(b"caf\xe9/\xff\xfe")), "edited\n").unwrap();
@@ -457,7 +555,10 @@ fn edits_of_the_last_moment_are_carried_or_saved() {
     assert_eq!(world.git(&["config", "user.nickname"]), "late\n");
     assert_eq!(settled.saved.len(), 1);
     assert_eq!(settled.saved[0].path, path("default/b.conf"));
-    assert_eq!(std::fs::read_to_string(settled.saved[0].file.as_ref().unwrap()).unwrap(), "late, and deleted upstream\n");
+    assert_eq!(
+        std::fs::read_to_string(settled.saved[0].file.as_ref().unwrap()).unwrap(),
+        "late, and deleted upstream\n"
+    );
     assert_eq!(world.git(&["status", "--porcelain"]), " M default/a.conf\n M n1/x\n?? brand/\n");
     // They are local edits like any other from now on.
     world.commit("default", &[put("n1/y", "y\n")]);
@@ -480,7 +581,10 @@ fn writes_through_an_old_handle_are_found_later() {
     assert_eq!(swept.carried, [path("n1/x")]);
     assert_eq!(world.read("n1/x"), "x\nappended late\n");
     assert_eq!(swept.saved.len(), 1);
-    assert_eq!(std::fs::read_to_string(swept.saved[0].file.as_ref().unwrap()).unwrap(), "b\nappended to what was replaced\n");
+    assert_eq!(
+        std::fs::read_to_string(swept.saved[0].file.as_ref().unwrap()).unwrap(),
+        "b\nappended to what was replaced\n"
+    );
     assert!(world.wc.sweep().unwrap().is_empty());
     world.commit("default", &[put("n1/z", "z\n")]);
     world.update().unwrap();
@@ -559,7 +663,10 @@ fn the_lock_names_its_holder() {
     let other = WorkingCopy::open(world.root()).unwrap();
     let options = StageOptions { lock_wait: std::time::Duration::ZERO, ..quick() };
     let err = other.stage(&Targets::new(), &options).unwrap_err();
-    assert!(matches!(&err, WorktreeError::Locked { holder, .. } if holder.contains(&std::process::id().to_string())), "{err}");
+    assert!(
+        matches!(&err, WorktreeError::Locked { holder, .. } if holder.contains(&std::process::id().to_string())),
+        "{err}"
+    );
     staged.exchange().unwrap().settle().unwrap();
     // The other process's memory is stale; it notices by the tree's id.
     world.commit("default", &[put("n1/x", "3\n")]);

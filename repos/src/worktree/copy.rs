@@ -11,7 +11,8 @@ use super::inner::Inner;
 use super::settle::Displaced;
 use super::stage::{GitLocks, Kind, Prepared};
 use super::types::{
-    Base, ConflictState, CreateOptions, Durability, LocalChange, Mount, OnOverlap, ResolveTo, SavedEdit, Settled, StageOptions, Status, Target, Targets,
+    Base, ConflictState, CreateOptions, Durability, LocalChange, Mount, OnOverlap, ResolveTo, SavedEdit, Settled,
+    StageOptions, Status, Target, Targets,
 };
 use crate::{Oid, Patch, PatchOptions, RepoPath, Store, TreeChange};
 
@@ -71,7 +72,8 @@ impl WorkingCopy {
         let path = tree.mounts[i].path.join(".git/config");
         let config = fsx::read_at(&tree.mounts[i].git, b"config").at("read", &path)?;
         let config = gitdir::with_remote(&String::from_utf8_lossy(&config), &new);
-        gitdir::put(&tree.mounts[i].git, b"config", config.as_bytes(), &self.inner.settings.ownership).at("write", &path)
+        gitdir::put(&tree.mounts[i].git, b"config", config.as_bytes(), &self.inner.settings.ownership)
+            .at("write", &path)
     }
 
     /// A path that the user typed in the directory `cwd`, relative to the root. `None` for the root itself.
@@ -87,9 +89,13 @@ impl WorkingCopy {
                 other => plain.push(other),
             }
         }
-        let outside = || WorktreeError::BadPath { path: path.display().to_string(), reason: "is outside the working copy".into() };
+        let outside = || WorktreeError::BadPath {
+            path: path.display().to_string(),
+            reason: "is outside the working copy".into(),
+        };
         let spare = self.inner.spare_path();
-        let inside = |p: &Path| p.strip_prefix(self.root()).or_else(|_| p.strip_prefix(&spare)).map(Path::to_owned).ok();
+        let inside =
+            |p: &Path| p.strip_prefix(self.root()).or_else(|_| p.strip_prefix(&spare)).map(Path::to_owned).ok();
         let relative = inside(&plain).or_else(|| {
             let above = plain.ancestors().find_map(|a| a.canonicalize().ok().map(|real| (a.to_owned(), real)))?;
             inside(&above.1.join(plain.strip_prefix(&above.0).ok()?))
@@ -155,7 +161,10 @@ impl WorkingCopy {
     /// time is merged in.
     pub fn committed(&self, mount: &str, revision: u64, commit: Oid) -> Result<Settled> {
         let targets = Targets::from([(mount.to_owned(), Target { revision, commit })]);
-        self.committed_all(&targets, &StageOptions { on_overlap: OnOverlap::Mine, reason: "commit".into(), ..StageOptions::default() })
+        self.committed_all(
+            &targets,
+            &StageOptions { on_overlap: OnOverlap::Mine, reason: "commit".into(), ..StageOptions::default() },
+        )
     }
 
     /// [`committed`](Self::committed) for several mounts at once.
@@ -377,7 +386,9 @@ impl std::fmt::Debug for WorkingCopy {
 
 impl std::fmt::Debug for Staged {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Staged").field("changed", &self.prepared.as_ref().map(|p| p.changed.len())).finish_non_exhaustive()
+        f.debug_struct("Staged")
+            .field("changed", &self.prepared.as_ref().map(|p| p.changed.len()))
+            .finish_non_exhaustive()
     }
 }
 

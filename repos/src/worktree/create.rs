@@ -26,7 +26,8 @@ fn check_mounts(mounts: &[Mount]) -> Result<Vec<Mount>> {
         }
     }
     for mount in &sorted {
-        let single = |text: &str| crate::RepoPath::new(text).is_ok_and(|p| p.components().count() == 1) && !text.contains('\n');
+        let single =
+            |text: &str| crate::RepoPath::new(text).is_ok_and(|p| p.components().count() == 1) && !text.contains('\n');
         if !single(&mount.name) || !(mount.at.is_empty() || single(&mount.at)) {
             return bad(format!("“{}” at “{}” is not a plain name", mount.name, mount.at));
         }
@@ -54,7 +55,9 @@ impl Inner {
         let (parent, name) = locate(root)?;
         let root = path_of(&parent, &name);
         if name.contains(&b'\n') || std::str::from_utf8(&name).is_err() {
-            return Err(WorktreeError::BadLayout("the directory's name must be plain text: git cannot record another one in info/alternates".into()));
+            return Err(WorktreeError::BadLayout(
+                "the directory's name must be plain text: git cannot record another one in info/alternates".into(),
+            ));
         }
         let state_dir = path_of(&parent, &state_name(&name));
         if gitdir::exists(&state_dir.join("copy.json")) && gitdir::exists(&root.join(".git")) {
@@ -119,12 +122,21 @@ fn check_exchange(root: &Path, parent: &Path) -> Result<()> {
 /// A bind mount has its parent's device number, but another mount id.
 fn is_mount_point(root: &Path, parent: &Path) -> Result<bool> {
     use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
-    let of = |path: &Path| statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID | StatxFlags::INO).at("examine", path);
+    let of = |path: &Path| {
+        statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID | StatxFlags::INO).at("examine", path)
+    };
     let (a, b) = (of(root)?, of(parent)?);
     Ok((a.stx_dev_major, a.stx_dev_minor) != (b.stx_dev_major, b.stx_dev_minor) || a.stx_mnt_id != b.stx_mnt_id)
 }
 
-fn build(root: &Path, parent: &Path, name: &[u8], state_dir: &Path, settings: Settings, existed: bool) -> Result<Inner> {
+fn build(
+    root: &Path,
+    parent: &Path,
+    name: &[u8],
+    state_dir: &Path,
+    settings: Settings,
+    existed: bool,
+) -> Result<Inner> {
     let parent_fd = fsx::open_dir(parent).at("open", parent)?;
     let mode = 0o755 & !settings.ownership.umask | 0o700;
     fsx::ensure_dir_at(&parent_fd, &state_name(name), mode).at("create", state_dir)?;
@@ -133,7 +145,8 @@ fn build(root: &Path, parent: &Path, name: &[u8], state_dir: &Path, settings: Se
         let mode = if dir == "saved" { 0o700 } else { mode };
         fsx::ensure_dir_at(&state_fd, dir.as_bytes(), mode).at("create", &state_dir.join(dir))?;
     }
-    let stores = settings.mounts.iter().map(|m| Ok(Store::init(&store_path(state_dir, &m.name))?)).collect::<Result<_>>()?;
+    let stores =
+        settings.mounts.iter().map(|m| Ok(Store::init(&store_path(state_dir, &m.name))?)).collect::<Result<_>>()?;
     let made = Inner {
         root: root.to_owned(),
         parent_fd,
@@ -155,7 +168,8 @@ fn build(root: &Path, parent: &Path, name: &[u8], state_dir: &Path, settings: Se
         // Keeps the owner and permissions that somebody gave the empty directory.
         let meta = fsx::lstat_at(&made.parent_fd, name).at("examine", root)?;
         let _ = gitdir::chown(&made.state_fd, inner::SPARE.as_bytes(), Some(meta.uid), Some(meta.gid));
-        std::fs::set_permissions(made.spare_path(), std::os::unix::fs::PermissionsExt::from_mode(meta.perm())).at("set permissions of", root)?;
+        std::fs::set_permissions(made.spare_path(), std::os::unix::fs::PermissionsExt::from_mode(meta.perm()))
+            .at("set permissions of", root)?;
         std::fs::remove_dir(root).at("replace", root)?;
     }
     std::fs::rename(made.spare_path(), root).at("create", root)?;
@@ -175,7 +189,8 @@ pub(crate) fn discover(start: &Path) -> Result<PathBuf> {
         // Inside a tree that was displaced: `.<name>.eccfg/spare/…`.
         if name == inner::SPARE.as_bytes()
             && let (Some(state), Some(above)) = (parent.file_name(), parent.parent())
-            && let Some(name) = std::os::unix::ffi::OsStrExt::as_bytes(state).strip_prefix(b".").and_then(|n| n.strip_suffix(b".eccfg"))
+            && let Some(name) =
+                std::os::unix::ffi::OsStrExt::as_bytes(state).strip_prefix(b".").and_then(|n| n.strip_suffix(b".eccfg"))
             && gitdir::exists(&parent.join("copy.json"))
         {
             return Ok(path_of(above, name));

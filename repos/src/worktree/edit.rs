@@ -74,12 +74,18 @@ impl Inner {
         }
         for path in paths {
             if !chosen.iter().any(|(mount, p, _)| self.full_path(*mount, p).starts_with(path)) {
-                return Err(WorktreeError::BadPath { path: path.to_string(), reason: "is not under version control".into() });
+                return Err(WorktreeError::BadPath {
+                    path: path.to_string(),
+                    reason: "is not under version control".into(),
+                });
             }
         }
         if let (Some((mount, path, _)), false) = (chosen.iter().find(|(_, _, dirty)| *dirty), force) {
             let path = self.full_path(*mount, path).to_string();
-            return Err(WorktreeError::BadPath { path, reason: "has local edits; revert it first, or force the deletion".into() });
+            return Err(WorktreeError::BadPath {
+                path,
+                reason: "has local edits; revert it first, or force the deletion".into(),
+            });
         }
         let mut done = Vec::new();
         for (mount, path, _) in chosen {
@@ -124,7 +130,8 @@ impl Edit<'_> {
     /// Paths at or below `paths` that differ from upstream, or whose index entry does.
     fn chosen(&self, mount: usize, paths: &[RepoPath], wanted: impl Fn(&Entry, bool) -> bool) -> Vec<PathKey> {
         let manifest = &self.survey.manifests[mount];
-        let staged = |path: &PathKey| manifest.staged.binary_search_by(|s| s.path.cmp(path)).ok().map(|i| &manifest.staged[i]);
+        let staged =
+            |path: &PathKey| manifest.staged.binary_search_by(|s| s.path.cmp(path)).ok().map(|i| &manifest.staged[i]);
         let mut chosen: Vec<PathKey> = manifest
             .entries
             .iter()
@@ -137,7 +144,10 @@ impl Edit<'_> {
             .map(|e| PathKey::clone(&e.path))
             .collect();
         // In the index only: added, then removed from the disk.
-        let lost = manifest.staged.iter().filter(|s| manifest.get(&s.path).is_none() && is_chosen(&self.inner.full_path(mount, &s.path), paths));
+        let lost = manifest
+            .staged
+            .iter()
+            .filter(|s| manifest.get(&s.path).is_none() && is_chosen(&self.inner.full_path(mount, &s.path), paths));
         chosen.extend(lost.map(|s| PathKey::clone(&s.path)));
         chosen
     }
@@ -161,12 +171,15 @@ impl Edit<'_> {
         let own = self.inner.settings.ownership;
         let mut cursor = self.survey.tree.mounts[mount].cursor();
         let (dir_path, name) = fsx::split(path);
-        let in_the_way = |reason| WorktreeError::BadPath { path: self.inner.full_path(mount, path).to_string(), reason };
+        let in_the_way =
+            |reason| WorktreeError::BadPath { path: self.inner.full_path(mount, path).to_string(), reason };
         let dir = match cursor.dir_with(dir_path, |parent, name, _| {
             fsx::ensure_dir_at(parent, name, new_dir(&own).mode)?;
             gitdir::give(parent, name, &own)
         }) {
-            Err(err) if fsx::absent(&err) => return Err(in_the_way("a local file is where its directory was; move it away first".into())),
+            Err(err) if fsx::absent(&err) => {
+                return Err(in_the_way("a local file is where its directory was; move it away first".into()));
+            }
             other => other.at("open", &at)?,
         };
         let there = fsx::try_lstat_at(dir, name).at("examine", &at)?;
@@ -210,7 +223,8 @@ impl Edit<'_> {
         let mut dir = fsx::split(path).0;
         while !dir.is_empty() {
             cursor.reset();
-            let removed = cursor.parent(dir).is_ok_and(|(parent, name)| fs::unlinkat(parent, name, AtFlags::REMOVEDIR).is_ok());
+            let removed =
+                cursor.parent(dir).is_ok_and(|(parent, name)| fs::unlinkat(parent, name, AtFlags::REMOVEDIR).is_ok());
             if !removed {
                 break;
             }
@@ -254,7 +268,8 @@ impl Edit<'_> {
         if state.conflicts.len() != before {
             let git = &self.survey.tree.mounts[mount].git;
             let at = self.survey.tree.mounts[mount].path.join(".git/eccfg/state");
-            gitdir::put(git, b"eccfg/state", &gitdir::encode_state(state), &inner.settings.ownership).at("write", &at)?;
+            gitdir::put(git, b"eccfg/state", &gitdir::encode_state(state), &inner.settings.ownership)
+                .at("write", &at)?;
         }
         Ok(())
     }

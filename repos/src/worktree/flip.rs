@@ -33,7 +33,10 @@ impl Prepared {
                     redo.add(format!("{prefix}.git/{name}"), format!("{value}\n").as_bytes())?;
                 }
             }
-            redo.add(format!("{prefix}.git/eccfg/state"), &gitdir::encode_state(&new_state(plan, &self.survey.states[i])))?;
+            redo.add(
+                format!("{prefix}.git/eccfg/state"),
+                &gitdir::encode_state(&new_state(plan, &self.survey.states[i])),
+            )?;
             manifests.push(manifest);
         }
         let id = fsx::unique();
@@ -43,7 +46,8 @@ impl Prepared {
             if plan.line.main.is_some() && plan.line.main != plan.old_main {
                 let (old, new) = (plan.old_main.unwrap_or(Oid::NULL), plan.line.main.unwrap_or(Oid::NULL));
                 let git = &self.survey.tree.mounts[i].git;
-                gitdir::append_reflog(git, old, new, &self.options.reason, &inner.settings.ownership).at("write", &inner.root.join(".git/logs"))?;
+                gitdir::append_reflog(git, old, new, &self.options.reason, &inner.settings.ownership)
+                    .at("write", &inner.root.join(".git/logs"))?;
             }
         }
         drop(locks);
@@ -53,7 +57,8 @@ impl Prepared {
 
 /// The same files on another base.
 fn rebase(live: &Manifest, plan: &super::plan::MountPlan) -> Manifest {
-    let mut manifest = Manifest { commit: plan.commit(), taken_ns: live.taken_ns, dirs: live.dirs.clone(), ..Manifest::default() };
+    let mut manifest =
+        Manifest { commit: plan.commit(), taken_ns: live.taken_ns, dirs: live.dirs.clone(), ..Manifest::default() };
     manifest.staged.clone_from(&plan.staged);
     manifest.entries = plan
         .files
@@ -136,7 +141,9 @@ impl Inner {
     pub(crate) fn remember_live(&self, id: String, mut manifests: Vec<Manifest>) -> Result<()> {
         for (i, manifest) in manifests.iter_mut().enumerate() {
             let path = self.root.join(&self.mounts()[i].at).join(".git/index");
-            manifest.index_sig = fsx::try_lstat_at(&self.parent_fd, std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str())).at("examine", &path)?;
+            manifest.index_sig =
+                fsx::try_lstat_at(&self.parent_fd, std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()))
+                    .at("examine", &path)?;
         }
         let live = CachedTree { id, manifests };
         self.store_manifests(&live)?;
@@ -147,7 +154,11 @@ impl Inner {
     }
 
     /// The index of the live tree without conflicts, for operations that change it in place.
-    pub(crate) fn plain_index(manifest: &Manifest, line: &super::tree::Line, conflicts: &[(Vec<u8>, [Option<super::manifest::Leaf>; 3])]) -> Vec<u8> {
+    pub(crate) fn plain_index(
+        manifest: &Manifest,
+        line: &super::tree::Line,
+        conflicts: &[(Vec<u8>, [Option<super::manifest::Leaf>; 3])],
+    ) -> Vec<u8> {
         let mut overlay: std::collections::BTreeMap<PathKey, (Option<super::manifest::Leaf>, bool)> =
             line.diff.iter().map(|(p, leaf)| (PathKey::clone(p), (*leaf, false))).collect();
         overlay.extend(manifest.staged.iter().map(|s| (PathKey::clone(&s.path), (s.leaf, s.intent_to_add))));

@@ -122,7 +122,8 @@ pub(crate) fn list(dir: impl AsFd) -> io::Result<Vec<(Vec<u8>, FileType)>> {
 }
 
 pub(crate) fn read_at(dir: impl AsFd, name: &[u8]) -> io::Result<Vec<u8>> {
-    let fd = fs::openat(dir, name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC, Perm::empty())?;
+    let fd =
+        fs::openat(dir, name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC, Perm::empty())?;
     let mut data = Vec::new();
     io::Read::read_to_end(&mut std::fs::File::from(fd), &mut data)?;
     Ok(data)

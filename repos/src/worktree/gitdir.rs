@@ -49,7 +49,8 @@ pub(crate) fn with_remote(config: &str, mount: &Mount) -> String {
     for line in config.split_inclusive('\n') {
         let trimmed = line.trim();
         if trimmed.starts_with('[') {
-            skipping = trimmed == "[remote \"origin\"]" || (trimmed.starts_with("[http \"") && config_section_is_ours(config, trimmed));
+            skipping = trimmed == "[remote \"origin\"]"
+                || (trimmed.starts_with("[http \"") && config_section_is_ours(config, trimmed));
         }
         if !skipping {
             out.push_str(line);
@@ -58,9 +59,16 @@ pub(crate) fn with_remote(config: &str, mount: &Mount) -> String {
     if !out.is_empty() && !out.ends_with('\n') {
         out.push('\n');
     }
-    out.push_str(&format!("[remote \"origin\"]\n\turl = {}\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n", quoted(&mount.remote_url)));
+    out.push_str(&format!(
+        "[remote \"origin\"]\n\turl = {}\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n",
+        quoted(&mount.remote_url)
+    ));
     if let Some(ca) = &mount.ca {
-        out.push_str(&format!("[http {}]\n\tsslCAInfo = {}\n", quoted(&mount.remote_url), quoted(&ca.to_string_lossy())));
+        out.push_str(&format!(
+            "[http {}]\n\tsslCAInfo = {}\n",
+            quoted(&mount.remote_url),
+            quoted(&ca.to_string_lossy())
+        ));
     }
     out
 }
@@ -72,12 +80,20 @@ fn config_section_is_ours(config: &str, header: &str) -> bool {
 }
 
 /// Lays out `.git` in the tree `root`, without a commit.
-pub(crate) fn init(root: &OwnedFd, mount: &Mount, nested: &[String], alternates: &str, own: &Ownership) -> io::Result<()> {
+pub(crate) fn init(
+    root: &OwnedFd,
+    mount: &Mount,
+    nested: &[String],
+    alternates: &str,
+    own: &Ownership,
+) -> io::Result<()> {
     let dir = |name: &[u8]| 0o777 & !own.umask | u32::from(name.is_empty());
     let mode = dir(b".git");
     fsx::ensure_dir_at(root, b".git", mode)?;
     let git = open_dir_at(root, b".git")?;
-    for path in ["eccfg", "hooks", "info", "logs", "objects", "objects/info", "objects/pack", "refs", "refs/heads", "refs/tags"] {
+    for path in
+        ["eccfg", "hooks", "info", "logs", "objects", "objects/info", "objects/pack", "refs", "refs/heads", "refs/tags"]
+    {
         fsx::ensure_dir_at(&git, path.as_bytes(), mode)?;
         give(&git, path.as_bytes(), own)?;
     }
@@ -109,7 +125,13 @@ pub(crate) fn put(git: &OwnedFd, path: &[u8], data: &[u8], own: &Ownership) -> i
     if dir.is_empty() {
         write_atomic_at(git, name, data, 0o666 & !own.umask, false)?;
     } else {
-        write_atomic_at(fsx::DirCursor::new(std::sync::Arc::new(git.try_clone()?)).dir(dir)?, name, data, 0o666 & !own.umask, false)?;
+        write_atomic_at(
+            fsx::DirCursor::new(std::sync::Arc::new(git.try_clone()?)).dir(dir)?,
+            name,
+            data,
+            0o666 & !own.umask,
+            false,
+        )?;
     }
     give(git, path, own)
 }
@@ -198,12 +220,18 @@ pub(crate) fn encode_state(state: &MountState) -> Vec<u8> {
 
 /// The id of a tree instance: changes whenever a tree is staged, so that a cached manifest can be matched.
 pub(crate) fn read_tree_id(git: &OwnedFd) -> io::Result<Option<String>> {
-    Ok(try_read_at(git, b"eccfg/tree")?.and_then(|data| String::from_utf8(data).ok()).map(|id| id.trim().to_owned()).filter(|id| !id.is_empty()))
+    Ok(try_read_at(git, b"eccfg/tree")?
+        .and_then(|data| String::from_utf8(data).ok())
+        .map(|id| id.trim().to_owned())
+        .filter(|id| !id.is_empty()))
 }
 
 /// Names directly in `.git` that are never mirrored: objects are borrowed, the others are ours or momentary.
 fn is_private(path: &[u8]) -> bool {
-    matches!(path, b"objects" | b"index" | b"eccfg") || path.ends_with(b".lock") || path.starts_with(b".eccfg-tmp-") || path.starts_with(b"fsmonitor--")
+    matches!(path, b"objects" | b"index" | b"eccfg")
+        || path.ends_with(b".lock")
+        || path.starts_with(b".eccfg-tmp-")
+        || path.starts_with(b"fsmonitor--")
 }
 
 /// True for references that an update sets itself.
@@ -301,8 +329,16 @@ pub(crate) fn copy_file(from: &OwnedFd, to: &OwnedFd, path: &[u8], sig: &Sig) ->
         fs::symlinkat(data.as_slice(), to, temp.as_slice())?;
     } else {
         drop(fsx::create_at(to, &temp, &data, sig.perm())?);
-        let time = fs::Timespec { tv_sec: sig.mtime_ns.div_euclid(1_000_000_000), tv_nsec: sig.mtime_ns.rem_euclid(1_000_000_000) as _ };
-        fs::utimensat(to, temp.as_slice(), &fs::Timestamps { last_access: time, last_modification: time }, AtFlags::SYMLINK_NOFOLLOW)?;
+        let time = fs::Timespec {
+            tv_sec: sig.mtime_ns.div_euclid(1_000_000_000),
+            tv_nsec: sig.mtime_ns.rem_euclid(1_000_000_000) as _,
+        };
+        fs::utimensat(
+            to,
+            temp.as_slice(),
+            &fs::Timestamps { last_access: time, last_modification: time },
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?;
     }
     if let Err(err) = chown(to, &temp, Some(sig.uid), Some(sig.gid)) {
         // Somebody who is not root updates a tree in which root left files.
@@ -356,7 +392,12 @@ mod tests {
     use super::*;
 
     fn mount() -> Mount {
-        Mount { name: "default".into(), at: String::new(), remote_url: "https://h:2027/default.git".into(), ca: Some("/ca \"x\".pem".into()) }
+        Mount {
+            name: "default".into(),
+            at: String::new(),
+            remote_url: "https://h:2027/default.git".into(),
+            ca: Some("/ca \"x\".pem".into()),
+        }
     }
 
     #[test]
@@ -364,15 +405,31 @@ mod tests {
         let config = format!("{}[user]\n\tname = A\n[http \"https://other\"]\n\tproxy = p\n", config(&mount()));
         let new = Mount { remote_url: "https://new/default.git".into(), ca: None, ..mount() };
         let changed = with_remote(&config, &new);
-        assert!(changed.contains("name = A") && changed.contains("proxy = p") && changed.contains("merge = refs/heads/main"));
-        assert!(changed.contains("https://new/default.git") && !changed.contains("https://h:2027") && !changed.contains("sslCAInfo"));
+        assert!(
+            changed.contains("name = A")
+                && changed.contains("proxy = p")
+                && changed.contains("merge = refs/heads/main")
+        );
+        assert!(
+            changed.contains("https://new/default.git")
+                && !changed.contains("https://h:2027")
+                && !changed.contains("sslCAInfo")
+        );
         assert_eq!(with_remote(&changed, &new), changed);
     }
 
     #[test]
     fn mirror_copies_removes_and_leaves_ours_alone() {
         let temp = tempfile::tempdir().unwrap();
-        for (path, text) in [("a/hooks/x", "new"), ("a/HEAD", "h"), ("a/index", "i"), ("b/HEAD", "h"), ("b/refs/stash", "s"), ("b/index", "j"), ("b/refs/heads", "f")] {
+        for (path, text) in [
+            ("a/hooks/x", "new"),
+            ("a/HEAD", "h"),
+            ("a/index", "i"),
+            ("b/HEAD", "h"),
+            ("b/refs/stash", "s"),
+            ("b/index", "j"),
+            ("b/refs/heads", "f"),
+        ] {
             let path = temp.path().join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();

@@ -49,7 +49,8 @@ impl GitIndex {
         }
         // Through the descriptor: the path may lead to the other tree by now.
         let path = format!("/proc/self/fd/{}/index", std::os::fd::AsRawFd::as_raw_fd(&git));
-        let file = gix::index::File::at(path, gix::hash::Kind::Sha1, true, Default::default()).map_err(|err| damaged(err.to_string()))?;
+        let file = gix::index::File::at(path, gix::hash::Kind::Sha1, true, Default::default())
+            .map_err(|err| damaged(err.to_string()))?;
         if file.is_sparse() {
             return Err(damaged("sparse indexes are not supported (git sparse-checkout disable)".into()));
         }

@@ -27,7 +27,8 @@ const PARSE: Ignore = Ignore { support_precious: false };
 
 impl Ignored {
     pub(crate) fn new(mount: &TreeMount) -> Ignored {
-        let exclude = fsx::try_read_at(&mount.git, b"info/exclude").ok().flatten().map(|data| parse(&data)).unwrap_or_default();
+        let exclude =
+            fsx::try_read_at(&mount.git, b"info/exclude").ok().flatten().map(|data| parse(&data)).unwrap_or_default();
         Ignored { cursor: mount.cursor(), exclude, files: HashMap::new(), dirs: HashMap::new() }
     }
 

@@ -94,8 +94,13 @@ impl Inner {
             Err(err) if fsx::absent(&err) => return Err(WorktreeError::NotAWorkingCopy(root)),
             Err(err) => return Err(err).at("read", &file),
         };
-        let settings: Settings = serde_json::from_slice(&bytes).map_err(|err| WorktreeError::Damaged { path: file, reason: err.to_string() })?;
-        let stores = settings.mounts.iter().map(|m| Ok(Store::open(&store_path(&state_dir, &m.name))?)).collect::<Result<_>>()?;
+        let settings: Settings = serde_json::from_slice(&bytes)
+            .map_err(|err| WorktreeError::Damaged { path: file, reason: err.to_string() })?;
+        let stores = settings
+            .mounts
+            .iter()
+            .map(|m| Ok(Store::open(&store_path(&state_dir, &m.name))?))
+            .collect::<Result<_>>()?;
         Ok(Inner {
             parent_fd: fsx::open_dir(&parent).at("open", &parent)?,
             state_fd: fsx::open_dir(&state_dir).at("open", &state_dir)?,
@@ -156,7 +161,12 @@ impl Inner {
 
     /// What `tree` held when it was last looked at: from memory, from the cache file, or, if neither fits, nothing
     /// but the base, so that the next look reads every file.
-    pub(crate) fn remembered(&self, tree: &Tree, states: &[MountState], cached: Option<&Held>) -> Result<Vec<Manifest>> {
+    pub(crate) fn remembered(
+        &self,
+        tree: &Tree,
+        states: &[MountState],
+        cached: Option<&Held>,
+    ) -> Result<Vec<Manifest>> {
         let id = tree.id()?.unwrap_or_default();
         let mut manifests = Vec::with_capacity(tree.mounts.len());
         for (i, state) in states.iter().enumerate() {
@@ -202,7 +212,8 @@ impl Inner {
         for (i, manifest) in held.manifests.iter().enumerate() {
             let name = Self::manifest_name(&held.id, i);
             let path = self.state_dir.join(&name);
-            fsx::write_atomic_at(&self.state_fd, name.as_bytes(), &manifest.to_bytes(), 0o600, false).at("write", &path)?;
+            fsx::write_atomic_at(&self.state_fd, name.as_bytes(), &manifest.to_bytes(), 0o600, false)
+                .at("write", &path)?;
         }
         Ok(())
     }
@@ -210,7 +221,8 @@ impl Inner {
     /// Removes cache files of trees that do not exist any more, and temporary files of dead processes.
     pub(crate) fn prune_manifests(&self, keep: &[&str]) -> Result<()> {
         for (name, _) in fsx::list(&self.state_fd).at("list", &self.state_dir)? {
-            let stale = name.starts_with(b"manifest-") && !keep.iter().any(|id| name.starts_with(format!("manifest-{id}-").as_bytes()));
+            let stale = name.starts_with(b"manifest-")
+                && !keep.iter().any(|id| name.starts_with(format!("manifest-{id}-").as_bytes()));
             if stale || name.starts_with(b".eccfg-tmp-") {
                 fsx::remove_all_at(&self.state_fd, &name).at("remove", &self.state_dir)?;
             }

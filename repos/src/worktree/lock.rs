@@ -39,7 +39,14 @@ impl Lock {
 
     /// Takes the lock if nobody has it.
     pub(crate) fn try_acquire(path: &Path) -> Result<Option<Lock>> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path).at("open", path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .at("open", path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {
                 let mut lock = Lock { file };
@@ -52,7 +59,8 @@ impl Lock {
     }
 
     fn sign(&mut self) -> std::io::Result<()> {
-        let program = std::env::current_exe().ok().and_then(|p| p.file_name().map(|n| n.to_string_lossy().into_owned()));
+        let program =
+            std::env::current_exe().ok().and_then(|p| p.file_name().map(|n| n.to_string_lossy().into_owned()));
         let text = format!("process {} ({})\n", std::process::id(), program.as_deref().unwrap_or("unknown program"));
         self.file.set_len(0)?;
         self.file.rewind()?;

@@ -75,4 +75,3 @@ pub use types::{
     Base, ChangeKind, ConflictState, CreateOptions, Durability, LocalChange, Mount, MountStatus, OnOverlap, Ownership,
     ResolveTo, SavedEdit, Scan, Settled, StageOptions, Status, Target, Targets,
 };
-

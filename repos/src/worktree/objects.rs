@@ -67,14 +67,16 @@ fn harvest_into(git: &OwnedFd, store: &Path) -> io::Result<usize> {
 
 fn harvest_fan(objects: &OwnedFd, target: &OwnedFd, fan: &[u8]) -> io::Result<usize> {
     let from = open_dir_at(objects, fan)?;
-    let names: Vec<_> = list(&from)?.into_iter().filter(|(n, _)| n.len() == 38 && n.iter().all(u8::is_ascii_hexdigit)).collect();
+    let names: Vec<_> =
+        list(&from)?.into_iter().filter(|(n, _)| n.len() == 38 && n.iter().all(u8::is_ascii_hexdigit)).collect();
     if names.is_empty() {
         return Ok(0);
     }
     fsx::ensure_dir_at(target, fan, 0o755)?;
     let to = open_dir_at(target, fan)?;
     for (name, _) in &names {
-        match link_or_copy(&from, &to, name).and_then(|()| Ok(fs::unlinkat(&from, name.as_slice(), AtFlags::empty())?)) {
+        match link_or_copy(&from, &to, name).and_then(|()| Ok(fs::unlinkat(&from, name.as_slice(), AtFlags::empty())?))
+        {
             // Somebody else collects the same object at the same time.
             Err(err) if fsx::absent(&err) => {}
             other => other?,

@@ -51,11 +51,16 @@ impl Inner {
     /// that reached it are rescued first.
     fn take_back(&self, id: Option<&str>, touched: &[Vec<String>]) -> Result<()> {
         if let (Some(id), Ok(tree)) = (id, Tree::open(&self.spare_path(), self.mounts())) {
-            let manifests: Vec<_> = (0..self.mounts().len()).filter_map(|i| self.load_manifest(id, i).transpose()).collect::<Result<_>>()?;
+            let manifests: Vec<_> = (0..self.mounts().len())
+                .filter_map(|i| self.load_manifest(id, i).transpose())
+                .collect::<Result<_>>()?;
             if manifests.len() == self.mounts().len() {
-                let touched: Vec<HashSet<Vec<u8>>> = touched.iter().map(|list| list.iter().filter_map(|p| hex::decode(p).ok()).collect()).collect();
+                let touched: Vec<HashSet<Vec<u8>>> =
+                    touched.iter().map(|list| list.iter().filter_map(|p| hex::decode(p).ok()).collect()).collect();
                 let mut manifests = manifests;
-                self.sweep_tree(&tree, &mut manifests, &|i, path| touched.get(i).is_some_and(|set| set.contains(path)))?;
+                self.sweep_tree(&tree, &mut manifests, &|i, path| {
+                    touched.get(i).is_some_and(|set| set.contains(path))
+                })?;
             }
         }
         fsx::remove_all_at(&self.state_fd, SPARE.as_bytes()).at("remove", &self.spare_path())?;
@@ -65,7 +70,14 @@ impl Inner {
     }
 
     /// The exchange happened; what was displaced lies in the spare.
-    fn settle_after_crash(&self, live_id: &str, old_id: &str, seen: &[Vec<Seen>], lost: &[Vec<String>], seen_ns: i64) -> Result<()> {
+    fn settle_after_crash(
+        &self,
+        live_id: &str,
+        old_id: &str,
+        seen: &[Vec<Seen>],
+        lost: &[Vec<String>],
+        seen_ns: i64,
+    ) -> Result<()> {
         let tree = Tree::open(&self.spare_path(), self.mounts())?;
         let states = self.states(&tree)?;
         let mut manifests = self.remembered(&tree, &states, None)?;
@@ -79,7 +91,9 @@ impl Inner {
             live.push(mount.look(&manifest, &|_| false)?);
         }
         // The journal was written last before the exchange: what is older in the live tree was staged.
-        let staged_ns = fsx::try_lstat_at(&self.state_fd, b"journal").at("examine", &self.state_dir.join("journal"))?.map_or(seen_ns, |sig| sig.mtime_ns);
+        let staged_ns = fsx::try_lstat_at(&self.state_fd, b"journal")
+            .at("examine", &self.state_dir.join("journal"))?
+            .map_or(seen_ns, |sig| sig.mtime_ns);
         let mut git_staged = Vec::new();
         for mount in &live_tree.mounts {
             let mut files = gitdir::user_files(&mount.git).at("list", &mount.path)?;
@@ -95,8 +109,18 @@ impl Inner {
             // The branch was verified when git's index was locked, a moment before the exchange.
             mains.push(gitdir::read_ref(&mount.git, gitdir::MAIN).at("read", &mount.path)?);
         }
-        let lost = lost.iter().map(|list| list.iter().filter_map(|p| Some(hex::decode(p).ok()?.into())).collect()).collect();
-        let displaced = Displaced { tree, id: old_id.into(), seen: manifests, git_seen, git_staged, mains, lost, lost_is_saved: false };
+        let lost =
+            lost.iter().map(|list| list.iter().filter_map(|p| Some(hex::decode(p).ok()?.into())).collect()).collect();
+        let displaced = Displaced {
+            tree,
+            id: old_id.into(),
+            seen: manifests,
+            git_seen,
+            git_staged,
+            mains,
+            lost,
+            lost_is_saved: false,
+        };
         self.settle(displaced, live_id.into(), live).map(|_| ())
     }
 

@@ -66,7 +66,14 @@ impl Saved<'_> {
     }
 
     /// Puts content aside. The same content of the same path for the same reason is put aside once.
-    pub(crate) fn save(&self, path: &RepoPath, kind: Kind, perm: u32, data: Option<&[u8]>, reason: &str) -> Result<SavedEdit> {
+    pub(crate) fn save(
+        &self,
+        path: &RepoPath,
+        kind: Kind,
+        perm: u32,
+        data: Option<&[u8]>,
+        reason: &str,
+    ) -> Result<SavedEdit> {
         for edit in self.list()? {
             let same = edit.path == *path
                 && edit.reason == reason

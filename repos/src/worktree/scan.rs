@@ -64,7 +64,12 @@ struct Pool<'a> {
 /// Compares the tree at `root` with the manifest.
 pub(crate) fn scan(root: &Arc<OwnedFd>, manifest: &Manifest, skip: &[Vec<u8>]) -> io::Result<Scanned> {
     let first = Job { path: Vec::new(), parent: Arc::clone(root), range: 0..manifest.entries.len() };
-    let pool = Pool { queue: Mutex::new(Queue { jobs: vec![first], busy: 0, failed: false }), wake: Condvar::new(), manifest, skip };
+    let pool = Pool {
+        queue: Mutex::new(Queue { jobs: vec![first], busy: 0, failed: false }),
+        wake: Condvar::new(),
+        manifest,
+        skip,
+    };
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get()).min(MAX_THREADS);
     let threads = if manifest.entries.len() < PARALLEL_FROM { 1 } else { cores };
     let mut all = Scanned::default();
@@ -75,7 +80,11 @@ pub(crate) fn scan(root: &Arc<OwnedFd>, manifest: &Manifest, skip: &[Vec<u8>]) -
             let others: Vec<_> = (1..threads).map(|_| scope.spawn(|| pool.work())).collect();
             let own = pool.work();
             let mut parts = vec![own];
-            parts.extend(others.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(io::Error::other("a scanning thread panicked")))));
+            parts.extend(
+                others
+                    .into_iter()
+                    .map(|t| t.join().unwrap_or_else(|_| Err(io::Error::other("a scanning thread panicked")))),
+            );
             parts
         });
         for part in parts {
@@ -144,7 +153,10 @@ impl Pool<'_> {
             }
         };
         let stat = fs::fstat(&dir)?;
-        out.dirs.push((job.path.as_slice().into(), DirMeta { mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid }));
+        out.dirs.push((
+            job.path.as_slice().into(),
+            DirMeta { mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid },
+        ));
         names.read(&dir, if job.path.is_empty() { self.skip } else { &[] })?;
         let mut prefix = job.path;
         if !prefix.is_empty() {
@@ -153,7 +165,14 @@ impl Pool<'_> {
         self.merge(&dir, &prefix, job.range, names, out)
     }
 
-    fn merge(&self, dir: &Arc<OwnedFd>, prefix: &[u8], range: Range<usize>, names: &Names, out: &mut Scanned) -> io::Result<()> {
+    fn merge(
+        &self,
+        dir: &Arc<OwnedFd>,
+        prefix: &[u8],
+        range: Range<usize>,
+        names: &Names,
+        out: &mut Scanned,
+    ) -> io::Result<()> {
         let entries = &self.manifest.entries;
         let (mut at, end) = (range.start, range.end);
         let mut jobs = Vec::new();
@@ -201,7 +220,10 @@ impl Pool<'_> {
     fn is_same(&self, entry: &Entry, held: &Held, sig: &Sig) -> bool {
         if entry.base.is_none() && held.oid.is_none() {
             // Nobody knows its content, so only another file in its place is news.
-            return held.sig.ino == sig.ino && held.sig.mode == sig.mode && held.sig.uid == sig.uid && held.sig.gid == sig.gid;
+            return held.sig.ino == sig.ino
+                && held.sig.mode == sig.mode
+                && held.sig.uid == sig.uid
+                && held.sig.gid == sig.gid;
         }
         held.sig == *sig && !self.manifest.is_racy(sig)
     }
@@ -309,7 +331,11 @@ mod tests {
         let sig = lstat_at(root, path.as_bytes()).unwrap();
         assert!(dir.join(path).symlink_metadata().is_ok());
         let leaf = super::super::manifest::Leaf { mode: Mode::File, oid: Oid::NULL };
-        Entry { path: path.as_bytes().into(), base: Some(leaf), held: Some(Held { sig, oid: Some(Oid::NULL), shared: false }) }
+        Entry {
+            path: path.as_bytes().into(),
+            base: Some(leaf),
+            held: Some(Held { sig, oid: Some(Oid::NULL), shared: false }),
+        }
     }
 
     #[test]
@@ -323,11 +349,15 @@ mod tests {
         std::fs::create_dir(dir.join(".git")).unwrap();
         let root = open(dir);
         let mut manifest = Manifest { taken_ns: i64::MAX, ..Manifest::default() };
-        manifest.entries = ["a-c", "a.b", "a/x", "a/y", "b/c.d", "b/c/d", "z"].iter().map(|p| known(&root, dir, p)).collect();
+        manifest.entries =
+            ["a-c", "a.b", "a/x", "a/y", "b/c.d", "b/c/d", "z"].iter().map(|p| known(&root, dir, p)).collect();
         let skip = [b".git".to_vec()];
         let clean = scan(&root, &manifest, &skip).unwrap();
         assert_eq!(clean.diffs, []);
-        assert_eq!(clean.dirs.iter().map(|(p, _)| String::from_utf8_lossy(p).into_owned()).collect::<Vec<_>>(), ["", "a", "b", "b/c"]);
+        assert_eq!(
+            clean.dirs.iter().map(|(p, _)| String::from_utf8_lossy(p).into_owned()).collect::<Vec<_>>(),
+            ["", "a", "b", "b/c"]
+        );
 
         std::fs::write(dir.join("a/x"), "longer content").unwrap();
         std::fs::remove_file(dir.join("a.b")).unwrap();
@@ -338,7 +368,8 @@ mod tests {
         std::fs::write(dir.join("z/new"), "").unwrap();
         std::os::unix::fs::symlink("nowhere", dir.join("link")).unwrap();
         let diffs = scan(&root, &manifest, &skip).unwrap().diffs;
-        let seen: Vec<_> = diffs.iter().map(|d| (String::from_utf8_lossy(&d.path).into_owned(), d.found.map(|s| s.kind()))).collect();
+        let seen: Vec<_> =
+            diffs.iter().map(|d| (String::from_utf8_lossy(&d.path).into_owned(), d.found.map(|s| s.kind()))).collect();
         let expected = [
             ("a.b", None),
             ("a/x", Some(Kind::File)),

@@ -108,7 +108,9 @@ impl Inner {
         let cached = self.cache().spare.clone().filter(|c| c.id == id);
         let mut manifests = match cached {
             Some(cached) => cached.manifests,
-            None => (0..self.mounts().len()).filter_map(|i| self.load_manifest(&id, i).transpose()).collect::<Result<_>>()?,
+            None => (0..self.mounts().len())
+                .filter_map(|i| self.load_manifest(&id, i).transpose())
+                .collect::<Result<_>>()?,
         };
         if manifests.len() != self.mounts().len() {
             return Ok(Settled::default());
@@ -123,14 +125,22 @@ impl Inner {
     }
 
     /// Carries what differs from `manifests` in a tree that is not live, except for paths that `ignore` names.
-    pub(crate) fn sweep_tree(&self, tree: &Tree, manifests: &mut [Manifest], ignore: &dyn Fn(usize, &[u8]) -> bool) -> Result<Settled> {
+    pub(crate) fn sweep_tree(
+        &self,
+        tree: &Tree,
+        manifests: &mut [Manifest],
+        ignore: &dyn Fn(usize, &[u8]) -> bool,
+    ) -> Result<Settled> {
         let live_tree = self.live()?;
         let states = self.states(&live_tree)?;
         let mut settled = Settled::default();
         let mut live: Option<Vec<Manifest>> = None;
         for (i, mount) in tree.mounts.iter().enumerate() {
             let (now, diffs) = mount.look_diffs(&manifests[i], &|_| false)?;
-            let late: Vec<_> = diffs.iter().filter(|path| !ignore(i, path) && now.get(path).is_some_and(|e| e.held.is_some())).collect();
+            let late: Vec<_> = diffs
+                .iter()
+                .filter(|path| !ignore(i, path) && now.get(path).is_some_and(|e| e.held.is_some()))
+                .collect();
             if !late.is_empty() {
                 if live.is_none() {
                     let cached = self.cache().live.clone();
@@ -182,7 +192,14 @@ const BOTH: &str = "edited while an update that changes the same lines was put i
 const GONE: &str = "deleted while an update that changes it was put in place; the live tree still has it";
 
 impl<'a> Carrier<'a> {
-    fn new(inner: &'a Inner, mount: usize, from: &'a TreeMount, to: &'a TreeMount, seen: &'a Manifest, live: &'a mut Manifest) -> Result<Self> {
+    fn new(
+        inner: &'a Inner,
+        mount: usize,
+        from: &'a TreeMount,
+        to: &'a TreeMount,
+        seen: &'a Manifest,
+        live: &'a mut Manifest,
+    ) -> Result<Self> {
         let reader = inner.stores[mount].reader()?;
         Ok(Carrier { inner, mount, from, to, seen, live, reader, carried: Vec::new(), saved: Vec::new() })
     }
@@ -223,7 +240,9 @@ impl<'a> Carrier<'a> {
         if replaceable {
             let mut cursor = self.from.cursor();
             let linked = match cursor.parent(path) {
-                Ok((dir, name)) => self.install(path, there, &mut |to, temp| Ok(fs::linkat(dir, name, to, temp, AtFlags::empty())?)),
+                Ok((dir, name)) => {
+                    self.install(path, there, &mut |to, temp| Ok(fs::linkat(dir, name, to, temp, AtFlags::empty())?))
+                }
                 Err(err) => Err(err),
             };
             match linked {
@@ -290,7 +309,8 @@ impl<'a> Carrier<'a> {
             Outcome::Content(mode, merged) => (mode, merged),
             Outcome::Theirs => return Ok(()),
         };
-        let perm = if (mode == crate::Mode::Exec) == (sig.kind() == Kind::Exec) { sig.perm() } else { sig.perm() ^ 0o111 };
+        let perm =
+            if (mode == crate::Mode::Exec) == (sig.kind() == Kind::Exec) { sig.perm() } else { sig.perm() ^ 0o111 };
         let oid = blob_oid(&data_new);
         let expected = there.map(|(sig, _)| sig);
         let installed = self.install(path, expected, &mut |dir, temp| {
@@ -305,7 +325,9 @@ impl<'a> Carrier<'a> {
         match installed {
             Ok(true) => self.done(path, Held { sig, oid: Some(oid), shared: false }),
             Ok(false) => self.save(path, &sig, &data, IN_THE_WAY),
-            Err(err) if fsx::absent(&err) || err.raw_os_error() == Some(Errno::ISDIR.raw_os_error()) => self.save(path, &sig, &data, IN_THE_WAY),
+            Err(err) if fsx::absent(&err) || err.raw_os_error() == Some(Errno::ISDIR.raw_os_error()) => {
+                self.save(path, &sig, &data, IN_THE_WAY)
+            }
             Err(err) => Err(err).at("write", &self.at(path)),
         }
     }
@@ -313,13 +335,20 @@ impl<'a> Carrier<'a> {
     /// The content is as it was; a `chmod` or `chown` of the last moment goes along.
     fn permissions(&mut self, path: &PathKey, sig: &Sig, before: Option<&Held>) -> Result<()> {
         let Some(before) = before else { return Ok(()) };
-        if (sig.mode, sig.uid, sig.gid) == (before.sig.mode, before.sig.uid, before.sig.gid) || sig.kind() == Kind::Symlink {
+        if (sig.mode, sig.uid, sig.gid) == (before.sig.mode, before.sig.uid, before.sig.gid)
+            || sig.kind() == Kind::Symlink
+        {
             return Ok(());
         }
         let mut cursor = self.to.cursor();
         let Ok((dir, name)) = cursor.parent(path) else { return Ok(()) };
-        let Some(there) = fsx::try_lstat_at(dir, name).at("examine", &self.at(path))?.filter(|there| there.kind().is_file()) else { return Ok(()) };
-        fs::chmodat(dir, name, fs::Mode::from_raw_mode(sig.perm()), AtFlags::empty()).at("set permissions of", &self.at(path))?;
+        let Some(there) =
+            fsx::try_lstat_at(dir, name).at("examine", &self.at(path))?.filter(|there| there.kind().is_file())
+        else {
+            return Ok(());
+        };
+        fs::chmodat(dir, name, fs::Mode::from_raw_mode(sig.perm()), AtFlags::empty())
+            .at("set permissions of", &self.at(path))?;
         if (there.uid, there.gid) != (sig.uid, sig.gid) {
             let _ = gitdir::chown(dir, name, Some(sig.uid), Some(sig.gid));
         }
@@ -403,7 +432,8 @@ impl<'a> Carrier<'a> {
         }
         // What was there lies under the temporary name now. Renaming changes its ctime, so that does not count.
         let old = fsx::lstat_at(dir, &temp)?;
-        let same = (old.ino, old.size, old.mtime_ns, old.mode) == (expected.ino, expected.size, expected.mtime_ns, expected.mode);
+        let same = (old.ino, old.size, old.mtime_ns, old.mode)
+            == (expected.ino, expected.size, expected.mtime_ns, expected.mode);
         if !same {
             fs::renameat_with(dir, temp.as_slice(), dir, name, RenameFlags::EXCHANGE)?;
         }
@@ -444,15 +474,20 @@ impl<'a> Carrier<'a> {
         let main_now = gitdir::read_ref(from, gitdir::MAIN).at("read", &path)?;
         if let Some(commit) = main_now.filter(|commit| Some(*commit) != main) {
             let name = format!("refs/eccfg/late-{}", commit.short());
-            gitdir::put(to, name.as_bytes(), format!("{commit}\n").as_bytes(), &self.inner.settings.ownership).at("write", &path)?;
+            gitdir::put(to, name.as_bytes(), format!("{commit}\n").as_bytes(), &self.inner.settings.ownership)
+                .at("write", &path)?;
             let reason = "committed by plain git while an update was put in place: the reference names the commit, its files are local edits now";
             let full = self.full(format!(".git/{name}").as_bytes());
-            self.saved.push(self.inner.with_saved(|s| s.save(&full, Kind::File, 0o600, Some(commit.to_string().as_bytes()), reason))?);
+            self.saved.push(
+                self.inner
+                    .with_saved(|s| s.save(&full, Kind::File, 0o600, Some(commit.to_string().as_bytes()), reason))?,
+            );
         }
         for (name, sig) in now.iter().filter(|(name, sig)| seen.get(*name) != Some(sig) && !gitdir::is_managed(name)) {
             let there = fsx::try_lstat_at(to, name).at("examine", &path)?;
             // Our own line in a reflog counts as somebody else's: there is no merging a log.
-            let ours = name.starts_with(b"logs/") && there.is_some_and(|t| seen.get(name).is_some_and(|s| s.size != t.size));
+            let ours =
+                name.starts_with(b"logs/") && there.is_some_and(|t| seen.get(name).is_some_and(|s| s.size != t.size));
             if there.as_ref() == staged.get(name) && !ours {
                 gitdir::copy_file(from, to, name, sig).at("write", &self.to.path.join(".git"))?;
                 self.carried.push(self.full(&[b".git/", name.as_slice()].concat()));

@@ -47,7 +47,9 @@ impl Inner {
     }
 
     fn local_commits(&self, survey: &Survey, mount: usize) -> Result<Vec<Oid>> {
-        let (Some(main), false) = (survey.lines[mount].main, survey.lines[mount].unchanged) else { return Ok(Vec::new()) };
+        let (Some(main), false) = (survey.lines[mount].main, survey.lines[mount].unchanged) else {
+            return Ok(Vec::new());
+        };
         let hide = survey.states[mount].base.iter().map(|b| b.commit).collect();
         let options = LogOptions { limit: MAX_LOCAL_COMMITS, hide, ..LogOptions::default() };
         Ok(survey.readers[mount].log(main, &options)?.into_iter().map(|c| c.id).collect())
@@ -61,7 +63,8 @@ impl Inner {
         let mut ignored_count = 0;
         let mut found = Vec::new();
         for entry in manifest.entries.iter().filter(|e| e.is_dirty()) {
-            let staged = manifest.staged.binary_search_by(|s| s.path.cmp(&entry.path)).ok().map(|i| &manifest.staged[i]);
+            let staged =
+                manifest.staged.binary_search_by(|s| s.path.cmp(&entry.path)).ok().map(|i| &manifest.staged[i]);
             let head = line.head(manifest, &entry.path);
             // What plain git has in its index here.
             let in_index = match staged {
@@ -88,14 +91,23 @@ impl Inner {
         (found, ignored_count)
     }
 
-    pub(crate) fn local_changes(&self, mount: &str, wanted: &mut dyn FnMut(&LocalChange) -> bool) -> Result<(Base, Vec<TreeChange>)> {
+    pub(crate) fn local_changes(
+        &self,
+        mount: &str,
+        wanted: &mut dyn FnMut(&LocalChange) -> bool,
+    ) -> Result<(Base, Vec<TreeChange>)> {
         let i = self.mount_index(mount)?;
         let survey = self.survey(Look::Read)?;
         if !survey.unmerged[i].is_empty() {
-            return Err(WorktreeError::Unresolved { paths: survey.unmerged[i].iter().map(|p| self.full_path(i, p)).collect() });
+            return Err(WorktreeError::Unresolved {
+                paths: survey.unmerged[i].iter().map(|p| self.full_path(i, p)).collect(),
+            });
         }
         let Some(base) = survey.states[i].base.clone() else {
-            return Err(WorktreeError::BadPath { path: mount.into(), reason: "nothing has been fetched into it yet".into() });
+            return Err(WorktreeError::BadPath {
+                path: mount.into(),
+                reason: "nothing has been fetched into it yet".into(),
+            });
         };
         let chosen: Vec<Found> = self.local(&survey, i).0.into_iter().filter(|f| wanted(&f.change)).collect();
         let changes = self.tree_changes(&survey, i, &chosen)?;
@@ -110,12 +122,15 @@ impl Inner {
         }
         let mut cursor = survey.tree.mounts[mount].cursor();
         for found in chosen.iter().filter(|f| f.held.is_some()) {
-            let bad = |reason: &str| WorktreeError::BadPath { path: found.change.path.to_string(), reason: reason.into() };
+            let bad =
+                |reason: &str| WorktreeError::BadPath { path: found.change.path.to_string(), reason: reason.into() };
             let path = RepoPath::new(found.path.to_vec()).map_err(|err| bad(&err.reason))?;
             let at = self.root.join(found.change.path.as_path());
             let (dir, name) = cursor.parent(&found.path).at("open", &at)?;
             let (sig, data) = match fsx::read_content_at(dir, name) {
-                Err(err) if err.kind() == std::io::ErrorKind::InvalidInput => return Err(bad("is neither a file nor a symbolic link")),
+                Err(err) if err.kind() == std::io::ErrorKind::InvalidInput => {
+                    return Err(bad("is neither a file nor a symbolic link"));
+                }
                 other => other.at("read", &at)?,
             };
             if data.len() as u64 > MAX_FILE_BYTES {
@@ -123,7 +138,9 @@ impl Inner {
             }
             let mode = sig.kind().mode();
             changes.push(match found.base {
-                Some(base) if found.change.kind == ChangeKind::Mode && found.held.and_then(|h| h.oid) == Some(base.oid) => {
+                Some(base)
+                    if found.change.kind == ChangeKind::Mode && found.held.and_then(|h| h.oid) == Some(base.oid) =>
+                {
                     TreeChange::Chmod { path, mode: mode.unwrap_or(base.mode) }
                 }
                 _ => TreeChange::Put { path, mode, content: Content::Bytes(Bytes::from(data)) },
@@ -158,7 +175,9 @@ impl Inner {
                 "" => (old, changes),
                 at => self.moved_below(&mut draft, &survey, i, at, &chosen, changes)?,
             };
-            let new = draft.apply(old, &changes).map_err(|err| WorktreeError::Damaged { path: self.root.clone(), reason: err.to_string() })?;
+            let new = draft
+                .apply(old, &changes)
+                .map_err(|err| WorktreeError::Damaged { path: self.root.clone(), reason: err.to_string() })?;
             let left = options.limit_bytes.saturating_sub(patch.text.len());
             let part = draft.patch(Some(old), new, &PatchOptions { limit_bytes: left, ..options.clone() })?;
             patch.text.extend_from_slice(&part.text);
@@ -188,7 +207,9 @@ impl Inner {
                 Some(TreeChange::Put { path, mode: Some(base.mode), content: Content::Blob(base.oid) })
             })
             .collect();
-        let tree = draft.apply(Oid::EMPTY_TREE, &old).map_err(|err| WorktreeError::Damaged { path: self.root.clone(), reason: err.to_string() })?;
+        let tree = draft
+            .apply(Oid::EMPTY_TREE, &old)
+            .map_err(|err| WorktreeError::Damaged { path: self.root.clone(), reason: err.to_string() })?;
         let changes = changes
             .into_iter()
             .map(|change| match change {

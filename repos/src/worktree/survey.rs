@@ -46,7 +46,8 @@ impl Inner {
             unmerged.push(mount.read_staged(&mut manifests[i], &line)?);
             if !trusted {
                 let staged: std::collections::HashSet<&[u8]> = manifests[i].staged.iter().map(|s| &*s.path).collect();
-                let looked = mount.look(&manifests[i], &|path| staged.contains(path) || line.diff.contains_key(path))?;
+                let looked =
+                    mount.look(&manifests[i], &|path| staged.contains(path) || line.diff.contains_key(path))?;
                 drop(staged);
                 manifests[i] = looked;
             }

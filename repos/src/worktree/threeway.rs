@@ -44,7 +44,9 @@ pub(crate) fn merge(base: Side, ours: Side, theirs: Side, how: OnOverlap, conten
         return clean(Outcome::Theirs);
     }
     match (ours, theirs) {
-        (Some(ours), Some(theirs)) if ours.mode.is_file() && theirs.mode.is_file() => files(base, ours, theirs, how, contents),
+        (Some(ours), Some(theirs)) if ours.mode.is_file() && theirs.mode.is_file() => {
+            files(base, ours, theirs, how, contents)
+        }
         (None, _) => Ok(whole(how, "deleted by us", Outcome::Theirs)),
         (_, None) => Ok(whole(how, "deleted by them", Outcome::Ours)),
         _ => Ok(whole(how, if base.is_none() { "both added" } else { "both modified" }, Outcome::Ours)),
@@ -107,7 +109,8 @@ fn text(base: &[u8], ours: &[u8], theirs: &[u8], how: OnOverlap) -> (Vec<u8>, bo
         OnOverlap::Theirs => Conflict::ResolveWithTheirs,
     };
     let options = Options { diff_algorithm: gix::diff::blob::Algorithm::Histogram, conflict };
-    let labels = Labels { ancestor: Some("base".into()), current: Some("local".into()), other: Some("upstream".into()) };
+    let labels =
+        Labels { ancestor: Some("base".into()), current: Some("local".into()), other: Some("upstream".into()) };
     let mut out = Vec::new();
     let mut input = gix::diff::blob::InternedInput::new(&b""[..], &b""[..]);
     let resolution = gix::merge::blob::builtin_driver::text(&mut out, &mut input, labels, ours, base, theirs, options);
@@ -153,7 +156,10 @@ mod tests {
         let t = table();
         let [b, o, n] = [BASE, "ONE\n2\n3\n4\n5\n6\n7\n", "1\n2\n3\n4\n5\n6\nSEVEN\n"].map(|s| t.leaf(Mode::File, s));
         let merged = merge(b, o, n, OnOverlap::Refuse, &t).unwrap();
-        assert_eq!(merged, Merged { outcome: Outcome::Content(Mode::File, b"ONE\n2\n3\n4\n5\n6\nSEVEN\n".to_vec()), conflict: None });
+        assert_eq!(
+            merged,
+            Merged { outcome: Outcome::Content(Mode::File, b"ONE\n2\n3\n4\n5\n6\nSEVEN\n".to_vec()), conflict: None }
+        );
     }
 
     #[test]
@@ -168,7 +174,10 @@ mod tests {
         };
         assert_eq!(content(OnOverlap::Mine), "ONE\n2\n3\n4\n5\n6\nSEVEN\n");
         assert_eq!(content(OnOverlap::Theirs), "uno\n2\n3\n4\n5\n6\nSEVEN\n");
-        assert_eq!(content(OnOverlap::Manual), "<<<<<<< local\nONE\n=======\nuno\n>>>>>>> upstream\n2\n3\n4\n5\n6\nSEVEN\n");
+        assert_eq!(
+            content(OnOverlap::Manual),
+            "<<<<<<< local\nONE\n=======\nuno\n>>>>>>> upstream\n2\n3\n4\n5\n6\nSEVEN\n"
+        );
     }
 
     #[test]
@@ -183,10 +192,19 @@ mod tests {
     fn what_has_no_lines_is_taken_whole() {
         let t = table();
         let (b, gone, n) = (t.leaf(Mode::File, BASE), None, t.leaf(Mode::File, "new\n"));
-        assert_eq!(merge(b, gone, n, OnOverlap::Mine, &t).unwrap(), Merged { outcome: Outcome::Ours, conflict: Some("deleted by us") });
-        assert_eq!(merge(b, n, gone, OnOverlap::Theirs, &t).unwrap(), Merged { outcome: Outcome::Theirs, conflict: Some("deleted by them") });
+        assert_eq!(
+            merge(b, gone, n, OnOverlap::Mine, &t).unwrap(),
+            Merged { outcome: Outcome::Ours, conflict: Some("deleted by us") }
+        );
+        assert_eq!(
+            merge(b, n, gone, OnOverlap::Theirs, &t).unwrap(),
+            Merged { outcome: Outcome::Theirs, conflict: Some("deleted by them") }
+        );
         let (o, n) = (t.leaf(Mode::File, "a\0b"), t.leaf(Mode::File, "c\0d"));
-        assert_eq!(merge(b, o, n, OnOverlap::Manual, &t).unwrap(), Merged { outcome: Outcome::Ours, conflict: Some("both modified") });
+        assert_eq!(
+            merge(b, o, n, OnOverlap::Manual, &t).unwrap(),
+            Merged { outcome: Outcome::Ours, conflict: Some("both modified") }
+        );
         let link = t.leaf(Mode::Symlink, "target");
         assert_eq!(merge(b, link, n, OnOverlap::Theirs, &t).unwrap().outcome, Outcome::Theirs);
     }

@@ -1,5 +1,6 @@
 //! The wire protocol against real `git`, against golden transcripts, and against nonsense.
-#![allow(clippy::unwrap_used)]
+// What a test prints is read when it fails.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod client;
 mod fetch;

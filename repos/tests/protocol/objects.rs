@@ -195,7 +195,7 @@ fn figures() {
 
     // The other side: what taking the answer costs a node.
     let node = Store::init(&sandbox.path("node.git")).unwrap();
-    let mut answer_for = |wants: &[Oid], haves: &[Oid]| {
+    let answer_for = |wants: &[Oid], haves: &[Oid]| {
         let mut answer = Vec::new();
         let shown = Advertised { refs: &refs, head: &RefName::main() };
         let body = fetch_request(&FetchRequest { wants, haves, ..FetchRequest::default() });

@@ -6,7 +6,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use repos::worktree::{CreateOptions, Mount, Ownership, Settled, StageOptions, Target, Targets, WorkingCopy, WorktreeError};
+use repos::worktree::{
+    CreateOptions, Mount, Ownership, Settled, StageOptions, Target, Targets, WorkingCopy, WorktreeError,
+};
 use repos::{Content, Draft, Mode, NewCommit, Oid, RepoPath, Signature, Store, TreeChange};
 
 pub struct World {
@@ -17,7 +19,12 @@ pub struct World {
 
 pub fn mounts() -> Vec<Mount> {
     [("default", ""), ("global", "global")]
-        .map(|(name, at)| Mount { name: name.into(), at: at.into(), remote_url: format!("https://config.test:2027/{name}.git"), ca: Some("/etc/ca.pem".into()) })
+        .map(|(name, at)| Mount {
+            name: name.into(),
+            at: at.into(),
+            remote_url: format!("https://config.test:2027/{name}.git"),
+            ca: Some("/etc/ca.pem".into()),
+        })
         .into()
 }
 
@@ -63,7 +70,10 @@ impl World {
     /// With something in both repositories, checked out.
     pub fn filled() -> World {
         let mut world = World::new();
-        world.commit("default", &[put("default/a.conf", "one\ntwo\nthree\nfour\nfive\n"), put("default/b.conf", "b\n"), put("n1/x", "x\n")]);
+        world.commit(
+            "default",
+            &[put("default/a.conf", "one\ntwo\nthree\nfour\nfive\n"), put("default/b.conf", "b\n"), put("n1/x", "x\n")],
+        );
         world.commit("global", &[put("cluster.toml", "[node.n1]\n")]);
         world.update().unwrap();
         world
@@ -126,7 +136,8 @@ impl World {
 pub fn commit_on(store: &Store, tip: Option<Target>, edits: &[Edit<'_>]) -> Target {
     let mut draft = Draft::new(store).unwrap();
     let tree = tip.map_or(Oid::EMPTY_TREE, |t| draft.tree_of(t.commit).unwrap());
-    let mut changes: Vec<TreeChange> = edits.iter().filter(|(_, e)| e.is_none()).map(|(p, _)| TreeChange::Delete { path: path(p) }).collect();
+    let mut changes: Vec<TreeChange> =
+        edits.iter().filter(|(_, e)| e.is_none()).map(|(p, _)| TreeChange::Delete { path: path(p) }).collect();
     changes.extend(edits.iter().filter_map(|(p, e)| {
         let (mode, data) = (*e)?;
         Some(TreeChange::Put { path: path(p), mode: Some(mode), content: Content::Bytes(data.to_vec().into()) })
@@ -135,7 +146,8 @@ pub fn commit_on(store: &Store, tip: Option<Target>, edits: &[Edit<'_>]) -> Targ
     let parents = tip.iter().map(|t| t.commit).collect();
     let revision = tip.map_or(1, |t| t.revision + 1);
     let message = format!("revision {revision}");
-    let commit = draft.commit(&NewCommit { tree, parents, author: signature(), committer: signature(), message }).unwrap();
+    let commit =
+        draft.commit(&NewCommit { tree, parents, author: signature(), committer: signature(), message }).unwrap();
     if let Some(pack) = draft.into_pack().unwrap() {
         store.install_pack(&pack).unwrap();
     }
@@ -144,7 +156,11 @@ pub fn commit_on(store: &Store, tip: Option<Target>, edits: &[Edit<'_>]) -> Targ
 
 pub fn git_command(dir: &Path) -> Command {
     let mut command = Command::new("git");
-    command.current_dir(dir).env("GIT_CONFIG_NOSYSTEM", "1").env("GIT_CONFIG_GLOBAL", "/dev/null").env("HOME", "/nonexistent");
+    command
+        .current_dir(dir)
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("HOME", "/nonexistent");
     for (key, value) in [("NAME", "Git User"), ("EMAIL", "git@test")] {
         command.env(format!("GIT_AUTHOR_{key}"), value).env(format!("GIT_COMMITTER_{key}"), value);
     }
