@@ -7,7 +7,7 @@ mod life;
 mod options;
 mod reports;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -171,6 +171,11 @@ impl Core {
     /// expires is compared with this, never with the wall clock.
     pub fn clock_ms(&self) -> u64 {
         self.view().clock_now_ms()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn proposer(&self) -> Proposer {
+        self.inner.proposer.clone()
     }
 
     fn view(&self) -> Arc<View> {

@@ -84,12 +84,12 @@ impl Queue {
     }
 }
 
-struct Committer {
-    proposer: Proposer,
-    limits: GateLimits,
-    stats: Arc<CommitterStats>,
+pub(super) struct Committer {
+    pub(super) proposer: Proposer,
+    pub(super) limits: GateLimits,
+    pub(super) stats: Arc<CommitterStats>,
     /// Jobs that could not share a batch with others; they go first in the next. Never more than a batch.
-    later: VecDeque<Job>,
+    pub(super) later: VecDeque<Job>,
 }
 
 /// A job whose answer waits for the log.
@@ -125,7 +125,8 @@ impl Committer {
         }
     }
 
-    async fn serve(&mut self, jobs: VecDeque<Job>) {
+    /// Builds, proposes and answers one batch.
+    pub(super) async fn serve(&mut self, jobs: VecDeque<Job>) {
         let taken = jobs.len();
         let begin = Instant::now();
         let (state, limits) = (self.proposer.state.clone(), self.limits);
