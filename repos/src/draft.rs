@@ -1,9 +1,14 @@
 //! Building objects in memory.
 //!
 //! A [`Draft`] stands on a store and sees its objects and its own. Several commits can be chained in one draft;
-//! nothing is written until [`Draft::into_pack`] hands out exactly the new objects, so a draft that is dropped
-//! leaves no trace.
+//! nothing is written until [`Draft::into_pack`] hands out exactly what the draft made, so a draft that is dropped leaves no
+//! trace.
+//!
+//! Whether the store happens to have an object already is not asked. A store also holds what nothing refers to any more, and
+//! another replica, which got its objects another way, may not: a pack has to bring all that its commits newly use. What an edit
+//! leaves as it was is not made again, so only the content of a file that existed before somewhere else is sent twice.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
@@ -173,18 +178,18 @@ impl Draft {
         self.write(ObjectKind::Blob, Bytes::copy_from_slice(data))
     }
 
-    /// Remembers an object unless the store has it.
     pub(crate) fn write(&mut self, kind: ObjectKind, data: Bytes) -> Result<Oid> {
-        let id = gix::objs::compute_hash(gix::hash::Kind::Sha1, kind.into(), &data)
-            .map(Oid::from)
-            .map_err(odb_error(Oid::NULL))?;
-        let fresh = self.reader.fresh.get_mut();
-        if !fresh.objects.contains_key(&id) && !self.reader.is_known_stored(id) {
-            let fresh = self.reader.fresh.get_mut();
-            fresh.order.push(id);
-            fresh.objects.insert(id, (kind, data));
-        }
+        let id = id_of(kind, &data)?;
+        self.remember(id, kind, data);
         Ok(id)
+    }
+
+    pub(crate) fn remember(&mut self, id: Oid, kind: ObjectKind, data: Bytes) {
+        let fresh = self.reader.fresh.get_mut();
+        if let Entry::Vacant(place) = fresh.objects.entry(id) {
+            place.insert((kind, data));
+            fresh.order.push(id);
+        }
     }
 
     /// Applies the changes one after the other and answers the new tree. `tree` may be [`Oid::EMPTY_TREE`].
@@ -196,8 +201,8 @@ impl Draft {
             apply_one(&mut editor, change, &mut blobs)?;
         }
         let (root, trees) = editor.finish();
-        for data in blobs.into_iter() {
-            self.write(ObjectKind::Blob, data)?;
+        for (id, data) in blobs {
+            self.remember(id, ObjectKind::Blob, data);
         }
         for data in trees {
             self.write(ObjectKind::Tree, data.into())?;
@@ -210,8 +215,8 @@ impl Draft {
         self.write(ObjectKind::Commit, object::write_commit(commit).into())
     }
 
-    /// A self-contained pack of exactly the objects that the draft made and the store did not have.
-    /// `None` if there are none. Objects that no commit came to use are in it as well.
+    /// A self-contained pack of exactly the objects that the draft made. `None` if there are none. Objects that no commit came
+    /// to use are in it as well.
     pub fn into_pack(self) -> Result<Option<Vec<u8>>> {
         let fresh = self.reader.fresh.borrow();
         pack(&fresh, &fresh.order)
@@ -225,6 +230,11 @@ impl Draft {
         let wanted: Vec<Oid> = fresh.order.iter().copied().filter(|id| reached.contains(id)).collect();
         pack(&fresh, &wanted)
     }
+}
+
+/// The name that an object with this content has.
+pub(crate) fn id_of(kind: ObjectKind, data: &[u8]) -> Result<Oid> {
+    gix::objs::compute_hash(gix::hash::Kind::Sha1, kind.into(), data).map(Oid::from).map_err(odb_error(Oid::NULL))
 }
 
 /// The fresh objects that `tips` reach. What is not fresh was in the store before, and so was all that it reaches.
@@ -269,7 +279,11 @@ fn pack(fresh: &Fresh, wanted: &[Oid]) -> Result<Option<Vec<u8>>> {
     Ok(Some(writer.finish().map_err(storing)?.1))
 }
 
-fn apply_one(editor: &mut TreeEditor<'_>, change: &TreeChange, blobs: &mut Vec<Bytes>) -> Result<(), ApplyError> {
+fn apply_one(
+    editor: &mut TreeEditor<'_>,
+    change: &TreeChange,
+    blobs: &mut Vec<(Oid, Bytes)>,
+) -> Result<(), ApplyError> {
     let at = |path: &RepoPath| {
         let path = path.clone();
         move |failure: EditFailure| match failure {
@@ -278,21 +292,18 @@ fn apply_one(editor: &mut TreeEditor<'_>, change: &TreeChange, blobs: &mut Vec<B
         }
     };
     match change {
-        TreeChange::Put { path, mode, content } => {
-            let id = match content {
-                Content::Bytes(data) => {
-                    blobs.push(data.clone());
-                    gix::objs::compute_hash(gix::hash::Kind::Sha1, gix::objs::Kind::Blob, data)
-                        .map(Oid::from)
-                        .map_err(odb_error(Oid::NULL))?
-                }
-                Content::Blob(id) => *id,
-            };
-            let known = matches!(content, Content::Bytes(_)) || editor.has_blob(id)?;
-            if !known {
-                return Err(at(path)(EditFailure::Problem(ApplyProblem::MissingBlob(id))));
+        TreeChange::Put { path, mode, content: Content::Bytes(data) } => {
+            let id = id_of(ObjectKind::Blob, data)?;
+            if editor.put(path, *mode, id).map_err(at(path))? {
+                blobs.push((id, data.clone()));
             }
-            editor.put(path, *mode, id).map_err(at(path))
+            Ok(())
+        }
+        TreeChange::Put { path, mode, content: Content::Blob(id) } => {
+            if !editor.has_blob(*id)? {
+                return Err(at(path)(EditFailure::Problem(ApplyProblem::MissingBlob(*id))));
+            }
+            editor.put(path, *mode, *id).map(|_| ()).map_err(at(path))
         }
         TreeChange::Delete { path } => editor.delete(path).map(|_| ()).map_err(at(path)),
         TreeChange::Rename { from, to } => editor.rename(from, to).map_err(|(path, failure)| at(&path)(failure)),

@@ -62,7 +62,8 @@ impl<'a> TreeEditor<'a> {
         Ok(self.reader.header(id)?.is_some_and(|(kind, _)| kind == ObjectKind::Blob))
     }
 
-    pub(crate) fn put(&mut self, path: &RepoPath, mode: Option<Mode>, id: Oid) -> Result<(), EditFailure> {
+    /// Answers whether the content is another than what was there.
+    pub(crate) fn put(&mut self, path: &RepoPath, mode: Option<Mode>, id: Oid) -> Result<bool, EditFailure> {
         let node = self.directory_of(path, true)?;
         let old = node.get(path.name())?;
         if old.is_some_and(|(mode, _)| mode == Mode::Dir) {
@@ -73,7 +74,7 @@ impl<'a> TreeEditor<'a> {
             return Err(ApplyProblem::Mode(mode).into());
         }
         node.set(path.name(), Some(Item::Leaf(mode, id)));
-        Ok(())
+        Ok(old.is_none_or(|(_, old)| old != id))
     }
 
     pub(crate) fn chmod(&mut self, path: &RepoPath, mode: Mode) -> Result<(), EditFailure> {
@@ -120,10 +121,13 @@ impl<'a> TreeEditor<'a> {
     /// The id of the edited tree, and the bytes of every tree in it that was written anew, innermost first.
     pub(crate) fn finish(self) -> (Oid, Vec<Vec<u8>>) {
         let mut trees = Vec::new();
+        let was_empty = self.root.data.is_empty();
         let root = match self.root.write(&mut trees) {
             Some(id) => id,
             None => {
-                trees.push(Vec::new());
+                if !was_empty {
+                    trees.push(Vec::new());
+                }
                 Oid::EMPTY_TREE
             }
         };
@@ -285,7 +289,9 @@ impl Node {
         }
         let id = gix::objs::compute_hash(gix::hash::Kind::Sha1, gix::objs::Kind::Tree, &out)
             .expect("hashing our own bytes finds no collision");
-        trees.push(out);
+        if out != self.data {
+            trees.push(out);
+        }
         Some(Oid::from(id))
     }
 }

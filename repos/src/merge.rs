@@ -12,7 +12,7 @@ use gix::merge::blob::Resolution;
 use gix::merge::blob::builtin_driver::text;
 
 use crate::diff::{directory_of, file_of, is_binary, parsed};
-use crate::draft::Draft;
+use crate::draft::{Draft, id_of};
 use crate::path::join_bytes;
 use crate::reader::{Mode, ObjectKind};
 use crate::{Error, Oid, RepoPath, Result, tree};
@@ -149,10 +149,11 @@ impl Merger<'_> {
                 sides.each_mut().map(|side| side.next_if(|entry| entry.0 == name).map(|(_, item)| item));
             self.entry(Versions { base, ours, theirs }, name, path, &mut merged)?;
         }
-        self.write_tree(merged)
+        self.write_tree(merged, [ours, theirs])
     }
 
-    fn write_tree(&mut self, mut entries: Vec<(Vec<u8>, Item)>) -> Result<Option<Oid>> {
+    /// Writes a tree unless it is one of `known`.
+    fn write_tree(&mut self, mut entries: Vec<(Vec<u8>, Item)>, known: [Option<Oid>; 2]) -> Result<Option<Oid>> {
         if entries.is_empty() {
             return Ok(None);
         }
@@ -161,7 +162,11 @@ impl Merger<'_> {
         });
         let mut out = Vec::with_capacity(entries.len() * 48);
         entries.iter().for_each(|(name, (mode, id))| tree::push_entry(&mut out, *mode, name, *id));
-        self.draft.write(ObjectKind::Tree, out.into()).map(Some)
+        let id = id_of(ObjectKind::Tree, &out)?;
+        if !known.contains(&Some(id)) {
+            self.draft.remember(id, ObjectKind::Tree, out.into());
+        }
+        Ok(Some(id))
     }
 
     fn entry(&mut self, all: Versions, name: &[u8], directory: &[u8], merged: &mut Vec<(Vec<u8>, Item)>) -> Result<()> {

@@ -262,13 +262,6 @@ impl Reader {
             || gix::objs::Exists::exists(&self.odb, id.as_ref())
     }
 
-    /// True if the object is known to be stored. What was installed a moment ago may not be known: nearly everything that a
-    /// draft asks about is new, and looking at the directory each time would cost more than storing it twice.
-    pub(crate) fn is_known_stored(&self, id: Oid) -> bool {
-        self.received.as_ref().is_some_and(|received| received.exists_without_refresh(id.as_ref()))
-            || self.odb.exists_without_refresh(id.as_ref())
-    }
-
     /// Puts the object's content into `buffer`; `None` if it is not here.
     pub(crate) fn find(&self, id: Oid, buffer: &mut Vec<u8>) -> Result<Option<ObjectKind>> {
         buffer.clear();

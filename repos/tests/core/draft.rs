@@ -168,21 +168,48 @@ fn deleting_everything_leaves_the_empty_tree() {
     assert_eq!(draft.list(Oid::EMPTY_TREE, None, true).unwrap(), []);
 }
 
+fn objects_in(pack: &[u8]) -> u32 {
+    u32::from_be_bytes([pack[8], pack[9], pack[10], pack[11]])
+}
+
 #[test]
-fn packs_hold_only_what_is_new() {
+fn packs_hold_what_the_draft_made() {
     let repo = Repo::new();
-    let first = repo.commit(&[], 1, &[put("a", "1"), put("b", "2")]);
+    let first = repo.commit(&[], 1, &[put("a", "1"), put("d/b", "2")]);
     let mut draft = Draft::new(&repo.store).unwrap();
-    let tree = draft.apply(draft.tree_of(first).unwrap(), &[put("c", "1")]).unwrap();
+    // What is put where it was already is not made again, nor is the directory that it is in.
+    let tree = draft.apply(draft.tree_of(first).unwrap(), &[put("c", "3"), put("d/b", "2")]).unwrap();
     let commit = draft.commit(&new_commit(tree, &[first], 2)).unwrap();
-    let refused = draft.apply(tree, &[put("d", "refused")]).unwrap();
+    let refused = draft.apply(tree, &[put("d", "refused")]);
+    assert!(refused.is_err());
+    let refused = draft.apply(tree, &[put("e", "refused")]).unwrap();
     draft.commit(&new_commit(refused, &[commit], 3)).unwrap();
-    let pack = draft.pack_of(&[commit]).unwrap().unwrap();
-    // The blob was there, so: one tree, one commit.
-    assert_eq!(pack[8..12], [0, 0, 0, 2]);
+    assert_eq!(objects_in(&draft.pack_of(&[commit]).unwrap().unwrap()), 3, "commit, tree, blob");
     assert!(draft.pack_of(&[first]).unwrap().is_none());
-    assert_eq!(draft.into_pack().unwrap().unwrap()[8..12], [0, 0, 0, 5]);
-    assert!(Draft::new(&repo.store).unwrap().into_pack().unwrap().is_none());
+    assert_eq!(objects_in(&draft.into_pack().unwrap().unwrap()), 6);
+    let mut nothing = Draft::new(&repo.store).unwrap();
+    let same = nothing.apply(tree_of(&repo, first), &[put("a", "1")]).unwrap();
+    assert_eq!(same, tree_of(&repo, first));
+    assert!(nothing.into_pack().unwrap().is_none());
+}
+
+fn tree_of(repo: &Repo, commit: Oid) -> Oid {
+    repo.store.reader().unwrap().tree_of(commit).unwrap()
+}
+
+/// Two replicas with the same references need not have the same forgotten objects.
+#[test]
+fn a_pack_brings_all_that_its_commits_newly_use() {
+    let (leader, replica) = (Repo::new(), Repo::new());
+    let first = leader.commit(&[], 1, &[put("a", "1")]);
+    assert_eq!(replica.commit(&[], 1, &[put("a", "1")]), first);
+    // A branch that was deleted: the leader still has what was on it.
+    leader.commit(&[first], 2, &[put("x/y", "forgotten")]);
+    let mut draft = Draft::new(&leader.store).unwrap();
+    let tree = draft.apply(tree_of(&leader, first), &[put("x/y", "forgotten")]).unwrap();
+    let tip = draft.commit(&new_commit(tree, &[first], 3)).unwrap();
+    replica.store.install_pack(&draft.into_pack().unwrap().unwrap()).unwrap();
+    assert_eq!(replica.store.verify(&[tip]).unwrap(), []);
 }
 
 #[test]
