@@ -410,7 +410,7 @@ pub struct WatchEvent {
     pub revision: u64,
     /// The commit it moved to, in hex.
     pub commit: String,
-    /// `Name <mail>` of the newest commit's author.
+    /// `Name <mail>` of who moved it: for a push, whoever pushed; the commits keep their own authors.
     pub author: String,
     /// The newest commit's message.
     pub message: String,

@@ -191,7 +191,7 @@ fn tree_change(change: ChangeRequest) -> Result<TreeChange, ApiError> {
 }
 
 fn checked_path(text: &str) -> Result<RepoPath, ApiError> {
-    RepoPath::new(text).map_err(|error| ApiError::new(Code::Invalid, error.to_string()))
+    text.parse().map_err(|error: repos::PathError| ApiError::new(Code::Invalid, error.to_string()))
 }
 
 #[cfg(test)]

@@ -168,7 +168,9 @@ impl<H: Handler> Acceptor<H> {
 
     async fn serve(self: Arc<Self>, stream: TcpStream, remote: SocketAddr, place: ConnectionPlace) {
         tune(&stream);
-        let Some(stream) = self.handshake(stream).await else { return };
+        // Each stage is boxed: a task is as large as its largest stage, and an idle watcher would carry the handshake's and the other
+        // protocol's room for hours.
+        let Some(stream) = Box::pin(self.handshake(stream)).await else { return };
         let (_, session) = stream.get_ref();
         let is_http2 = session.alpn_protocol() == Some(b"h2");
         let peer = Peer::from_connection(session).unwrap_or_else(|error| {
@@ -177,22 +179,22 @@ impl<H: Handler> Acceptor<H> {
         });
         let info = Arc::new(ConnectionInfo { remote, peer, activity: Activity::new() });
         if is_http2 {
-            self.serve_http2(stream, info).await;
+            Box::pin(self.serve_http2(stream, info)).await;
         } else {
-            self.serve_http1(stream, info).await;
+            Box::pin(self.serve_http1(stream, info)).await;
         }
         drop(place);
     }
 
     /// TLS within its time; a client that speaks plain HTTP is told so.
-    async fn handshake(&self, mut stream: TcpStream) -> Option<TlsStream<TcpStream>> {
+    async fn handshake(&self, mut stream: TcpStream) -> Option<Box<TlsStream<TcpStream>>> {
         let handshake = async {
             let mut first = [0u8; 1];
             if stream.peek(&mut first).await.ok()? > 0 && first[0].is_ascii_uppercase() {
-                let _ = stream.write_all(PLAIN_HTTP.as_bytes()).await;
+                let _ = stream.write_all(plain_http().as_bytes()).await;
                 return None;
             }
-            self.tls.accept(stream).await.ok()
+            self.tls.accept(stream).await.ok().map(Box::new)
         };
         tokio::select! {
             done = tokio::time::timeout(self.limits.header_time, handshake) => done.ok().flatten(),
@@ -200,7 +202,7 @@ impl<H: Handler> Acceptor<H> {
         }
     }
 
-    async fn serve_http1(&self, stream: TlsStream<TcpStream>, info: Arc<ConnectionInfo>) {
+    async fn serve_http1(&self, stream: Box<TlsStream<TcpStream>>, info: Arc<ConnectionInfo>) {
         let service = service_fn(|request| self.answer(request, &info));
         let mut builder = http1::Builder::new();
         builder
@@ -223,7 +225,7 @@ impl<H: Handler> Acceptor<H> {
         }
     }
 
-    async fn serve_http2(&self, stream: TlsStream<TcpStream>, info: Arc<ConnectionInfo>) {
+    async fn serve_http2(&self, stream: Box<TlsStream<TcpStream>>, info: Arc<ConnectionInfo>) {
         let service = service_fn(|request| {
             let (handler, info) = (self.handler.clone(), info.clone());
             async move { Ok::<_, Infallible>(handler.handle(request, info).await) }
@@ -301,8 +303,23 @@ async fn refuse_http1(stream: &mut TlsStream<TcpStream>, response: Response<Body
     let _ = stream.shutdown().await;
 }
 
-const PLAIN_HTTP: &str = "HTTP/1.1 400 Bad Request\r\nContent-Type: application/problem+json\r\nConnection: close\r\nContent-Length: 197\r\n\r\n\
-{\"type\":\"urn:eccluster:problem:plain_http\",\"title\":\"This port speaks HTTPS\",\"status\":400,\"code\":\"plain_http\",\"detail\":\"the request came without TLS\",\"hint\":\"use https:// and the cluster's CA, ca.pem\"}";
+/// What a client that speaks plain HTTP to the TLS port is told.
+fn plain_http() -> String {
+    let problem = cluster::api::Problem {
+        kind: "urn:eccluster:problem:plain_http".into(),
+        title: "This port speaks HTTPS".into(),
+        status: 400,
+        detail: "the request came without TLS".into(),
+        code: "plain_http".into(),
+        hint: Some("use https:// and the cluster's CA, ca.pem".into()),
+        ..Default::default()
+    };
+    let body = serde_json::to_string(&problem).expect("a problem has no map with keys that are not text");
+    format!(
+        "HTTP/1.1 400 Bad Request\r\nContent-Type: application/problem+json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
 
 /// Small messages leave at once, and a peer that vanished is noticed.
 fn tune(stream: &TcpStream) {

@@ -29,9 +29,10 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new().routes(routes!(file)).routes(routes!(tree)).routes(routes!(root))
 }
 
-/// A path of a request as git takes it. One that git would not take does not exist.
+/// A path of a request as git takes it; one that is no UTF-8 is quoted as our answers quote it. One that git would not take does not exist.
 pub(super) fn repo_path(text: &str) -> Result<RepoPath, ApiError> {
-    RepoPath::new(text.trim_end_matches('/')).map_err(|error| ApiError::not_found(error.to_string()))
+    let path = text.trim_end_matches('/').parse();
+    path.map_err(|error: repos::PathError| ApiError::not_found(error.to_string()))
 }
 
 /// A file's bytes at a revision. A symbolic link answers with its target, as its `X-Mode` (120000) says.

@@ -45,7 +45,9 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
 struct WatchQuery {
     /// The last revision that is known; the answer is the first matching one after it. Default: the head.
     after: Option<u64>,
-    /// Only revisions that changed a path matching this glob; may be repeated. `**` crosses directories.
+    /// Only revisions that changed a path matching this glob; may be repeated. `**` crosses directories, and a
+    /// pattern that names a directory means everything in it.
+    #[param(required = false)]
     path: Vec<String>,
 }
 

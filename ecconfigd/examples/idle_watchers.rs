@@ -1,0 +1,98 @@
+//! Measures what an idle watcher costs the server: opens many watches, each over its own TLS connection, and reads the server's memory.
+//!
+//! ```text
+//! cargo run --release -p ecconfigd --example idle_watchers -- DATA ADDR:PORT SERVER_PID [COUNT] [sse|poll] [http/1.1|h2]
+//! ```
+//! `DATA` is the server's data directory (for the CA and the password). The figure is the growth of the server's resident memory
+//! divided by the number of watchers, so run it against a server that has just started.
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+#[tokio::main]
+async fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [data, address, pid, ..] = args.as_slice() else {
+        println!("usage: idle_watchers DATA ADDR:PORT SERVER_PID [COUNT] [sse|poll] [http/1.1|h2]");
+        return;
+    };
+    let count: usize = args.get(3).map_or(1000, |count| count.parse().unwrap());
+    let sse = args.get(4).is_none_or(|kind| kind == "sse");
+    let h2 = args.get(5).is_some_and(|protocol| protocol == "h2");
+    let ca = std::fs::read_to_string(format!("{data}/ca.pem")).unwrap();
+    let password = std::fs::read_to_string(format!("{data}/admin-password")).unwrap();
+    let authorization = format!("Basic {}", STANDARD.encode(format!("admin:{}", password.trim())));
+    let address: SocketAddr = address.parse().unwrap();
+
+    // One before counting: what the first request sets up is not a watcher's cost.
+    let mut held = vec![open(address, &ca, &authorization, sse, h2).await];
+    let before = resident_bytes(pid);
+    for _ in 0..count {
+        held.push(open(address, &ca, &authorization, sse, h2).await);
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let after = resident_bytes(pid);
+    let each = (after.saturating_sub(before)) as f64 / count as f64 / 1024.0;
+    println!("{count} watchers: {before} -> {after} bytes resident, {each:.1} KiB each");
+    drop(held);
+}
+
+type Held = Box<dyn std::any::Any>;
+
+async fn open(address: SocketAddr, ca: &str, authorization: &str, sse: bool, h2: bool) -> Held {
+    if h2 {
+        open_http2(address, ca, authorization, sse).await
+    } else {
+        open_http1(address, ca, authorization, sse).await
+    }
+}
+
+async fn open_http1(address: SocketAddr, ca: &str, authorization: &str, sse: bool) -> Held {
+    let mut tls = cluster::tls::client_config(ca, None).unwrap();
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let tcp = TcpStream::connect(address).await.unwrap();
+    let mut stream = TlsConnector::from(Arc::new(tls)).connect(address.ip().into(), tcp).await.unwrap();
+    let accept = if sse { "text/event-stream" } else { "application/json" };
+    let head = format!(
+        "GET /api/v1/repos/default/watch HTTP/1.1\r\nHost: {address}\r\nAuthorization: {authorization}\r\nAccept: {accept}\r\n\
+         Prefer: wait=300\r\nUser-Agent: idle-watchers\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    if sse {
+        let mut start = [0; 12];
+        stream.read_exact(&mut start).await.unwrap();
+        assert_eq!(&start, b"HTTP/1.1 200");
+    }
+    Box::new(stream)
+}
+
+async fn open_http2(address: SocketAddr, ca: &str, authorization: &str, sse: bool) -> Held {
+    let mut tls = cluster::tls::client_config(ca, None).unwrap();
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    let client = reqwest::Client::builder().tls_backend_preconfigured(tls).no_proxy().build().unwrap();
+    let request = client
+        .get(format!("https://{address}/api/v1/repos/default/watch"))
+        .header("authorization", authorization)
+        .header("prefer", "wait=300");
+    if sse {
+        let response = request.header("accept", "text/event-stream").send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        Box::new((client, response))
+    } else {
+        Box::new((client, tokio::spawn(request.send())))
+    }
+}
+
+fn resident_bytes(pid: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
