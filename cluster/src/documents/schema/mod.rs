@@ -12,8 +12,10 @@ pub mod cluster;
 pub mod duravip;
 pub mod eccfg;
 pub mod ecconfigd;
+pub mod log_input;
 pub mod logd;
 pub mod names;
+pub mod path_pattern;
 pub mod values;
 
 use std::collections::BTreeSet;

@@ -3,158 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use serde::{Deserialize, Serialize};
-
-use super::agent::check_argv;
-use super::values::{Address, Host, HostPort, Network};
-use super::{Checker, Context, DocumentKind, Schema, names};
 use crate::documents::hint;
 use crate::documents::place::KeyPath;
+use crate::documents::schema::agent::check_argv;
+use crate::documents::schema::values::{Host, HostPort, Network};
+use crate::documents::schema::{Checker, Context, DocumentKind, Schema, names};
 use crate::units::HumanDuration;
+
+mod follow;
+mod raw;
+
+use follow::Follows;
+pub use raw::{NoQuorum, Plumb, RawCheck, RawDuravip, RawHook, RawMember, RawTopology, RawVip, Rebalance};
 
 /// As many addresses as the daemon promises to move in time.
 pub const MAX_VIPS: usize = 10_240;
-
-/// What may be written.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawDuravip {
-    /// What a part of the cluster without a majority does.
-    pub no_quorum: Option<NoQuorum>,
-    /// The ownership lease.
-    pub dead_after: Option<HumanDuration>,
-    /// Time between heartbeats.
-    pub heartbeat: Option<HumanDuration>,
-    /// How addresses are put on interfaces.
-    pub plumb: Option<Plumb>,
-    /// How long a node must be in the view before it gets addresses back.
-    pub mature: Option<HumanDuration>,
-    /// Announce to everybody.
-    pub arp_all_hosts: Option<bool>,
-    /// How addresses go back to nodes that return.
-    pub rebalance: Option<Rebalance>,
-    /// Blocks of addresses and their interfaces.
-    pub topology: Option<BTreeMap<Network, RawTopology>>,
-    /// The addresses.
-    pub vip: Option<BTreeMap<Address, RawVip>>,
-    /// Settings of single members.
-    pub member: Option<BTreeMap<String, RawMember>>,
-    /// Checks by name.
-    pub check: Option<BTreeMap<String, RawCheck>>,
-    /// Commands at changes of ownership.
-    pub hook: Option<RawHook>,
-}
-
-/// What a part of the cluster without a majority does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum NoQuorum {
-    /// Only a majority serves.
-    #[default]
-    Stop,
-    /// Every part serves; two owners are possible.
-    Serve,
-    /// Of two members, the one that still sees the network takes what nobody answers for.
-    Probe,
-}
-
-/// How addresses are put on interfaces.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Plumb {
-    /// The daemon chooses by the number of addresses.
-    #[default]
-    Auto,
-    /// On the interface itself.
-    Address,
-    /// Over port-less devices of 512 addresses each.
-    Spread,
-    /// As local host routes (IPv4).
-    Route,
-}
-
-/// How addresses go back to nodes that return.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Rebalance {
-    /// By themselves, in batches, after `mature`.
-    #[default]
-    Auto,
-    /// By command only.
-    Manual,
-}
-
-/// What may be written about a block.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawTopology {
-    /// The interface that carries it.
-    pub interface: Option<String>,
-    /// The prefix length that its addresses get.
-    pub prefix_length: Option<u8>,
-}
-
-/// What may be written about an address.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawVip {
-    /// A name for it.
-    pub name: Option<String>,
-    /// The node that owns it whenever that node is up.
-    pub preference: Option<String>,
-    /// The address or name of the one it goes with.
-    pub follow: Option<String>,
-    /// The services that live on it.
-    pub services: Option<Vec<String>>,
-    /// Checks that its owner must pass.
-    pub checks: Option<Vec<String>>,
-    /// Labels that its owner must have.
-    pub labels: Option<Vec<String>>,
-}
-
-/// What may be written about a member.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawMember {
-    /// Its share of the addresses.
-    pub weight: Option<u32>,
-}
-
-/// What may be written about a check.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawCheck {
-    /// Passes when a connection is accepted.
-    pub tcp: Option<HostPort>,
-    /// Passes when the command exits with 0.
-    pub exec: Option<Vec<String>>,
-    /// Passes when the URL answers 200 to 399.
-    pub http: Option<String>,
-    /// Time between two runs.
-    pub interval: Option<HumanDuration>,
-    /// The longest that a run may take.
-    pub timeout: Option<HumanDuration>,
-    /// Passes in a row that make it good.
-    pub rise: Option<u32>,
-    /// Failures in a row that make it bad.
-    pub fall: Option<u32>,
-}
-
-/// What may be written about hooks.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawHook {
-    /// After an address came here.
-    pub acquired: Option<Vec<String>>,
-    /// After an address left.
-    pub released: Option<Vec<String>>,
-    /// After the state of an address changed.
-    pub state: Option<Vec<String>>,
-    /// Run once per batch.
-    pub batch: Option<bool>,
-    /// The longest that one may take.
-    pub timeout: Option<HumanDuration>,
-}
 
 /// Virtual addresses and what moves them.
 #[derive(Debug, Clone, PartialEq)]
@@ -612,63 +475,5 @@ fn check_preference(node: &str, path: &KeyPath, context: &Context<'_>, check: &m
         check.refuse(path, format!("{node} is a witness and never owns an address"));
     } else if context.is_foreign(node) {
         check.refuse(path, format!("{node} belongs to another subcluster"));
-    }
-}
-
-/// Who follows whom.
-struct Follows<'a> {
-    raw: &'a BTreeMap<IpAddr, RawVip>,
-    names: BTreeMap<&'a str, Vec<IpAddr>>,
-}
-
-impl<'a> Follows<'a> {
-    fn new(raw: &'a BTreeMap<IpAddr, RawVip>) -> Self {
-        let mut names: BTreeMap<&str, Vec<IpAddr>> = BTreeMap::new();
-        for (address, vip) in raw {
-            if let Some(name) = &vip.name {
-                names.entry(name).or_default().push(*address);
-            }
-        }
-        Self { raw, names }
-    }
-
-    /// The elected address at the end of the chain.
-    fn leader_of(&self, address: IpAddr) -> Result<IpAddr, String> {
-        let mut chain = vec![address];
-        let mut at = address;
-        while let Some(target) = self.raw.get(&at).and_then(|vip| vip.follow.as_deref()) {
-            at = self.find(target)?;
-            if at == address {
-                return Err(if chain.len() == 1 {
-                    "an address cannot follow itself".to_owned()
-                } else {
-                    let names: Vec<String> = chain.iter().chain([&address]).map(IpAddr::to_string).collect();
-                    format!("these addresses follow each other in a circle: {}", names.join(" → "))
-                });
-            }
-            // A circle further on is that circle's mistake, and long chains are nobody's intention.
-            if chain.contains(&at) || chain.len() > 16 {
-                return Err(format!("{address} follows addresses that never reach one that is elected"));
-            }
-            chain.push(at);
-        }
-        Ok(at)
-    }
-
-    fn find(&self, target: &str) -> Result<IpAddr, String> {
-        let shown = crate::documents::place::shortened(target);
-        if let Ok(address) = target.parse::<IpAddr>() {
-            return match self.raw.contains_key(&address) {
-                true => Ok(address),
-                false => Err(format!("\"{shown}\" is not among the addresses")),
-            };
-        }
-        match self.names.get(target).map(Vec::as_slice) {
-            Some([address]) => Ok(*address),
-            Some(several) => {
-                Err(format!("{} addresses are called \"{shown}\"; follow one by its address", several.len()))
-            }
-            None => Err(format!("no address is called \"{shown}\"")),
-        }
     }
 }
