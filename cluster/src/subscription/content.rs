@@ -16,10 +16,10 @@ use crate::documents::{ConfError, EffectiveFile, MemoryFiles, NodeConf, SearchPa
 pub struct Version {
     /// The serial of the node's target; absent for a directory.
     pub serial: Option<u64>,
-    /// The commits of the target, or of a working copy.
+    /// The commits of the target; empty for a directory.
     pub repos: BTreeMap<String, Head>,
     /// The configuration commit: 40 hex digits. From a directory it is [`crate::documents::conf::hash`], a hash of the effective
-    /// documents; from a server a hash of the commits. Equal on two nodes means equal documents.
+    /// documents of all nodes; from a server a hash of the commits. Equal on two nodes means equal documents.
     pub commit: String,
 }
 
