@@ -63,6 +63,8 @@ pub fn config(cluster: &str, keep_entries: u64) -> Result<Arc<openraft::Config>,
         // At least the lease plus the longest election, so that a leader without a quorum goes quiet and another can be elected.
         quorum_loss_probe_interval: Some(700),
         enable_pre_vote: Some(true),
+        // What was committed is written without a sync of its own, so a restarted leader has to be elected to know it.
+        enable_leader_restore: Some(false),
         snapshot_policy: openraft::SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: keep_entries,
         // An entry may have 4 MiB of packs; a handful of them per request keeps a message bounded.
