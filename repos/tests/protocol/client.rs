@@ -1,7 +1,7 @@
 //! Our own client against our own server, and against the store it fills.
 
 use repos::protocol::client::{self, ClientError, FetchRequest, fetch_request, ls_refs_request, read_fetch_response};
-use repos::protocol::upload_pack::{self, UploadLimits};
+use repos::protocol::upload_pack::{self, UploadLimits, WantPolicy};
 use repos::protocol::{Advertised, Version};
 use repos::{Oid, PackLimits, RefName, Store};
 
@@ -83,6 +83,34 @@ fn follows_with_one_commit_of_history() {
     assert_eq!((fetched.shallow.as_slice(), fetched.objects), (&[new][..], 4));
     let reader = node.reader().unwrap();
     assert_eq!(reader.list(reader.tree_of(new).unwrap(), None, true).unwrap().len(), 30);
+}
+
+#[test]
+fn only_what_is_reachable_unless_all_is_open() {
+    let sandbox = Sandbox::new();
+    let (source, server, _) = setup(&sandbox);
+    let commit: Oid = source.git(&["commit-tree", "-m", "loose", "HEAD^{tree}"]).parse().unwrap();
+    let pack = source.git_with_input(&["pack-objects", "--stdout", "-q"], format!("{commit}\n").as_bytes());
+    server.install_pack(&pack).unwrap();
+    let refs = source.refs();
+    let shown = Advertised { refs: &refs, head: &RefName::main() };
+    let allowed = |want: Oid, wants: WantPolicy| {
+        let body = fetch_request(&FetchRequest { wants: &[want], ..FetchRequest::default() });
+        let limits = UploadLimits { wants, ..UploadLimits::default() };
+        upload_pack::serve(&server, shown, Version::V2, &mut &body[..], &mut Vec::new(), &limits).is_ok()
+    };
+    for (want, reachable) in [
+        (source.id("main"), true),
+        (source.id("main~29"), true),
+        (source.id("v1"), true),
+        (commit, false),
+        (source.id("HEAD^{tree}"), false),
+        (source.id("HEAD:dir1/file1"), false),
+    ] {
+        assert_eq!(allowed(want, WantPolicy::Reachable), reachable, "{want}");
+        assert!(allowed(want, WantPolicy::Any), "{want}");
+    }
+    assert!(!allowed(Oid::NULL, WantPolicy::Any));
 }
 
 #[test]

@@ -204,6 +204,52 @@ fn fetch_of_a_commit_by_its_id() {
     });
 }
 
+/// What is not offered is not used, and does no harm.
+#[test]
+fn filters_are_ignored_with_a_warning() {
+    let sandbox = Sandbox::new();
+    let source = history(&sandbox);
+    let server = Server::with(&sandbox, &source);
+    each_version(|version| {
+        let options = ["--filter=blob:none", "--bare"];
+        let (clone, said) = sandbox.try_clone(version, &server.url(), &format!("clone{version}"), &options);
+        assert!(said.ok && said.err.contains("filtering not recognized by server"), "{}", said.err);
+        assert_eq!(clone.count("main"), source.count("main"));
+    });
+}
+
+#[test]
+fn negotiation_alone() {
+    let sandbox = Sandbox::new();
+    let source = history(&sandbox);
+    let server = Server::with(&sandbox, &source);
+    let clone = sandbox.clone(2, &server.url(), "clone", &["-q"]);
+    let common = clone.id("HEAD");
+    let ours = clone.commit("Ours", 9000).to_string();
+    let said = clone.git(&["fetch", "-q", "--negotiate-only", "--negotiation-tip=HEAD", "origin"]);
+    assert!(said.lines().any(|id| id == common.to_string()) && !said.contains(&ours), "{said}");
+}
+
+#[test]
+fn pruning_and_forced_updates() {
+    let sandbox = Sandbox::new();
+    let source = history(&sandbox);
+    let server = Server::with(&sandbox, &source);
+    each_version(|version| {
+        server.import(&source);
+        let clone = sandbox.clone(version, &server.url(), &format!("clone{version}"), &["-q"]);
+        {
+            let mut refs = server.state.refs.lock().unwrap();
+            refs.remove("refs/heads/topic");
+            refs.insert("refs/heads/main".try_into().unwrap(), source.id("main~2"));
+        }
+        clone.git(&["fetch", "-q", "--prune", "origin"]);
+        clone.fsck();
+        assert_eq!(clone.id("origin/main"), source.id("main~2"));
+        assert!(!clone.run(&["rev-parse", "--verify", "origin/topic"]).ok);
+    });
+}
+
 #[test]
 fn shallow_clone_and_deepening() {
     let sandbox = Sandbox::new();

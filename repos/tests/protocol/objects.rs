@@ -39,7 +39,7 @@ fn git_lists(source: &Repo, arguments: &[&str]) -> BTreeSet<Oid> {
 }
 
 /// Several generations of a tree with changes, deletions, renames of files and directories, reverts, a file that becomes
-/// a directory and a merge.
+/// a directory, a link to a commit of another repository (whose object is nowhere) and a merge.
 fn varied(sandbox: &Sandbox) -> Repo {
     let repo = sandbox.init("varied");
     for number in 0..20 {
@@ -58,6 +58,7 @@ fn varied(sandbox: &Sandbox) -> Repo {
     repo.git(&["checkout", "-q", "main"]);
     repo.git(&["rm", "-q", "d3/sub/f3"]);
     repo.write("d3/sub/f3/now-a-directory", "x\n");
+    repo.git(&["update-index", "--add", "--cacheinfo", &format!("160000,{},d2/module", "1".repeat(40))]);
     repo.commit("File to directory", 50);
     repo.git(&["merge", "-q", "--no-ff", "-m", "Merge", "side"]);
     repo.write("d0/sub/f0", "0\n");
