@@ -82,15 +82,15 @@ pub fn command() -> clap::Command {
 
 /// Reads the arguments that follow the program's name. What cannot run was told already: the error is the exit status.
 pub fn parse(args: impl IntoIterator<Item = OsString>, ui: &mut Ui) -> Result<Cli, u8> {
-    let args = std::iter::once(OsString::from("eccfg")).chain(args);
+    let args: Vec<OsString> = std::iter::once(OsString::from("eccfg")).chain(args).collect();
     // Without a terminal the width is fixed, so that scripts and tests see the same everywhere.
     let command = if ui.coloured() { Cli::command() } else { Cli::command().term_width(100) };
-    let parsed = command.try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
-    parsed.map_err(|refusal| tell(&refusal, ui))
+    let parsed = command.try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
+    parsed.map_err(|refusal| tell(&refusal, &args, ui))
 }
 
 /// Help and version are results; everything else is a usage error.
-fn tell(refusal: &clap::Error, ui: &mut Ui) -> u8 {
+fn tell(refusal: &clap::Error, args: &[OsString], ui: &mut Ui) -> u8 {
     match refusal.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             let text = refusal.render();
@@ -100,12 +100,12 @@ fn tell(refusal: &clap::Error, ui: &mut Ui) -> u8 {
                 Err(error) => error::report(&CommandError::Output(error), ui),
             }
         }
-        _ => error::report(&usage_error(refusal), ui),
+        _ => error::report(&usage_error(refusal, args), ui),
     }
 }
 
 /// clap's own words, shortened to one line, with the likeliest remedy as the hint.
-fn usage_error(refusal: &clap::Error) -> CommandError {
+fn usage_error(refusal: &clap::Error, args: &[OsString]) -> CommandError {
     let rendered = refusal.render().to_string();
     let first: Vec<&str> = rendered.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
     let message = first.join(" ");
@@ -115,7 +115,7 @@ fn usage_error(refusal: &clap::Error) -> CommandError {
     } else {
         message
     };
-    CommandError::Usage { message, hint: Some(suggestion(refusal).unwrap_or_else(|| see_help(&rendered))) }
+    CommandError::Usage { message, hint: Some(suggestion(refusal).unwrap_or_else(|| see_help(args))) }
 }
 
 fn suggestion(refusal: &clap::Error) -> Option<String> {
@@ -128,14 +128,17 @@ fn suggestion(refusal: &clap::Error) -> Option<String> {
     )
 }
 
-/// Points to the help of the command that was meant, which clap names in its usage line.
-fn see_help(rendered: &str) -> String {
-    let usage = rendered.lines().find_map(|line| line.strip_prefix("Usage: ")).unwrap_or("eccfg");
-    let words: Vec<&str> = usage
-        .split(' ')
-        .take_while(|word| word.chars().all(|c| c.is_ascii_lowercase() || c == '-') && !word.starts_with('-'))
-        .collect();
-    format!("see `{} --help`", if words.is_empty() { "eccfg".to_owned() } else { words.join(" ") })
+/// Points to the help of the command that was meant.
+fn see_help(args: &[OsString]) -> String {
+    let mut command = Cli::command();
+    let mut words = vec!["eccfg".to_owned()];
+    for arg in args.iter().skip(1) {
+        if let Some(below) = arg.to_str().and_then(|name| command.find_subcommand(name)).cloned() {
+            words.push(below.get_name().to_owned());
+            command = below;
+        }
+    }
+    format!("see `{} --help`", words.join(" "))
 }
 
 #[cfg(test)]

@@ -260,10 +260,14 @@ fn explain_findings(findings: &Findings) -> Explained {
 
 fn server_hint(error: &ClientError) -> Option<String> {
     let Some(api) = error.api() else {
-        return error
-            .to_string()
-            .contains("certificate")
-            .then(|| "is --ca the CA of this cluster, and the server called by a name in its certificate?".to_owned());
+        let hint = if error.to_string().contains("certificate") {
+            "is --ca the CA of this cluster, and the server called by a name that its certificate has?"
+        } else if error.is_temporary() {
+            "is ecconfigd running there?"
+        } else {
+            return None;
+        };
+        return Some(hint.to_owned());
     };
     if let Some(hint) = &api.problem.hint {
         return Some(hint.clone());

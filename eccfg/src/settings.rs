@@ -124,7 +124,10 @@ impl Settings {
             let option = if options.password.is_some() { "--password" } else { "--token" };
             warnings.push(format!("others on this machine can read {option} in the process list; use {option}-file"));
         }
-        let mut levels = vec![Level::of_options(options), Level::of_environment(environment)];
+        let mut levels = vec![
+            Level::of_options(options).with_absolute_files(environment),
+            Level::of_environment(environment).with_absolute_files(environment),
+        ];
         let mut wc_default = None;
         if let Some(path) = environment.user_config().filter(|path| path.exists()) {
             let mut level = Level::of_file(&path)?;
@@ -153,6 +156,16 @@ impl Level {
             ),
             wc: options.wc.clone(),
         }
+    }
+
+    /// File names that were typed or exported are relative to the current directory.
+    fn with_absolute_files(mut self, environment: &Environment) -> Level {
+        let absolute = |path: &mut PathBuf| *path = environment.absolute(path);
+        self.ca.iter_mut().for_each(absolute);
+        if let Some(SecretSource::PasswordFile(path) | SecretSource::TokenFile(path)) = &mut self.secret {
+            absolute(path);
+        }
+        self
     }
 
     fn of_environment(environment: &Environment) -> Level {

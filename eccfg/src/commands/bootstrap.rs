@@ -42,15 +42,15 @@ pub async fn run(args: &Args, cx: &mut Context<'_>) -> Result<u8, CommandError> 
         cx.use_server(url);
     }
     let subcluster = args.clustername.as_deref().unwrap_or(DEFAULT_SUBCLUSTER);
-    cluster::identity::check_subcluster_name(subcluster).map_err(|_| {
-        CommandError::usage(format!("{subcluster:?} cannot be a subcluster"), "a name is a single lower-case word")
-    })?;
     if subcluster == "global" {
         return Err(CommandError::usage(
             "global is not a subcluster",
             "it is part of every working copy, below global/",
         ));
     }
+    cluster::identity::check_subcluster_name(subcluster).map_err(|_| {
+        CommandError::usage(format!("{subcluster:?} cannot be a subcluster"), "a name is a single lower-case word")
+    })?;
     let server = cx.server(None, Need::Reader).await?;
     // Asked before anything is made: a name that does not exist must leave nothing behind.
     server.head(subcluster).await?;

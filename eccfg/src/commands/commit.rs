@@ -312,8 +312,8 @@ async fn move_base(
 fn refused(wc: &WorkingCopy, error: cluster::http_client::ClientError) -> CommandError {
     let error = CommandError::of_server(error, |repo, path| place::shown(wc, repo, path));
     match error {
-        CommandError::Conflict { message, paths, .. } => CommandError::Conflict {
-            message,
+        CommandError::Conflict { paths, .. } if !paths.is_empty() => CommandError::Conflict {
+            message: "others changed the same lines since the last pull; nothing was committed".into(),
             paths,
             hint: Some(
                 "`eccfg pull` with --mine, --theirs or --manual brings the other change here; then commit again".into(),

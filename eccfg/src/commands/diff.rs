@@ -58,12 +58,11 @@ async fn local_edits(args: &Args, cx: &mut Context<'_>) -> Result<u8, CommandErr
 }
 
 async fn between_revisions(from: &str, args: &Args, cx: &mut Context<'_>) -> Result<u8, CommandError> {
+    let (from, to) = (super::revision(from)?, args.to.as_deref().map(super::revision).transpose()?);
     let wc = cx.working_copy_if_any()?;
     let repo = cx.repo_or_outer(args.repo.as_deref(), wc.as_ref());
     let server = cx.server(wc.as_ref(), Need::Reader).await?;
-    let diff = server
-        .diff(&repo, &super::revision(from)?, args.to.as_deref().map(super::revision).transpose()?.as_ref())
-        .await?;
+    let diff = server.diff(&repo, &from, to.as_ref()).await?;
     if cx.ui.json() {
         cx.ui.json_document(&diff)?;
     } else {

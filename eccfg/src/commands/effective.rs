@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cluster::api::{EffectiveDocument, Origin};
+use cluster::api::{EffectiveDocument, Head, Origin};
 use cluster::documents::place::Position;
 use cluster::documents::{
     self, ConfError, DirFiles, EffectiveFile, Item, KeyPath, NodeConf, Place, SearchPath, Table, effective, print,
@@ -106,11 +106,22 @@ fn in_working_copy(args: &Args, node: &str, wc: &WorkingCopy, cx: &Context<'_>) 
                 search_path: directories,
                 value: found.to_json(),
                 origins,
-                repos: BTreeMap::new(),
+                repos: bases(wc)?,
             };
             Found::Document { document, text: found.to_toml(true) }
         }
     })
+}
+
+/// What the files here are based on; local edits come on top.
+fn bases(wc: &WorkingCopy) -> Result<BTreeMap<String, Head>, CommandError> {
+    let mut heads = BTreeMap::new();
+    for mount in wc.mounts() {
+        if let Some(base) = wc.base(&mount.name)? {
+            heads.insert(mount.name.clone(), Head { revision: base.revision, commit: base.commit.to_string() });
+        }
+    }
+    Ok(heads)
 }
 
 fn origin(place: &Place) -> Origin {
@@ -139,6 +150,11 @@ async fn from_server(
     let subcluster = args.subcluster.clone().or(remembered).unwrap_or_else(|| super::DEFAULT_SUBCLUSTER.to_owned());
     let server = cx.server(wc, Need::Reader).await?;
     let document = server.effective(&subcluster, node, &args.file).await?;
+    // A file that is no document is its text, and its only origin has no key.
+    if let (Value::String(content), Some(origin)) = (&document.value, document.origins.get("")) {
+        let (path, data) = (origin.file.clone(), content.clone().into_bytes());
+        return Ok(Found::Whole { path, data, search_path: document.search_path });
+    }
     let text = annotated(&document);
     Ok(Found::Document { document, text })
 }

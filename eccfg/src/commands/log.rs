@@ -49,6 +49,9 @@ pub async fn run(args: &Args, cx: &mut Context<'_>) -> Result<u8, CommandError> 
     for entry in &entries {
         print_entry(entry, cx)?;
     }
+    if entries.is_empty() {
+        cx.ui.note("no commit changed that");
+    }
     Ok(0)
 }
 
