@@ -8,7 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What was tried, on which path, and why it failed.
 #[derive(Debug, thiserror::Error)]
@@ -152,12 +152,13 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// A name in the same directory that no other writer uses: hidden, with the process and a counter.
+/// A hidden name in the same directory. Random, because a process number comes back (in a container it is always the same), and what a
+/// killed process left must not be in the way.
 fn temporary_name(path: &Path) -> PathBuf {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).expect("the kernel's random source works once the machine is up");
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    parent(path).join(format!(".{name}.{}.{count}.tmp", std::process::id()))
+    parent(path).join(format!(".{name}.{}.tmp", hex::encode(random)))
 }
 
 #[cfg(test)]
