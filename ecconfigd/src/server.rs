@@ -223,21 +223,25 @@ fn application(
     }))
 }
 
-/// Sockets that were handed to us, or else the addresses bound now.
+/// Sockets that were handed to us, and the addresses bound now. An address that is taken by the very socket that was handed over
+/// (systemd's way) counts as bound; in a network namespace of its own the server binds it once more, inside.
 async fn listeners(inherited: Vec<std::net::TcpListener>, wanted: &[HostPort]) -> Result<Vec<TcpListener>, StartError> {
     let mut listeners = Vec::new();
+    let mut handed = Vec::new();
     for listener in inherited {
         let failed = |source| StartError::Listen { address: "an inherited socket".into(), source };
+        handed.push(listener.local_addr().map_err(failed)?);
         listener.set_nonblocking(true).map_err(failed)?;
         listeners.push(TcpListener::from_std(listener).map_err(failed)?);
-    }
-    if !listeners.is_empty() {
-        return Ok(listeners);
     }
     for address in wanted {
         let failed = |source| StartError::Listen { address: address.to_string(), source };
         for resolved in tokio::net::lookup_host(address.to_string()).await.map_err(failed)? {
-            listeners.push(bind(resolved).map_err(failed)?);
+            match bind(resolved) {
+                Ok(listener) => listeners.push(listener),
+                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && handed.contains(&resolved) => {}
+                Err(error) => return Err(failed(error)),
+            }
         }
     }
     Ok(listeners)
