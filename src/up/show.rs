@@ -75,8 +75,7 @@ pub(crate) fn summary(layout: &Layout, network: &Network, nodes: &[Arc<Node>], p
     line("");
     let credentials = quoted(&dir.join("git-credentials"));
     line(&format!(
-        "  git -c http.sslCAInfo={ca} -c credential.helper='store --file {credentials}' clone --config http.sslCAInfo={ca} \
-         --config credential.helper='store --file {credentials}' https://admin@{address}/default.git"
+        "  GIT_SSL_CAINFO={ca} git clone --config http.sslCAInfo={ca} --config credential.helper='store --file {credentials}' https://admin@{address}/default.git"
     ));
     line(&format!("  . {}; eccfg log", quoted(&dir.join("env"))));
     line(&format!(
