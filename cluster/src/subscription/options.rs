@@ -187,3 +187,68 @@ fn keep_fresh(identity: Option<&Arc<ReloadingIdentity>>, client: Option<&ApiClie
         shutdown.spawn(Renewer::new(identity.clone()).run(client.clone(), shutdown.token()));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::identity::{Ca, DEFAULT_VALIDITY, KeyRequest, NodeCert, NodeRole};
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Program {
+        #[command(flatten)]
+        daemon: DaemonOptions,
+    }
+
+    fn parse(args: &[&str]) -> Result<DaemonOptions, clap::error::ErrorKind> {
+        let program = Program::try_parse_from([&["program"], args].concat());
+        program.map(|program| program.daemon).map_err(|error| error.kind())
+    }
+
+    #[test]
+    fn exactly_one_source() {
+        use clap::error::ErrorKind::{ArgumentConflict, MissingRequiredArgument, ValueValidation};
+        assert_eq!(parse(&[]).unwrap_err(), MissingRequiredArgument);
+        assert_eq!(parse(&["--conf", "/c", "--server", "https://a:1"]).unwrap_err(), ArgumentConflict);
+        assert_eq!(parse(&["--server", "http://a:1"]).unwrap_err(), ValueValidation);
+        assert_eq!(parse(&["--conf", "/c"]).unwrap().identity, Path::new(DEFAULT_DIR));
+        let servers = parse(&["--server", "https://a:1", "--server", "b"]).unwrap().server;
+        assert_eq!(servers.iter().map(ServerUrl::as_str).collect::<Vec<_>>(), ["https://a:1", "https://b:2027"]);
+    }
+
+    #[tokio::test]
+    async fn the_identity_decides_who_a_daemon_is() {
+        let top = tempfile::tempdir().unwrap();
+        let path = |name: &str| top.path().join(name);
+        let options = |node: Option<&str>| DaemonOptions {
+            node: node.map(Into::into),
+            conf: Some(path("conf")),
+            data: Some(path("data")),
+            identity: path("identity"),
+            ..DaemonOptions::default()
+        };
+        let shutdown = Shutdown::new();
+        let open = async |options: DaemonOptions| options.open("logd", Wanted::default(), &shutdown).await;
+
+        assert!(matches!(open(options(None)).await, Err(DaemonError::NoNode { .. })));
+        assert!(matches!(open(options(Some("../n1"))).await, Err(DaemonError::Identity(_))));
+        let daemon = open(options(Some("n1"))).await.unwrap();
+        assert_eq!((&*daemon.node, daemon.subcluster.as_deref(), daemon.identity.is_some()), ("n1", None, false));
+        let held = open(options(Some("n1"))).await.unwrap_err().to_string();
+        assert!(held.contains("logd of node n1"), "{held}");
+        drop(daemon);
+        let with_servers = DaemonOptions { conf: None, server: vec!["n1".parse().unwrap()], ..options(Some("n1")) };
+        assert!(matches!(open(with_servers).await, Err(DaemonError::Identity(IdentityError::Missing { .. }))));
+
+        let key = KeyRequest::generate("n1").unwrap();
+        let ca = Ca::create("test").unwrap();
+        let cert = NodeCert::new("n1", "east", NodeRole::Client);
+        let chain = ca.issue(key.csr_pem(), &cert, DEFAULT_VALIDITY).unwrap();
+        key.certified(&chain.pem, &chain.ca_pem).unwrap().store(&path("identity")).unwrap();
+        let other = open(options(Some("n2"))).await.unwrap_err().to_string();
+        assert!(other.contains("--node n2") && other.contains("which is n1"), "{other}");
+        let daemon = open(options(None)).await.unwrap();
+        assert_eq!((&*daemon.node, daemon.subcluster.as_deref(), daemon.client.is_some()), ("n1", Some("east"), false));
+    }
+}
