@@ -1,8 +1,8 @@
 //! A list of objects, as a pack, written as it is made.
 //!
 //! Only one object is in memory at a time. A long list is written by copying what the store's packs have, compressed as
-//! it is, deltas too if their base is in the list; a short one is compressed here, which costs less than opening
-//! the packs. No new deltas are searched for: configuration files are small, and the search would cost more than
+//! it is, deltas too if their base is in the list; a list that is all of one pack, by sending that pack. A short
+//! one is compressed here, which costs less than opening the packs. No new deltas are searched for: configuration files are small, and the search would cost more than
 //! it saves. The module knows nothing of the protocol; a cache of whole packs would be asked before [`write`] is called.
 
 use std::io::Write;
@@ -32,18 +32,23 @@ pub(crate) struct Summary {
 pub(crate) fn write(objects: &Objects, list: Vec<Oid>, ofs_delta: bool, out: &mut dyn Write) -> Result<Summary> {
     let count = u32::try_from(list.len())
         .map_err(|_| Error::TooLarge { what: "objects in a pack", limit: u64::from(u32::MAX) })?;
-    let pack = PackWriter::new(out, count).map_err(writing)?;
-    let mut copier = Copier { pack, ofs_delta, entry: Vec::new(), summary: Summary::default() };
     if list.len() < MIN_TO_COPY {
+        let mut copier = Copier::new(out, count, ofs_delta)?;
         for id in list {
             copier.whole(objects, id)?;
         }
-    } else {
-        let packs = Packs::open(objects);
-        copier.copy(objects, &packs, &packs.locate(list))?;
+        return copier.finish();
     }
-    copier.pack.finish().map_err(writing)?;
-    Ok(copier.summary)
+    let packs = Packs::open(objects);
+    let list = packs.locate(list);
+    if let Some(pack) = packs.exactly(&list).filter(|_| ofs_delta) {
+        // Its deltas are not counted: that would cost more than sending it.
+        out.write_all(pack).map_err(writing)?;
+        return Ok(Summary { objects: u64::from(count), deltas: 0, copied: u64::from(count) });
+    }
+    let mut copier = Copier::new(out, count, ofs_delta)?;
+    copier.copy(objects, &packs, &list)?;
+    copier.finish()
 }
 
 /// The store's packs, opened for copying.
@@ -88,6 +93,17 @@ impl Packs {
         located
     }
 
+    /// The bytes of the pack that has what the list has and nothing else, if there is one. Most often it is the one that
+    /// merging packs has made, and the list a clone's.
+    fn exactly(&self, list: &[Located]) -> Option<&[u8]> {
+        let (number, _) = list.first()?.place?;
+        let pack = self.open.get(number as usize)?;
+        let is_all = pack.index.num_objects() as usize == list.len();
+        let is_only = || list.iter().all(|item| item.place.is_some_and(|(other, _)| other == number));
+        // The checksum follows the entries.
+        (is_all && is_only()).then(|| pack.data.entry_slice(0..pack.bounds.last()? + 20))?
+    }
+
     fn place(&self, id: Oid) -> Option<(u32, u64)> {
         (0u32..).zip(&self.open).find_map(|(number, pack)| {
             let at = pack.index.lookup(gix::ObjectId::from(id))?;
@@ -112,7 +128,17 @@ struct Copier<'a> {
     summary: Summary,
 }
 
-impl Copier<'_> {
+impl<'a> Copier<'a> {
+    fn new(out: &'a mut dyn Write, count: u32, ofs_delta: bool) -> Result<Self> {
+        let pack = PackWriter::new(out, count).map_err(writing)?;
+        Ok(Copier { pack, ofs_delta, entry: Vec::new(), summary: Summary::default() })
+    }
+
+    fn finish(self) -> Result<Summary> {
+        self.pack.finish().map_err(writing)?;
+        Ok(self.summary)
+    }
+
     fn copy(&mut self, objects: &Objects, packs: &Packs, list: &[Located]) -> Result<()> {
         let mut written_at = Vec::with_capacity(list.len());
         for item in list {
@@ -130,24 +156,31 @@ impl Copier<'_> {
         let Some((found, bytes)) = packs.entry(place) else { return Ok(false) };
         let Some(compressed) = bytes.get(found.header_size()..) else { return Ok(false) };
         self.entry.clear();
-        match found.header {
-            Header::OfsDelta { base_distance: distance } => {
-                let Some(base) = Header::verified_base_pack_offset(place.1, distance) else { return Ok(false) };
-                let base = list.binary_search_by_key(&Some((place.0, base)), |other| other.place);
-                let Ok(base) = base else { return Ok(false) };
-                if self.ofs_delta {
-                    entry_header(OFS_DELTA, found.decompressed_size, &mut self.entry);
-                    base_distance(self.pack.offset() - written_at[base], &mut self.entry);
-                } else {
-                    entry_header(REF_DELTA, found.decompressed_size, &mut self.entry);
-                    self.entry.extend_from_slice(list[base].id.as_bytes());
-                }
-                self.summary.deltas += 1;
+        let base = match found.header {
+            Header::OfsDelta { base_distance } => match Header::verified_base_pack_offset(place.1, base_distance) {
+                Some(base) => Some((place.0, base)),
+                None => return Ok(false),
+            },
+            Header::RefDelta { base_id } => match packs.place(base_id.into()) {
+                Some(base) => Some(base),
+                None => return Ok(false),
+            },
+            _ => None,
+        };
+        match base.map(|base| list.binary_search_by_key(&Some(base), |other| other.place)) {
+            None => entry_header(found.header.as_type_id(), found.decompressed_size, &mut self.entry),
+            Some(Err(_)) => return Ok(false),
+            // A base that is yet to come can only be named.
+            Some(Ok(base)) if !self.ofs_delta || base + 1 >= written_at.len() => {
+                entry_header(REF_DELTA, found.decompressed_size, &mut self.entry);
+                self.entry.extend_from_slice(list[base].id.as_bytes());
             }
-            // Packs that we make or complete have none of these.
-            Header::RefDelta { .. } => return Ok(false),
-            whole => entry_header(whole.as_type_id(), found.decompressed_size, &mut self.entry),
+            Some(Ok(base)) => {
+                entry_header(OFS_DELTA, found.decompressed_size, &mut self.entry);
+                base_distance(self.pack.offset() - written_at[base], &mut self.entry);
+            }
         }
+        self.summary.deltas += u64::from(base.is_some());
         self.entry.extend_from_slice(compressed);
         self.pack.entry(&self.entry).map_err(writing)?;
         self.summary.objects += 1;

@@ -133,24 +133,34 @@ fn every_shallow_fetch_gets_what_it_lacks() {
     }
 }
 
-/// Deltas are copied where their base is sent, too, and replaced where it is not.
+/// Deltas are copied where their base is sent, too, and replaced where it is not, however they name it.
 #[test]
 fn deltas_survive() {
     let sandbox = Sandbox::new();
     let source = super::fetch::large(&sandbox, 120, 1500);
     source.git(&["repack", "-adfq", "--depth=50"]);
-    let store = Store::init(&sandbox.path("server.git")).unwrap();
-    let ours = source.git_with_input(&["pack-objects", "--all", "--stdout", "-q", "--delta-base-offset"], b"");
-    store.install_pack(&ours).unwrap();
-    let request = FetchRequest { wants: &[source.id("main")], ..FetchRequest::default() };
-    let pack = pack_for(&store, &source, &request);
-    assert_eq!(ids_in_pack(&sandbox, &pack), git_lists(&source, &["main"]));
-    assert!(pack.len() < ours.len() * 11 / 10, "{} bytes; git's pack has {}", pack.len(), ours.len());
+    for naming in ["--delta-base-offset", "--no-reuse-object"] {
+        let store = Store::init(&sandbox.path(&format!("server{naming}.git"))).unwrap();
+        let ours = source.git_with_input(&["pack-objects", "--all", "--stdout", "-q", naming], b"");
+        store.install_pack(&ours).unwrap();
+        let request = FetchRequest { wants: &[source.id("main")], ..FetchRequest::default() };
+        assert!(pack_for(&store, &source, &request) == ours, "a pack that has just what is wanted is sent as it is");
 
-    let have = source.id("main~100");
-    let request = FetchRequest { wants: &[source.id("main")], haves: &[have], ..FetchRequest::default() };
-    let pack = pack_for(&store, &source, &request);
-    assert_eq!(ids_in_pack(&sandbox, &pack), git_lists(&source, &["main", "--not", &have.to_string()]));
+        let request = FetchRequest { wants: &[source.id("main~1")], ..FetchRequest::default() };
+        let most = pack_for(&store, &source, &request);
+        assert_eq!(ids_in_pack(&sandbox, &most), git_lists(&source, &["main~1"]));
+        assert!(
+            most.len() < ours.len() * 11 / 10,
+            "{naming}: {} bytes; git's pack of more has {}",
+            most.len(),
+            ours.len()
+        );
+
+        let have = source.id("main~100");
+        let request = FetchRequest { wants: &[source.id("main")], haves: &[have], ..FetchRequest::default() };
+        let pack = pack_for(&store, &source, &request);
+        assert_eq!(ids_in_pack(&sandbox, &pack), git_lists(&source, &["main", "--not", &have.to_string()]));
+    }
 }
 
 /// Figures, not a verdict: what one commit over 10,000 files costs the server. With optimisation:
