@@ -312,6 +312,9 @@ impl Agent {
 
     /// The working copy; a node's first start makes one, as soon as a server says what belongs into it.
     async fn open_or_create(&mut self) -> Result<Option<WorkingCopy>, AgentError> {
+        if let Some(above) = self.options.wc.parent() {
+            cluster::files::create_dirs(above, 0o755).map_err(|error| AgentError::Start(Box::new(error)))?;
+        }
         match WorkingCopy::open(&self.options.wc) {
             Err(WorktreeError::NotAWorkingCopy(_)) => {}
             opened => return Ok(Some(opened?)),
