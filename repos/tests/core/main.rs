@@ -1,5 +1,5 @@
 //! The core of `repos` against real git and against simple models.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, missing_docs)]
 
 mod check;
 mod consolidate;
