@@ -7,6 +7,8 @@
 //! Renames are never followed: a file that one side moved and the other edited is a conflict. Lines are compared
 //! with the histogram algorithm, as `git merge-tree -c diff.algorithm=histogram` does.
 
+use std::collections::HashSet;
+
 use gix::diff::blob::{Algorithm, InternedInput};
 use gix::merge::blob::Resolution;
 use gix::merge::blob::builtin_driver::text;
@@ -143,13 +145,13 @@ impl Merger<'_> {
         let (base_data, ours_data, theirs_data) = (base_data?, ours_data?, theirs_data?);
         let mut sides = [parsed(base, &base_data)?, parsed(ours, &ours_data)?, parsed(theirs, &theirs_data)?]
             .map(|entries| entries.into_iter().peekable());
-        let mut merged: Vec<(Vec<u8>, Item)> = Vec::new();
+        let mut merged = Merged::default();
         while let Some(name) = sides.iter_mut().filter_map(|side| side.peek().map(|(name, _)| *name)).min() {
             let [base, ours, theirs] =
                 sides.each_mut().map(|side| side.next_if(|entry| entry.0 == name).map(|(_, item)| item));
             self.entry(Versions { base, ours, theirs }, name, path, &mut merged)?;
         }
-        self.write_tree(merged, [ours, theirs])
+        self.write_tree(merged.named(), [ours, theirs])
     }
 
     /// Writes a tree unless it is one of `known`.
@@ -169,7 +171,7 @@ impl Merger<'_> {
         Ok(Some(id))
     }
 
-    fn entry(&mut self, all: Versions, name: &[u8], directory: &[u8], merged: &mut Vec<(Vec<u8>, Item)>) -> Result<()> {
+    fn entry(&mut self, all: Versions, name: &[u8], directory: &[u8], merged: &mut Merged) -> Result<()> {
         let Versions { base, ours, theirs } = all;
         let simple = if ours == theirs || base == theirs {
             Some(ours)
@@ -179,7 +181,7 @@ impl Merger<'_> {
             None
         };
         if let Some(item) = simple {
-            merged.extend(item.map(|item| (name.to_vec(), item)));
+            merged.entries.extend(item.map(|item| (name.to_vec(), item)));
             return Ok(());
         }
         let path = join_bytes(directory, name);
@@ -196,8 +198,8 @@ impl Merger<'_> {
                 self.report(&path, ConflictKind::DirectoryFile);
                 self.directory_or_file(all, inside, beside, name, merged);
             }
-            (Some(inside), None) => merged.push((name.to_vec(), (Mode::Dir, inside))),
-            (None, _) => merged.extend(beside.into_iter().map(|(suffix, item)| (suffixed(name, &suffix), item))),
+            (Some(inside), None) => merged.entries.push((name.to_vec(), (Mode::Dir, inside))),
+            (None, _) => beside.into_iter().for_each(|(suffix, item)| merged.push(name, &suffix, item)),
         }
         Ok(())
     }
@@ -209,7 +211,7 @@ impl Merger<'_> {
         inside: Oid,
         beside: Vec<(String, Item)>,
         name: &[u8],
-        merged: &mut Vec<(Vec<u8>, Item)>,
+        merged: &mut Merged,
     ) {
         let ours_is_file = file_of(all.ours).is_some();
         let (chosen, suffix) = match self.mode {
@@ -219,19 +221,16 @@ impl Merger<'_> {
             MergeMode::Markers { labels } => (None, Some(if ours_is_file { &labels.ours } else { &labels.theirs })),
         };
         let wants_file = chosen.is_some_and(|item| file_of(item).is_some());
-        if !wants_file {
-            merged.push((name.to_vec(), (Mode::Dir, inside)));
-        }
-        // With markers nothing is lost: the file steps aside.
-        let aside = suffix.map(|label| suffix_of(label)).unwrap_or_default();
         if wants_file {
-            merged.extend(chosen.flatten().map(|item| (name.to_vec(), item)));
-        } else if !aside.is_empty() {
-            merged.extend(
-                beside
-                    .into_iter()
-                    .map(|(suffix, item)| (suffixed(name, if suffix.is_empty() { &aside } else { &suffix }), item)),
-            );
+            merged.entries.extend(chosen.flatten().map(|item| (name.to_vec(), item)));
+            return;
+        }
+        merged.entries.push((name.to_vec(), (Mode::Dir, inside)));
+        // With markers nothing is lost: the file steps aside.
+        if let Some(label) = suffix {
+            for (suffix, item) in beside {
+                merged.push(name, if suffix.is_empty() { label } else { &suffix }, item);
+            }
         }
     }
 
@@ -250,7 +249,7 @@ impl Merger<'_> {
         item.into_iter().map(|item| (String::new(), item)).collect()
     }
 
-    /// Merges three versions of a file or link. Answers what there is to be, with what to append to the name.
+    /// Merges three versions of a file or link. Answers what there is to be; with a label, what has to step aside.
     fn file(&mut self, all: Versions, path: &[u8]) -> Result<Vec<(String, Item)>> {
         let Versions { base, ours, theirs } = all;
         let plain = |item: Option<Item>| Ok(item.into_iter().map(|item| (String::new(), item)).collect());
@@ -274,7 +273,7 @@ impl Merger<'_> {
             (Some(_), Some(theirs)) => {
                 let mut kept = self.decide(all, ours, path, ConflictKind::Type);
                 if let MergeMode::Markers { labels } = self.mode {
-                    kept.push((suffix_of(&labels.theirs), theirs));
+                    kept.push((labels.theirs.clone(), theirs));
                 }
                 Ok(kept)
             }
@@ -356,12 +355,42 @@ impl Labels {
     }
 }
 
-/// `~label`, fit for a file name.
-fn suffix_of(label: &str) -> String {
-    let label: String = label.chars().map(|c| if c == '/' || c.is_control() { '_' } else { c }).take(80).collect();
-    format!("~{label}")
+/// The entries of a directory as they come out of a merge.
+#[derive(Default)]
+struct Merged {
+    entries: Vec<(Vec<u8>, Item)>,
+    /// What stepped aside: the name that was wanted, the label to put behind it.
+    aside: Vec<(Vec<u8>, String, Item)>,
 }
 
-fn suffixed(name: &[u8], suffix: &str) -> Vec<u8> {
-    [name, suffix.as_bytes()].concat()
+impl Merged {
+    /// Adds an entry; with a label, one that has to step aside.
+    fn push(&mut self, name: &[u8], label: &str, item: Item) {
+        if label.is_empty() {
+            self.entries.push((name.to_vec(), item));
+        } else {
+            self.aside.push((name.to_vec(), fit_for_a_name(label), item));
+        }
+    }
+
+    /// All of them, what stepped aside under names that nothing else has: `name~label`, `name~label_1` and so on.
+    fn named(mut self) -> Vec<(Vec<u8>, Item)> {
+        let mut taken: HashSet<Vec<u8>> = match self.aside.len() {
+            0 => return self.entries,
+            _ => self.entries.iter().map(|(name, _)| name.clone()).collect(),
+        };
+        for (name, label, item) in self.aside {
+            let wanted = [&name, &b"~"[..], label.as_bytes()].concat();
+            let numbered = (1..).map(|n| [&wanted, format!("_{n}").as_bytes()].concat());
+            let free = std::iter::once(wanted.clone()).chain(numbered).find(|name| !taken.contains(name));
+            let free = free.expect("there are more numbers than entries");
+            taken.insert(free.clone());
+            self.entries.push((free, item));
+        }
+        self.entries
+    }
+}
+
+fn fit_for_a_name(label: &str) -> String {
+    label.chars().map(|c| if c == '/' || c.is_control() { '_' } else { c }).take(80).collect()
 }

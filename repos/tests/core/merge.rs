@@ -136,6 +136,13 @@ fn a_directory_against_a_file() {
 }
 
 #[test]
+fn what_steps_aside_takes_no_other_name() {
+    let case = Case::new(&[put("x~ours", "k"), put("x~ours_1", "k")], &[put("x", "file")], &[put("x/y", "inside")]);
+    let files = case.files(&MergeMode::Markers { labels: labels() });
+    assert_eq!(files, owned(&[("x/y", "inside"), ("x~ours", "k"), ("x~ours_1", "k"), ("x~ours_2", "file")]));
+}
+
+#[test]
 fn a_mode_and_an_edit_go_together() {
     let case = Case::new(&[put("f", "1\n")], &[put_mode("f", Mode::Exec, "1\n")], &[put("f", "2\n")]);
     assert_eq!(case.conflicts(), []);
