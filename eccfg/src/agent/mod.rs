@@ -128,6 +128,7 @@ pub async fn run(options: Options, shutdown: Shutdown) -> Result<(), AgentError>
     let (reporter, reporting) = Reporter::new(client.clone(), node.clone(), stop.clone());
     shutdown.spawn(following);
     shutdown.spawn(reporting);
+    shutdown.spawn(Arc::clone(&identity).watch(stop.clone()));
     shutdown.spawn(Renewer::new(Arc::clone(&identity)).run(client.clone(), stop.clone()));
 
     let shown =
