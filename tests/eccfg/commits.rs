@@ -198,6 +198,33 @@ fn modes_links_and_odd_names_travel() {
     insta::assert_snapshot!(session.transcript());
 }
 
+/// JSON has no words for such names, git has: nothing is sent, and the hint says what works.
+#[test]
+fn names_that_are_not_text_need_git() {
+    use std::os::unix::ffi::OsStrExt;
+    let server = Server::start();
+    let mut session = two_people(&server);
+    let name = std::ffi::OsStr::from_bytes(b"a/default/caf\xe9");
+    std::fs::write(session.dir().join(name), "x\n").expect("a file");
+    session.run("a", &["status"]);
+    session.run("a", &["commit", "--add-all", "-m", "latin"]);
+    session.run("b", &["pull"]);
+    insta::assert_snapshot!(session.transcript());
+}
+
+#[test]
+fn large_files_travel() {
+    let server = Server::start();
+    let session = two_people(&server);
+    let large: Vec<u8> = (0..8_000_000_u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    std::fs::write(session.dir().join("a/default/large"), &large).expect("a file");
+    for args in [&["commit", "--wc", "a", "--add-all", "-m", "large"][..], &["pull", "--wc", "b"]] {
+        let output = session.command(args).output().expect("eccfg runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert_eq!(std::fs::read(session.dir().join("b/default/large")).expect("a file"), large);
+}
+
 #[test]
 fn logins() {
     let server = Server::start();

@@ -6,6 +6,7 @@
 #![allow(clippy::print_stderr, missing_docs)]
 
 mod commits;
+mod crash;
 mod history;
 mod nodes;
 mod session;
