@@ -4,6 +4,7 @@
 //! one immutable picture that is exchanged as a whole after each applied entry, so nobody sees half of an update.
 
 mod life;
+mod metrics;
 mod options;
 mod reports;
 #[cfg(test)]

@@ -209,11 +209,13 @@ fn application(
         Err(error) => return Err(error.into()),
     };
     let accounts = Accounts::new(core.clone(), limits.password_checks);
+    let registry = Registry::new("ecconfigd", core.node_name().as_str());
+    core.register_metrics(&registry);
     Ok(Arc::new(App {
         accounts: accounts.map_err(|error| StartError::Other(error.to_string()))?,
         places: AllPlaces::new(&limits),
         connections: crate::limits::ConnectionGate::new(&limits),
-        metrics: Metrics::new(Registry::new("ecconfigd", core.node_name().as_str())),
+        metrics: Metrics::new(registry),
         cluster: core.group().cluster,
         draining: CancellationToken::new(),
         core,

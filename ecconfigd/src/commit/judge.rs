@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use cluster::gate::{self, ChangeKind, GateLimits, ProposedRepo, RegisteredNode};
 use repos::{Change, CheckError, Mode, Oid, Reader, Refusal, TreeRules};
 
-use super::files::{Source, TreeFiles};
 use crate::error::{Error, Result};
 use crate::state::{RepoName, View};
+use crate::tree_files::{LazyFiles, TreeFiles};
 
 /// Paths that a revision record carries; watchers of a longer list are woken without looking.
 const MAX_PATHS: usize = 1000;
@@ -33,20 +33,22 @@ pub(super) fn judge(
     proposed: &BTreeMap<RepoName, Proposed<'_>>,
     limits: &GateLimits,
 ) -> Result<gate::Report> {
-    let mut files = BTreeMap::new();
+    let mut files: BTreeMap<&RepoName, Box<dyn gate::Files + '_>> = BTreeMap::new();
     for (name, repo) in view.repos.iter() {
-        if !proposed.contains_key(name) {
-            files.insert(name.clone(), (current(repo)?, Vec::new()));
-        }
+        files.insert(name, Box::new(LazyFiles::new(repo.store.clone(), repo.record.head.commit)));
     }
+    let mut changes = BTreeMap::new();
     for (name, repo) in proposed {
-        let changes = repo.changes.iter().map(|change| gate_change(repo.reader, change)).collect::<Result<Vec<_>>>()?;
-        let tree = TreeFiles { source: Source::Reader(repo.reader), tree: repo.tree };
-        files.insert(name.clone(), (tree, changes));
+        files.insert(name, Box::new(TreeFiles::new(repo.reader, repo.tree)));
+        let changed = repo.changes.iter().map(|change| gate_change(repo.reader, change));
+        changes.insert(name, changed.collect::<Result<Vec<_>>>()?);
     }
     let repos = files
         .iter()
-        .map(|(name, (files, changes))| (name.to_string(), ProposedRepo { files, changes: changes.clone() }))
+        .map(|(name, files)| {
+            let changes = changes.remove(name).unwrap_or_default();
+            (name.to_string(), ProposedRepo { files: &**files, changes })
+        })
         .collect();
     let nodes = view
         .nodes
@@ -56,18 +58,6 @@ pub(super) fn judge(
     gate::check(&gate::Proposal { repos, nodes }, limits).map_err(Error::internal)
 }
 
-/// The tree of a repository that does not change.
-fn current(repo: &crate::state::RepoView) -> Result<TreeFiles<'static>> {
-    let commit = repo.record.head.commit;
-    let tree = if commit.is_null() {
-        Oid::EMPTY_TREE
-    } else {
-        repo.store.reader().and_then(|reader| reader.tree_of(commit)).map_err(Error::internal)?
-    };
-    Ok(TreeFiles { source: Source::store(repo.store.clone()), tree })
-}
-
-/// The size comes from the object's header: what is too large is refused without being read.
 fn gate_change(reader: &Reader, change: &Change) -> Result<gate::Change> {
     let kind = match change.new {
         None => ChangeKind::Deleted,

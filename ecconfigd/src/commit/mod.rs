@@ -9,7 +9,6 @@
 //! when the first is refused; one batch at a time already shares the sync among all who wait.
 
 mod build;
-mod files;
 mod judge;
 mod proposer;
 mod push;

@@ -93,6 +93,10 @@ async fn a_new_cluster_has_its_first_state() {
     assert_eq!(target.record.repos.len(), 2);
     assert_eq!(core.user("admin").unwrap().unwrap().role, Role::Admin);
     assert_eq!(core.group().leader.as_deref(), Some("n1"));
+    let registry = cluster::telemetry::Metrics::new("ecconfigd", "n1");
+    core.register_metrics(&registry);
+    let text = registry.render();
+    assert!(text.contains("\necconfigd_log_syncs_total ") && text.contains("\necconfigd_state_hash "), "{text}");
     assert!(matches!(core.revision(&name("default"), 2).await, Err(Error::NotFound { .. })));
     core.shutdown().await;
     assert!(matches!(Core::bootstrap(options(dir.path()), first()).await, Err(Error::Exists { .. })));

@@ -480,7 +480,7 @@ pub(super) fn load_view(db: &Database, data: &Path) -> Result<View, StateError> 
         view.accounts = decode(keys::ACCOUNTS, &value)?;
     }
     view.repos = Arc::new(load_repos(&table, data)?);
-    let nodes: Vec<NodeRecord> = scan_table(&table, keys::NODES, |key, value| decode(key, value))?;
+    let nodes: Vec<NodeRecord> = scan_table(&table, keys::NODES, decode)?;
     view.nodes = Arc::new(nodes.into_iter().map(|node| (node.name.clone(), Arc::new(node))).collect());
     let targets: Vec<(RepoName, TargetRecord)> =
         scan_table(&table, keys::TARGETS, |key, value| Ok((repo_name(key, keys::TARGETS)?, decode(key, value)?)))?;

@@ -54,11 +54,6 @@ pub(super) fn commit(repo: &RepoName, commit: Oid) -> Vec<u8> {
     join(&[b"oid/", repo.as_str().as_bytes(), b"/", commit.as_bytes()])
 }
 
-/// The start of the keys of [`commit`].
-pub(super) fn commits(repo: &RepoName) -> Vec<u8> {
-    join(&[b"oid/", repo.as_str().as_bytes(), b"/"])
-}
-
 pub(super) fn target(subcluster: &RepoName) -> Vec<u8> {
     join(&[TARGETS, subcluster.as_str().as_bytes()])
 }

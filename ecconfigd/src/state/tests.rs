@@ -116,7 +116,9 @@ fn story() -> Vec<Entry> {
 }
 
 /// What readers see, to be compared.
-fn picture(state: &State) -> (Vec<(Vec<u8>, Vec<u8>)>, [u8; 32], Vec<(RepoName, RepoRecord, RefMap)>) {
+type Picture = (Vec<(Vec<u8>, Vec<u8>)>, [u8; 32], Vec<(RepoName, RepoRecord, RefMap)>);
+
+fn picture(state: &State) -> Picture {
     let view = state.view();
     let repos = view.repos.iter();
     let repos = repos.map(|(name, repo)| (name.clone(), repo.record.as_ref().clone(), repo.refs.as_ref().clone()));
