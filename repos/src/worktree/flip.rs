@@ -60,7 +60,7 @@ fn rebase(live: &Manifest, plan: &super::plan::MountPlan) -> Manifest {
     let mut manifest =
         Manifest { commit: plan.commit(), taken_ns: live.taken_ns, dirs: live.dirs.clone(), ..Manifest::default() };
     manifest.staged.clone_from(&plan.staged);
-    manifest.entries = plan
+    let entries = plan
         .files
         .iter()
         .map(|file| {
@@ -72,6 +72,7 @@ fn rebase(live: &Manifest, plan: &super::plan::MountPlan) -> Manifest {
         })
         .filter(|e| e.base.is_some() || e.held.is_some())
         .collect();
+    manifest.entries = std::sync::Arc::new(entries);
     manifest
 }
 

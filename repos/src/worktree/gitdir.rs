@@ -136,6 +136,23 @@ pub(crate) fn put(git: &OwnedFd, path: &[u8], data: &[u8], own: &Ownership) -> i
     give(git, path, own)
 }
 
+/// Like [`put`] in a tree that nobody reads yet: the file is overwritten where it is, which spares the file system a
+/// new inode. Answers the open file, to be synced.
+pub(crate) fn put_private(git: &OwnedFd, path: &[u8], data: &[u8], own: &Ownership) -> io::Result<OwnedFd> {
+    let flags = fs::OFlags::WRONLY | fs::OFlags::NOFOLLOW | fs::OFlags::CLOEXEC;
+    if let Ok(fd) = fs::openat(git, path, flags, fs::Mode::empty()) {
+        let stat = fs::fstat(&fd)?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink == 1 {
+            let mut file = std::fs::File::from(fd);
+            io::Write::write_all(&mut file, data)?;
+            file.set_len(data.len() as u64)?;
+            return Ok(file.into());
+        }
+    }
+    put(git, path, data, own)?;
+    Ok(fs::openat(git, path, fs::OFlags::RDONLY | fs::OFlags::NOFOLLOW | fs::OFlags::CLOEXEC, fs::Mode::empty())?)
+}
+
 /// Hands `path` to the configured owner.
 pub(crate) fn give(dir: impl AsFd, path: &[u8], own: &Ownership) -> io::Result<()> {
     if own.uid.is_none() && own.gid.is_none() {
@@ -292,7 +309,10 @@ pub(crate) fn mirror(from: &OwnedFd, to: &OwnedFd) -> io::Result<GitFiles> {
     for path in present.keys().filter(|path| !wanted.contains_key(*path)) {
         remove_file(to, path)?;
     }
-    for (path, sig) in &wanted {
+    for (path, sig) in wanted.iter().filter(|(path, _)| !is_managed(path)) {
+        if path.starts_with(b"logs/") && present.get(path).is_some_and(|there| there.size < sig.size) && append_tail(from, to, path)? {
+            continue;
+        }
         let same = match present.get(path) {
             Some(other) => same_file(from, sig, to, other, path)?,
             None => false,
@@ -302,6 +322,19 @@ pub(crate) fn mirror(from: &OwnedFd, to: &OwnedFd) -> io::Result<GitFiles> {
         }
     }
     Ok(wanted)
+}
+
+/// Brings a log up to a longer one that begins with it. False if it does not.
+fn append_tail(from: &OwnedFd, to: &OwnedFd, path: &[u8]) -> io::Result<bool> {
+    let (long, short) = (fsx::read_at(from, path)?, fsx::read_at(to, path)?);
+    let Some(tail) = long.strip_prefix(short.as_slice()) else { return Ok(false) };
+    append(to, path, tail)?;
+    Ok(true)
+}
+
+fn append(git: &OwnedFd, path: &[u8], data: &[u8]) -> io::Result<()> {
+    let flags = fs::OFlags::WRONLY | fs::OFlags::APPEND | fs::OFlags::NOFOLLOW | fs::OFlags::CLOEXEC;
+    io::Write::write_all(&mut std::fs::File::from(fs::openat(git, path, flags, fs::Mode::empty())?), data)
 }
 
 /// Copies one file with mode, owner and time. A file that vanished meanwhile is nothing to copy.
@@ -369,12 +402,15 @@ pub(crate) fn append_reflog(git: &OwnedFd, old: Oid, new: Oid, reason: &str, own
     let reason: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let line = format!("{old} {new} eccfg <eccfg@localhost> {seconds} +0000\teccfg: {reason}\n");
     for path in [&b"logs/HEAD"[..], b"logs/refs/heads/main"] {
-        let mut log = try_read_at(git, path)?.unwrap_or_default();
-        if log.len() > REFLOG_BYTES {
-            let half = log.len() / 2;
-            let cut = log[half..].iter().position(|b| *b == b'\n').map_or(0, |i| half + i + 1);
-            log.drain(..cut);
+        let size = try_lstat_at(git, path)?.map(|sig| sig.size);
+        if size.is_some_and(|size| size <= REFLOG_BYTES as u64) {
+            append(git, path, line.as_bytes())?;
+            continue;
         }
+        let mut log = try_read_at(git, path)?.unwrap_or_default();
+        let half = log.len() / 2;
+        let cut = log[half..].iter().position(|b| *b == b'\n').map_or(0, |i| half + i + 1);
+        log.drain(..cut);
         log.extend_from_slice(line.as_bytes());
         put(git, path, &log, own)?;
     }

@@ -198,11 +198,12 @@ impl Inner {
         if let Some(commit) = commit {
             let reader = self.stores[mount].reader()?;
             let changes = reader.changes(None, reader.tree_of(commit)?)?;
-            manifest.entries = changes
+            let mut entries: Vec<_> = changes
                 .into_iter()
                 .map(|c| super::manifest::Entry { path: c.path.as_bytes().into(), base: leaf_of(c.new), held: None })
                 .collect();
-            manifest.entries.sort_by(|a, b| a.path.cmp(&b.path));
+            entries.sort_by(|a, b| a.path.cmp(&b.path));
+            manifest.entries = std::sync::Arc::new(entries);
         }
         Ok(manifest)
     }

@@ -1,8 +1,11 @@
 //! What is under way, for the run after a crash.
 //!
-//! One small file, replaced atomically. Its absence means that nothing is under way: the spare tree holds what its
-//! manifest says. The live tree's id tells whether the exchange happened.
+//! One small file. That it is empty or absent means that nothing is under way: the spare tree holds what its manifest
+//! says. It is overwritten in place, which costs no inode; one that cannot be read was being written, and nothing
+//! was exchanged yet. The live tree's id tells whether the exchange happened.
 
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::error::{At, Result};
@@ -52,17 +55,33 @@ impl Inner {
     pub(crate) fn write_journal(&self, journal: &Journal, sync: bool) -> Result<()> {
         let path = self.state_dir.join("journal");
         let bytes = serde_json::to_vec(journal).map_err(std::io::Error::other).at("encode", &path)?;
-        fsx::write_atomic_at(&self.state_fd, b"journal", &bytes, 0o600, sync).at("write", &path)
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.state_fd, "journal", flags, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).at("open", &path)?;
+        let mut file = std::fs::File::from(fd);
+        std::io::Write::write_all(&mut file, &bytes).at("write", &path)?;
+        file.set_len(bytes.len() as u64).at("write", &path)?;
+        if sync {
+            file.sync_data().at("sync", &path)?;
+        }
+        Ok(())
     }
 
     /// `None` if nothing is under way. A journal that cannot be read counts as an interrupted patch: the safe side.
     pub(crate) fn read_journal(&self) -> Result<Option<Journal>> {
         let path = self.state_dir.join("journal");
         let Some(bytes) = fsx::try_read_at(&self.state_fd, b"journal").at("read", &path)? else { return Ok(None) };
+        if bytes.is_empty() {
+            return Ok(None);
+        }
         Ok(Some(serde_json::from_slice(&bytes).unwrap_or(Journal::Staging { spare: None, touched: Vec::new() })))
     }
 
     pub(crate) fn clear_journal(&self) -> Result<()> {
-        fsx::remove_all_at(&self.state_fd, b"journal").at("remove", &self.state_dir.join("journal"))
+        let path = self.state_dir.join("journal");
+        match rustix::fs::openat(&self.state_fd, "journal", OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, rustix::fs::Mode::empty()) {
+            Ok(fd) => std::fs::File::from(fd).set_len(0).at("write", &path),
+            Err(Errno::NOENT) => Ok(()),
+            Err(err) => Err(err).at("open", &path),
+        }
     }
 }

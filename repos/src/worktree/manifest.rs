@@ -6,9 +6,9 @@
 //! files.
 //!
 //! ```text
-//! "ECMAN2\n\0" · taken_ns i64 · base commit 20 · index sig · n_entries u32 · entries · n_dirs u32 · dirs · n_staged u32 · staged · crc32 u32
+//! "ECMAN3\n\0" · taken_ns i64 · base commit 20 · index sig · n_entries u32 · entries · n_dirs u32 · dirs · n_staged u32 · staged · crc32 u32
 //! entry: path_len u16 · path · flags u8 (1 base, 2 held, 4 content known, 8 shared) · [base: mode u8, oid 20] · [held: sig 56 · oid 20]
-//! dir:   path_len u16 · path · mode u32 · uid u32 · gid u32
+//! dir:   path_len u16 · path · mode u32 · uid u32 · gid u32 · ino u64 · mtime_ns i64
 //! staged: path_len u16 · path · flags u8 (1 present, 2 intent to add) · [mode u8 · oid 20]
 //! ```
 //! Everything little-endian.
@@ -73,6 +73,31 @@ pub(crate) struct DirMeta {
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
+    /// Together they tell whether names were added or removed; zero if nobody looked.
+    pub ino: u64,
+    pub mtime_ns: i64,
+}
+
+impl DirMeta {
+    pub(crate) fn of(stat: &rustix::fs::Stat) -> DirMeta {
+        let sig = Sig::of(stat);
+        DirMeta { mode: sig.perm(), uid: sig.uid, gid: sig.gid, ino: sig.ino, mtime_ns: sig.mtime_ns }
+    }
+
+    /// A directory that is wanted, and not there yet.
+    pub(crate) fn wanted(mode: u32, uid: u32, gid: u32) -> DirMeta {
+        DirMeta { mode, uid, gid, ino: 0, mtime_ns: 0 }
+    }
+
+    /// The same permissions and owner.
+    pub(crate) fn is_like(&self, other: &DirMeta) -> bool {
+        (self.mode, self.uid, self.gid) == (other.mode, other.uid, other.gid)
+    }
+
+    /// The same directory with the same names in it.
+    pub(crate) fn has_same_names(&self, other: &DirMeta) -> bool {
+        self.ino != 0 && (self.ino, self.mtime_ns) == (other.ino, other.mtime_ns)
+    }
 }
 
 /// An index entry that differs from the commit that HEAD names.
@@ -90,9 +115,10 @@ pub(crate) struct Manifest {
     pub commit: Option<Oid>,
     /// When the signatures were taken; a file younger than that may have changed without showing it.
     pub taken_ns: i64,
-    pub entries: Vec<Entry>,
+    /// Shared, because a manifest is remembered, staged and compared in several places at once.
+    pub entries: Arc<Vec<Entry>>,
     /// Every directory, sorted; the root is the empty path.
-    pub dirs: Vec<(PathKey, DirMeta)>,
+    pub dirs: Arc<Vec<(PathKey, DirMeta)>>,
     /// The git index file that `staged` was read from.
     pub index_sig: Option<Sig>,
     pub staged: Vec<Staged>,
@@ -135,7 +161,12 @@ impl Manifest {
 
     /// A signature that equals the recorded one proves nothing if the file was written when it was taken.
     pub(crate) fn is_racy(&self, sig: &Sig) -> bool {
-        sig.mtime_ns.max(sig.ctime_ns) + RACY_NS > self.taken_ns
+        self.is_young(sig.mtime_ns.max(sig.ctime_ns))
+    }
+
+    /// Too young to be trusted.
+    pub(crate) fn is_young(&self, time_ns: i64) -> bool {
+        time_ns.saturating_add(RACY_NS) > self.taken_ns
     }
 
     /// Replaces, adds or (with neither side left) drops entries. `changes` is sorted by path.
@@ -143,21 +174,30 @@ impl Manifest {
         if changes.is_empty() {
             return;
         }
-        let old = std::mem::take(&mut self.entries);
+        let old = &self.entries;
         let mut out = Vec::with_capacity(old.len() + changes.len());
         let mut changes = changes.into_iter().peekable();
-        for entry in old {
+        for entry in old.iter() {
             while let Some(change) = changes.next_if(|c| c.path < entry.path) {
                 out.push(change);
             }
             match changes.next_if(|c| c.path == entry.path) {
                 Some(change) => out.push(change),
-                None => out.push(entry),
+                None => out.push(entry.clone()),
             }
         }
         out.extend(changes);
         out.retain(|e| e.base.is_some() || e.held.is_some());
-        self.entries = out;
+        self.entries = Arc::new(out);
+    }
+
+    /// The positions of the directories strictly below `dir` within `range`, which holds all that are.
+    pub(crate) fn dirs_below(&self, dir: &[u8], range: std::ops::Range<usize>) -> std::ops::Range<usize> {
+        let slash = if dir.is_empty() { Vec::new() } else { [dir, b"/"].concat() };
+        let part = &self.dirs[range.clone()];
+        let from = if dir.is_empty() { part.partition_point(|(p, _)| p.is_empty()) } else { part.partition_point(|(p, _)| **p < *slash) };
+        let len = part[from..].partition_point(|(p, _)| p.starts_with(&slash));
+        range.start + from..range.start + from + len
     }
 
     /// True if anything on disk lies below `dir`.
@@ -166,7 +206,7 @@ impl Manifest {
     }
 }
 
-const MAGIC: &[u8; 8] = b"ECMAN2\n\0";
+const MAGIC: &[u8; 8] = b"ECMAN3\n\0";
 
 impl Manifest {
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
@@ -176,7 +216,7 @@ impl Manifest {
         out.extend_from_slice(self.commit.unwrap_or(Oid::NULL).as_bytes());
         put_sig(&mut out, &self.index_sig.unwrap_or_default());
         put_u32(&mut out, self.entries.len() as u32);
-        for entry in &self.entries {
+        for entry in self.entries.iter() {
             put_path(&mut out, &entry.path);
             let held = entry.held.as_ref();
             let flags = u8::from(entry.base.is_some())
@@ -193,11 +233,13 @@ impl Manifest {
             }
         }
         put_u32(&mut out, self.dirs.len() as u32);
-        for (path, meta) in &self.dirs {
+        for (path, meta) in self.dirs.iter() {
             put_path(&mut out, path);
             put_u32(&mut out, meta.mode);
             put_u32(&mut out, meta.uid);
             put_u32(&mut out, meta.gid);
+            out.extend_from_slice(&meta.ino.to_le_bytes());
+            out.extend_from_slice(&meta.mtime_ns.to_le_bytes());
         }
         put_u32(&mut out, self.staged.len() as u32);
         for staged in &self.staged {
@@ -229,6 +271,7 @@ impl Manifest {
         let commit = Some(from.oid()?).filter(|oid| !oid.is_null());
         let index_sig = Some(from.sig()?).filter(|sig| *sig != Sig::default());
         let mut manifest = Manifest { commit, taken_ns, index_sig, ..Manifest::default() };
+        let mut entries = Vec::new();
         for _ in 0..from.u32()? {
             let path = from.path()?;
             let flags = from.u8()?;
@@ -240,11 +283,15 @@ impl Manifest {
             } else {
                 None
             };
-            manifest.entries.push(Entry { path, base, held });
+            entries.push(Entry { path, base, held });
         }
+        let mut dirs = Vec::new();
         for _ in 0..from.u32()? {
-            manifest.dirs.push((from.path()?, DirMeta { mode: from.u32()?, uid: from.u32()?, gid: from.u32()? }));
+            let path = from.path()?;
+            let (mode, uid, gid) = (from.u32()?, from.u32()?, from.u32()?);
+            dirs.push((path, DirMeta { mode, uid, gid, ino: from.u64()?, mtime_ns: from.i64()? }));
         }
+        (manifest.entries, manifest.dirs) = (Arc::new(entries), Arc::new(dirs));
         for _ in 0..from.u32()? {
             let path = from.path()?;
             let flags = from.u8()?;
@@ -361,27 +408,18 @@ mod tests {
         Entry {
             path: path.as_bytes().into(),
             base: base.map(leaf),
-            held: held.map(|n| Held {
-                sig: Sig { mode: 0o100644, ino: n.into(), ..Sig::default() },
-                oid: Some(leaf(n).oid),
-                shared: n == 9,
-            }),
+            held: held.map(|n| Held { sig: Sig { mode: 0o100644, ino: n.into(), ..Sig::default() }, oid: Some(leaf(n).oid), shared: n == 9 }),
         }
     }
 
     fn sample() -> Manifest {
-        let entries = vec![
-            entry("a", Some(1), Some(1)),
-            entry("b-c", None, Some(9)),
-            entry("b/x", Some(2), None),
-            entry("b/y", Some(3), Some(4)),
-        ];
-        let meta = DirMeta { mode: 0o755, uid: 1, gid: 2 };
+        let entries = vec![entry("a", Some(1), Some(1)), entry("b-c", None, Some(9)), entry("b/x", Some(2), None), entry("b/y", Some(3), Some(4))];
+        let meta = DirMeta { mode: 0o755, uid: 1, gid: 2, ino: 3, mtime_ns: 4 };
         Manifest {
             commit: Some(Oid::from_bytes([7; 20])),
             taken_ns: 5,
-            entries,
-            dirs: vec![(b""[..].into(), meta), (b"b"[..].into(), meta)],
+            entries: Arc::new(entries),
+            dirs: Arc::new(vec![(b""[..].into(), meta), (b"b"[..].into(), meta)]),
             index_sig: None,
             staged: vec![Staged { path: b"b/x"[..].into(), leaf: None, intent_to_add: false }],
         }
@@ -392,10 +430,7 @@ mod tests {
         let manifest = sample();
         let bytes = manifest.to_bytes();
         let back = Manifest::from_bytes(&bytes).unwrap();
-        assert_eq!(
-            (back.entries, back.dirs, back.staged, back.commit),
-            (manifest.entries, manifest.dirs, manifest.staged, manifest.commit)
-        );
+        assert_eq!((back.entries, back.dirs, back.staged, back.commit), (manifest.entries, manifest.dirs, manifest.staged, manifest.commit));
         for cut in 0..bytes.len() {
             assert!(Manifest::from_bytes(&bytes[..cut]).is_none());
         }
@@ -407,9 +442,7 @@ mod tests {
     #[test]
     fn below_skips_neighbours() {
         let manifest = sample();
-        let names = |dir: &[u8]| {
-            manifest.below(dir).iter().map(|e| String::from_utf8_lossy(&e.path).into_owned()).collect::<Vec<_>>()
-        };
+        let names = |dir: &[u8]| manifest.below(dir).iter().map(|e| String::from_utf8_lossy(&e.path).into_owned()).collect::<Vec<_>>();
         assert_eq!(names(b"b"), ["b/x", "b/y"]);
         assert_eq!(names(b"a"), Vec::<String>::new());
         assert_eq!(names(b"").len(), 4);
@@ -418,12 +451,7 @@ mod tests {
     #[test]
     fn patch_merges_sorted_lists() {
         let mut manifest = sample();
-        manifest.patch(vec![
-            entry("0", None, Some(1)),
-            entry("a", None, None),
-            entry("b/x", Some(2), Some(2)),
-            entry("c", Some(1), None),
-        ]);
+        manifest.patch(vec![entry("0", None, Some(1)), entry("a", None, None), entry("b/x", Some(2), Some(2)), entry("c", Some(1), None)]);
         let paths: Vec<_> = manifest.entries.iter().map(|e| String::from_utf8_lossy(&e.path).into_owned()).collect();
         assert_eq!(paths, ["0", "b-c", "b/x", "b/y", "c"]);
         assert!(!manifest.get(b"b/x").unwrap().is_dirty());

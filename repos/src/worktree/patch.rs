@@ -59,8 +59,7 @@ pub(crate) fn steps(spare: &Manifest, live: &Manifest, plan: &MountPlan) -> Step
             }
             at += 1;
         }
-        let held =
-            (at < spare.entries.len() && spare.entries[at].path == file.path).then(|| spare.entries[at].held).flatten();
+        let held = (at < spare.entries.len() && spare.entries[at].path == file.path).then(|| spare.entries[at].held).flatten();
         if at < spare.entries.len() && spare.entries[at].path == file.path {
             if held.is_some() && file.want.is_none() {
                 extra.push(Action::Remove(at));
@@ -104,6 +103,17 @@ impl Steps {
     }
 }
 
+impl Steps {
+    /// Directories in which a name comes or goes.
+    fn touched_dirs<'a>(&'a self, plan: &'a MountPlan, spare: &'a Manifest) -> std::collections::HashSet<&'a [u8]> {
+        let mut dirs: std::collections::HashSet<&[u8]> = self.touched(plan, spare).into_iter().map(|path| fsx::split(path).0).collect();
+        let is_wanted = |path: &PathKey| plan.dirs.binary_search_by(|(p, _)| p.cmp(path)).is_ok();
+        dirs.extend(spare.dirs.iter().filter(|(path, _)| !is_wanted(path)).map(|(path, _)| fsx::split(path).0));
+        dirs.extend(plan.dirs.iter().filter(|(path, _)| spare.dir(path).is_none()).map(|(path, _)| fsx::split(path).0));
+        dirs
+    }
+}
+
 /// Everything that patching one mount needs.
 pub(crate) struct Patcher<'a> {
     pub spare: &'a TreeMount,
@@ -140,11 +150,7 @@ impl Written {
             return Ok(fs::syncfs(root)?);
         }
         std::thread::scope(|scope| {
-            let threads: Vec<_> = self
-                .files
-                .chunks(self.files.len().div_ceil(4).max(1))
-                .map(|part| scope.spawn(move || part.iter().try_for_each(fs::fsync)))
-                .collect();
+            let threads: Vec<_> = self.files.chunks(self.files.len().div_ceil(4).max(1)).map(|part| scope.spawn(move || part.iter().try_for_each(fs::fsync))).collect();
             threads.into_iter().try_for_each(|t| t.join().unwrap_or(Err(Errno::IO)))
         })?;
         Ok(())
@@ -153,13 +159,7 @@ impl Written {
 
 impl Patcher<'_> {
     /// Does it, and answers what the spare holds then.
-    pub(crate) fn apply(
-        mut self,
-        steps: &Steps,
-        old: &Manifest,
-        live: &Manifest,
-        plan: &MountPlan,
-    ) -> Result<Manifest> {
+    pub(crate) fn apply(mut self, steps: &Steps, old: &Manifest, live: &Manifest, plan: &MountPlan) -> Result<Manifest> {
         let mut cursor = self.spare.cursor();
         for step in steps.extra.iter().rev() {
             if let Action::Remove(i) = step {
@@ -177,7 +177,7 @@ impl Patcher<'_> {
         self.dirs(&mut cursor, old, plan)?;
         let mut live_cursor = self.live.cursor();
         let mut now = Manifest { commit: plan.commit(), ..Manifest::default() };
-        now.entries.reserve(plan.files.len());
+        let mut entries = Vec::with_capacity(plan.files.len());
         for ((action, held), file) in steps.actions.iter().zip(&plan.files) {
             let held = match (&file.want, action) {
                 (None, _) => None,
@@ -186,10 +186,11 @@ impl Patcher<'_> {
                 (Some(want), Action::Put) => self.put(&mut cursor, &mut live_cursor, &file.path, want, live)?,
             };
             if file.base.is_some() || held.is_some() {
-                now.entries.push(Entry { path: PathKey::clone(&file.path), base: file.base, held });
+                entries.push(Entry { path: PathKey::clone(&file.path), base: file.base, held });
             }
         }
-        now.dirs = self.dir_modes(&mut cursor, old, plan)?;
+        now.entries = Arc::new(entries);
+        now.dirs = Arc::new(self.dir_modes(&mut cursor, old, steps, plan)?);
         now.taken_ns = fsx::now_ns();
         Ok(now)
     }
@@ -208,8 +209,7 @@ impl Patcher<'_> {
         };
         let Some(sig) = fsx::try_lstat_at(dir, name).at("examine", &at)? else { return Ok(()) };
         if sig.kind() == Kind::Dir {
-            return rescue_dir(dir, name, path, self.late)
-                .and_then(|()| fsx::remove_all_at(dir, name).at("remove", &at));
+            return rescue_dir(dir, name, path, self.late).and_then(|()| fsx::remove_all_at(dir, name).at("remove", &at));
         }
         let expected = held.is_some_and(|h| if h.shared { h.sig.ino == sig.ino } else { h.sig == sig });
         if !expected && sig.kind() != Kind::Special {
@@ -250,26 +250,22 @@ impl Patcher<'_> {
     }
 
     /// Permissions and owners of directories, last: some may forbid what we did in them. Answers what they are.
-    fn dir_modes(
-        &mut self,
-        cursor: &mut DirCursor,
-        old: &Manifest,
-        plan: &MountPlan,
-    ) -> Result<Vec<(PathKey, DirMeta)>> {
+    fn dir_modes(&mut self, cursor: &mut DirCursor, old: &Manifest, steps: &Steps, plan: &MountPlan) -> Result<Vec<(PathKey, DirMeta)>> {
+        let touched = steps.touched_dirs(plan, old);
         let mut dirs = Vec::with_capacity(plan.dirs.len());
         for (path, meta) in &plan.dirs {
-            if old.dir(path) == Some(*meta) {
-                dirs.push((PathKey::clone(path), *meta));
+            let before = old.dir(path);
+            let is_right = before.is_some_and(|b| b.is_like(meta));
+            if is_right && !touched.contains(&**path) {
+                dirs.push((PathKey::clone(path), before.unwrap_or(*meta)));
                 continue;
             }
             let at = self.at(path);
             let dir = cursor.dir(path).at("open", &at)?;
-            set_meta_fd(dir, meta).at("set permissions of", &at)?;
-            let stat = fs::fstat(dir).at("examine", &at)?;
-            dirs.push((
-                PathKey::clone(path),
-                DirMeta { mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid },
-            ));
+            if !is_right {
+                set_meta_fd(dir, meta).at("set permissions of", &at)?;
+            }
+            dirs.push((PathKey::clone(path), DirMeta::of(&fs::fstat(dir).at("examine", &at)?)));
         }
         Ok(dirs)
     }
@@ -277,9 +273,7 @@ impl Patcher<'_> {
     fn meta(&mut self, cursor: &mut DirCursor, path: &[u8], want: &Want, held: Option<&Held>) -> Result<Held> {
         let at = self.at(path);
         let (dir, name) = cursor.parent(path).at("open", &at)?;
-        let Some(sig) = fsx::try_lstat_at(dir, name).at("examine", &at)? else {
-            return held.copied().ok_or(Errno::NOENT).at("examine", &at);
-        };
+        let Some(sig) = fsx::try_lstat_at(dir, name).at("examine", &at)? else { return held.copied().ok_or(Errno::NOENT).at("examine", &at) };
         if held.is_some_and(|h| h.sig != sig) {
             let (sig, data) = fsx::read_content_at(dir, name).at("read", &at)?;
             (self.late)(path, &sig, &data)?;
@@ -289,14 +283,7 @@ impl Patcher<'_> {
         Ok(Held { sig, oid: want.leaf.map(|l| l.oid), shared: false })
     }
 
-    fn put(
-        &mut self,
-        cursor: &mut DirCursor,
-        live_cursor: &mut DirCursor,
-        path: &[u8],
-        want: &Want,
-        live: &Manifest,
-    ) -> Result<Option<Held>> {
+    fn put(&mut self, cursor: &mut DirCursor, live_cursor: &mut DirCursor, path: &[u8], want: &Want, live: &Manifest) -> Result<Option<Held>> {
         let at = self.at(path);
         {
             let (dir, name) = cursor.parent(path).at("open", &at)?;
@@ -311,8 +298,7 @@ impl Patcher<'_> {
             Source::Bytes(data) => self.write(cursor, path, want, data),
             Source::Live => {
                 // Gone since it was planned: the rescan after the exchange will see to it.
-                let found =
-                    live_cursor.parent(path).and_then(|(from, live_name)| fsx::read_content_at(from, live_name));
+                let found = live_cursor.parent(path).and_then(|(from, live_name)| fsx::read_content_at(from, live_name));
                 let (_, data) = match found {
                     Err(err) if fsx::absent(&err) => return Ok(None),
                     other => other.at("read", &at)?,
@@ -348,13 +334,7 @@ impl Patcher<'_> {
 
 /// Hard-links what nobody versions, so that a process that has it open goes on writing to the file that is live.
 /// Where the kernel refuses (another user's file under `fs.protected_hardlinks`), a copy has to do.
-fn share(
-    live: &mut DirCursor,
-    to: impl std::os::fd::AsFd,
-    name: &[u8],
-    path: &[u8],
-    manifest: &Manifest,
-) -> io::Result<Option<Held>> {
+fn share(live: &mut DirCursor, to: impl std::os::fd::AsFd, name: &[u8], path: &[u8], manifest: &Manifest) -> io::Result<Option<Held>> {
     let (from, live_name) = match live.parent(path) {
         Err(err) if fsx::absent(&err) => return Ok(None),
         other => other?,
@@ -371,7 +351,7 @@ fn share(
             } else {
                 drop(fsx::create_at(to, name, &data, sig.perm())?);
             }
-            chown_if_possible(to, name, &DirMeta { mode: 0, uid: sig.uid, gid: sig.gid })?;
+            chown_if_possible(to, name, &DirMeta::wanted(0, sig.uid, sig.gid))?;
             Ok(Some(Held { sig: fsx::lstat_at(to, name)?, oid: Some(super::objects::blob_oid(&data)), shared: false }))
         }
         Err(err) => Err(err.into()),

@@ -203,17 +203,13 @@ impl Planner<'_> {
     /// Every path of the live tree and of the new upstream, merged.
     fn files(&self, upstream: &Upstream, known: &Known<'_>, plan: &mut MountPlan) -> Result<()> {
         let mut changes = upstream.iter().peekable();
-        for entry in &self.live.entries {
+        for entry in self.live.entries.iter() {
             while let Some((path, theirs)) = changes.next_if(|(path, _)| **path < entry.path) {
                 plan.files.push(self.added(path, *theirs));
             }
             match changes.next_if(|(path, _)| **path == entry.path) {
                 Some((_, theirs)) => self.merge(entry, *theirs, known, plan)?,
-                None => plan.files.push(Planned {
-                    path: PathKey::clone(&entry.path),
-                    base: entry.base,
-                    want: entry.held.map(|h| ours(entry, &h)),
-                }),
+                None => plan.files.push(Planned { path: PathKey::clone(&entry.path), base: entry.base, want: entry.held.map(|h| ours(entry, &h)) }),
             }
         }
         for (path, theirs) in changes {
@@ -267,11 +263,7 @@ impl Planner<'_> {
     fn record(&self, entry: &Entry, theirs: Side, what: &str) -> ConflictRecord {
         let side = |leaf: Side| leaf.map(|leaf| (leaf.mode.to_string(), leaf.oid));
         let our_leaf = entry.held.as_ref().and_then(Held::leaf);
-        ConflictRecord {
-            path: hex::encode(&entry.path),
-            what: what.into(),
-            sides: [side(entry.base), side(our_leaf), side(theirs)],
-        }
+        ConflictRecord { path: hex::encode(&entry.path), what: what.into(), sides: [side(entry.base), side(our_leaf), side(theirs)] }
     }
 
     /// Upstream's file, with the permissions that the live tree's file has, if there is one.
@@ -286,7 +278,7 @@ impl Planner<'_> {
                     (false, true) => perm & !0o111,
                     _ => perm,
                 };
-                DirMeta { mode, uid: held.sig.uid, gid: held.sig.gid }
+                DirMeta::wanted(mode, held.sig.uid, held.sig.gid)
             }
             None => new_file(&self.own, exec),
         };
@@ -330,11 +322,7 @@ impl Planner<'_> {
             if self.how == OnOverlap::Manual && upstream.want.is_some() {
                 let side = upstream.base.map(|leaf| (leaf.mode.to_string(), leaf.oid));
                 let what = "added upstream where a local file or directory is".into();
-                plan.conflicts.push(ConflictRecord {
-                    path: hex::encode(&upstream.path),
-                    what,
-                    sides: [None, None, side],
-                });
+                plan.conflicts.push(ConflictRecord { path: hex::encode(&upstream.path), what, sides: [None, None, side] });
             }
             upstream.want = None;
         }
@@ -440,8 +428,7 @@ impl Planner<'_> {
                 last = dir;
             }
         }
-        for (dir, _) in self.live.dirs.iter().filter(|(dir, _)| !wanted.contains_key(dir)).cloned().collect::<Vec<_>>()
-        {
+        for (dir, _) in self.live.dirs.iter().filter(|(dir, _)| !wanted.contains_key(dir)).cloned().collect::<Vec<_>>() {
             let is_file = |path: &[u8]| find(&plan.files, path).is_some_and(|f| f.want.is_some());
             if self.live.holds_below(&dir) || is_file(&dir) || fsx::ancestors(&dir).any(is_file) {
                 continue;
@@ -477,7 +464,7 @@ impl Planner<'_> {
 
 /// The live tree's file, carried along.
 fn ours(entry: &Entry, held: &Held) -> Want {
-    let meta = DirMeta { mode: held.sig.perm(), uid: held.sig.uid, gid: held.sig.gid };
+    let meta = DirMeta::wanted(held.sig.perm(), held.sig.uid, held.sig.gid);
     let leaf = held.leaf();
     let source = if leaf.is_none() || entry.base.is_none() {
         Source::Share
@@ -492,15 +479,11 @@ fn ours(entry: &Entry, held: &Held) -> Want {
 pub(crate) fn new_file(own: &Ownership, exec: bool) -> DirMeta {
     let mode = if exec { 0o777 } else { 0o666 } & !own.umask;
     // The owner must be able to read it, and git reads the executable bit there.
-    DirMeta {
-        mode: mode | if exec { 0o500 } else { 0o400 },
-        uid: own.uid.unwrap_or(u32::MAX),
-        gid: own.gid.unwrap_or(u32::MAX),
-    }
+    DirMeta::wanted(mode | if exec { 0o500 } else { 0o400 }, own.uid.unwrap_or(u32::MAX), own.gid.unwrap_or(u32::MAX))
 }
 
 pub(crate) fn new_dir(own: &Ownership) -> DirMeta {
-    DirMeta { mode: 0o777 & !own.umask | 0o700, uid: own.uid.unwrap_or(u32::MAX), gid: own.gid.unwrap_or(u32::MAX) }
+    DirMeta::wanted(0o777 & !own.umask | 0o700, own.uid.unwrap_or(u32::MAX), own.gid.unwrap_or(u32::MAX))
 }
 
 pub(crate) fn find<'a>(files: &'a [Planned], path: &[u8]) -> Option<&'a Planned> {

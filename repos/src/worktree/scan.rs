@@ -43,6 +43,8 @@ struct Job {
     parent: Arc<OwnedFd>,
     /// The entries of the manifest below `path`.
     range: Range<usize>,
+    /// The directories of the manifest below `path`.
+    dirs: Range<usize>,
 }
 
 struct Queue {
@@ -63,13 +65,8 @@ struct Pool<'a> {
 
 /// Compares the tree at `root` with the manifest.
 pub(crate) fn scan(root: &Arc<OwnedFd>, manifest: &Manifest, skip: &[Vec<u8>]) -> io::Result<Scanned> {
-    let first = Job { path: Vec::new(), parent: Arc::clone(root), range: 0..manifest.entries.len() };
-    let pool = Pool {
-        queue: Mutex::new(Queue { jobs: vec![first], busy: 0, failed: false }),
-        wake: Condvar::new(),
-        manifest,
-        skip,
-    };
+    let first = Job { path: Vec::new(), parent: Arc::clone(root), range: 0..manifest.entries.len(), dirs: manifest.dirs_below(b"", 0..manifest.dirs.len()) };
+    let pool = Pool { queue: Mutex::new(Queue { jobs: vec![first], busy: 0, failed: false }), wake: Condvar::new(), manifest, skip };
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get()).min(MAX_THREADS);
     let threads = if manifest.entries.len() < PARALLEL_FROM { 1 } else { cores };
     let mut all = Scanned::default();
@@ -80,11 +77,7 @@ pub(crate) fn scan(root: &Arc<OwnedFd>, manifest: &Manifest, skip: &[Vec<u8>]) -
             let others: Vec<_> = (1..threads).map(|_| scope.spawn(|| pool.work())).collect();
             let own = pool.work();
             let mut parts = vec![own];
-            parts.extend(
-                others
-                    .into_iter()
-                    .map(|t| t.join().unwrap_or_else(|_| Err(io::Error::other("a scanning thread panicked")))),
-            );
+            parts.extend(others.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(io::Error::other("a scanning thread panicked")))));
             parts
         });
         for part in parts {
@@ -152,27 +145,67 @@ impl Pool<'_> {
                 Err(err) => return Err(err),
             }
         };
-        let stat = fs::fstat(&dir)?;
-        out.dirs.push((
-            job.path.as_slice().into(),
-            DirMeta { mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid },
-        ));
-        names.read(&dir, if job.path.is_empty() { self.skip } else { &[] })?;
+        let meta = DirMeta::of(&fs::fstat(&dir)?);
+        let before = self.manifest.dirs.binary_search_by(|(p, _)| (**p).cmp(&job.path)).ok().map(|i| &self.manifest.dirs[i]);
+        let same_names = before.is_some_and(|(_, b)| b.has_same_names(&meta)) && !self.manifest.is_young(meta.mtime_ns);
+        out.dirs.push((before.map_or_else(|| job.path.as_slice().into(), |(path, _)| Arc::clone(path)), meta));
         let mut prefix = job.path;
         if !prefix.is_empty() {
             prefix.push(b'/');
         }
-        self.merge(&dir, &prefix, job.range, names, out)
+        if same_names {
+            return self.known_names(&dir, &prefix, job.range, job.dirs, out);
+        }
+        names.read(&dir, if prefix.is_empty() { self.skip } else { &[] })?;
+        self.merge(&dir, &prefix, job.range, job.dirs, names, out)
     }
 
-    fn merge(
-        &self,
-        dir: &Arc<OwnedFd>,
-        prefix: &[u8],
-        range: Range<usize>,
-        names: &Names,
-        out: &mut Scanned,
-    ) -> io::Result<()> {
+    /// A directory whose time says that no name came or went: only the files have to be looked at.
+    fn known_names(&self, dir: &Arc<OwnedFd>, prefix: &[u8], range: Range<usize>, dirs: Range<usize>, out: &mut Scanned) -> io::Result<()> {
+        let entries = &self.manifest.entries;
+        let mut at = range.start;
+        while at < range.end {
+            let entry = &entries[at];
+            let name = &entry.path[prefix.len()..];
+            if let Some(slash) = name.iter().position(|b| *b == b'/') {
+                let sub = &entry.path[..prefix.len() + slash + 1];
+                at += entries[at..range.end].partition_point(|e| e.path.starts_with(sub));
+                continue;
+            }
+            at += 1;
+            if entry.held.is_none() {
+                continue;
+            }
+            match fs::statat(dir.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => push_missing(entry, out),
+                Ok(stat) => self.compare(prefix, name, Some(entry), Sig::of(&stat), out),
+                Err(Errno::NOENT) => push_missing(entry, out),
+                Err(err) => return Err(err.into()),
+            }
+        }
+        let children = self.manifest.dirs[dirs.clone()].iter().filter(|(path, _)| !path[prefix.len()..].contains(&b'/'));
+        let jobs = children.map(|(path, _)| self.job(dir, path.to_vec(), &range, &dirs)).collect();
+        self.push(jobs);
+        Ok(())
+    }
+
+    fn job(&self, parent: &Arc<OwnedFd>, path: Vec<u8>, range: &Range<usize>, dirs: &Range<usize>) -> Job {
+        let slash = [path.as_slice(), b"/"].concat();
+        let part = &self.manifest.entries[range.clone()];
+        let from = part.partition_point(|e| *e.path < *slash);
+        let len = part[from..].partition_point(|e| e.path.starts_with(&slash));
+        let dirs = self.manifest.dirs_below(&path, dirs.clone());
+        Job { path, parent: Arc::clone(parent), range: range.start + from..range.start + from + len, dirs }
+    }
+
+    fn push(&self, jobs: Vec<Job>) {
+        if !jobs.is_empty() {
+            self.lock().jobs.extend(jobs);
+            self.wake.notify_all();
+        }
+    }
+
+    fn merge(&self, dir: &Arc<OwnedFd>, prefix: &[u8], range: Range<usize>, dirs: Range<usize>, names: &Names, out: &mut Scanned) -> io::Result<()> {
         let entries = &self.manifest.entries;
         let (mut at, end) = (range.start, range.end);
         let mut jobs = Vec::new();
@@ -186,7 +219,9 @@ impl Pool<'_> {
             self.missing(from..at, out);
             if name.is_dir {
                 let len = entries[at..end].partition_point(|e| key.contains(&e.path[prefix.len()..]));
-                jobs.push(Job { path: [prefix, bytes].concat(), parent: Arc::clone(dir), range: at..at + len });
+                let path = [prefix, bytes].concat();
+                let dirs = self.manifest.dirs_below(&path, dirs.clone());
+                jobs.push(Job { path, parent: Arc::clone(dir), range: at..at + len, dirs });
                 at += len;
                 continue;
             }
@@ -199,10 +234,7 @@ impl Pool<'_> {
             }
         }
         self.missing(at..end, out);
-        if !jobs.is_empty() {
-            self.lock().jobs.extend(jobs);
-            self.wake.notify_all();
-        }
+        self.push(jobs);
         Ok(())
     }
 
@@ -220,10 +252,7 @@ impl Pool<'_> {
     fn is_same(&self, entry: &Entry, held: &Held, sig: &Sig) -> bool {
         if entry.base.is_none() && held.oid.is_none() {
             // Nobody knows its content, so only another file in its place is news.
-            return held.sig.ino == sig.ino
-                && held.sig.mode == sig.mode
-                && held.sig.uid == sig.uid
-                && held.sig.gid == sig.gid;
+            return held.sig.ino == sig.ino && held.sig.mode == sig.mode && held.sig.uid == sig.uid && held.sig.gid == sig.gid;
         }
         held.sig == *sig && !self.manifest.is_racy(sig)
     }
@@ -308,10 +337,17 @@ impl Names {
             self.items.push(Name { range: start..self.arena.len() - 1, is_dir });
         }
         let arena = &self.arena;
-        let full = |n: &Name| arena[n.range.clone()].iter().copied().chain(n.is_dir.then_some(b'/'));
-        self.items.sort_unstable_by(|a, b| full(a).cmp(full(b)));
+        self.items.sort_unstable_by(|a, b| in_index_order(&arena[a.range.clone()], a.is_dir, &arena[b.range.clone()], b.is_dir));
         Ok(())
     }
+}
+
+fn in_index_order(a: &[u8], a_is_dir: bool, b: &[u8], b_is_dir: bool) -> std::cmp::Ordering {
+    let common = a.len().min(b.len());
+    a[..common].cmp(&b[..common]).then_with(|| {
+        let next = |name: &[u8], is_dir: bool| name.get(common).copied().or(is_dir.then_some(b'/'));
+        next(a, a_is_dir).cmp(&next(b, b_is_dir))
+    })
 }
 
 #[cfg(test)]
@@ -331,11 +367,7 @@ mod tests {
         let sig = lstat_at(root, path.as_bytes()).unwrap();
         assert!(dir.join(path).symlink_metadata().is_ok());
         let leaf = super::super::manifest::Leaf { mode: Mode::File, oid: Oid::NULL };
-        Entry {
-            path: path.as_bytes().into(),
-            base: Some(leaf),
-            held: Some(Held { sig, oid: Some(Oid::NULL), shared: false }),
-        }
+        Entry { path: path.as_bytes().into(), base: Some(leaf), held: Some(Held { sig, oid: Some(Oid::NULL), shared: false }) }
     }
 
     #[test]
@@ -349,15 +381,17 @@ mod tests {
         std::fs::create_dir(dir.join(".git")).unwrap();
         let root = open(dir);
         let mut manifest = Manifest { taken_ns: i64::MAX, ..Manifest::default() };
-        manifest.entries =
-            ["a-c", "a.b", "a/x", "a/y", "b/c.d", "b/c/d", "z"].iter().map(|p| known(&root, dir, p)).collect();
+        let entries = ["a-c", "a.b", "a/x", "a/y", "b/c.d", "b/c/d", "z"].iter().map(|p| known(&root, dir, p)).collect();
+        manifest.entries = Arc::new(entries);
         let skip = [b".git".to_vec()];
         let clean = scan(&root, &manifest, &skip).unwrap();
         assert_eq!(clean.diffs, []);
-        assert_eq!(
-            clean.dirs.iter().map(|(p, _)| String::from_utf8_lossy(p).into_owned()).collect::<Vec<_>>(),
-            ["", "a", "b", "b/c"]
-        );
+        assert_eq!(clean.dirs.iter().map(|(p, _)| String::from_utf8_lossy(p).into_owned()).collect::<Vec<_>>(), ["", "a", "b", "b/c"]);
+
+        // Once more, without reading the directories.
+        manifest.dirs = Arc::new(clean.dirs);
+        assert_eq!(scan(&root, &manifest, &skip).unwrap().diffs, []);
+        assert_eq!(scan(&root, &manifest, &skip).unwrap().dirs, *manifest.dirs);
 
         std::fs::write(dir.join("a/x"), "longer content").unwrap();
         std::fs::remove_file(dir.join("a.b")).unwrap();
@@ -368,8 +402,7 @@ mod tests {
         std::fs::write(dir.join("z/new"), "").unwrap();
         std::os::unix::fs::symlink("nowhere", dir.join("link")).unwrap();
         let diffs = scan(&root, &manifest, &skip).unwrap().diffs;
-        let seen: Vec<_> =
-            diffs.iter().map(|d| (String::from_utf8_lossy(&d.path).into_owned(), d.found.map(|s| s.kind()))).collect();
+        let seen: Vec<_> = diffs.iter().map(|d| (String::from_utf8_lossy(&d.path).into_owned(), d.found.map(|s| s.kind()))).collect();
         let expected = [
             ("a.b", None),
             ("a/x", Some(Kind::File)),

@@ -100,6 +100,26 @@ impl Inner {
         }
     }
 
+    /// Makes sure that nobody added or removed names in the spare since it was settled, which its directories' times
+    /// tell. Only then is it swept. (A file that was written through an old handle is found when it is patched, or
+    /// comes back as a local edit.)
+    pub(crate) fn check_spare(&self) -> Result<()> {
+        let Ok(tree) = Tree::open(&self.spare_path(), self.mounts()) else { return Ok(()) };
+        let cached = self.cache().spare.clone();
+        let id = tree.id()?;
+        let Some(cached) = cached.filter(|c| Some(&c.id) == id.as_ref()) else { return self.sweep_spare().map(|_| ()) };
+        for (mount, manifest) in tree.mounts.iter().zip(&cached.manifests) {
+            let mut cursor = mount.cursor();
+            for (path, meta) in manifest.dirs.iter() {
+                let same = cursor.try_lstat(if path.is_empty() { b"." } else { path }).at("examine", &mount.path)?.is_some_and(|sig| (sig.ino, sig.mtime_ns) == (meta.ino, meta.mtime_ns));
+                if !same {
+                    return self.sweep_spare().map(|_| ());
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Looks for writes into the spare since it was settled. Deletions there mean nothing: nobody who deletes in a
     /// directory that is not live any more has the live one in mind.
     pub(crate) fn sweep_spare(&self) -> Result<Settled> {
@@ -443,9 +463,9 @@ impl<'a> Carrier<'a> {
 
     /// Directories that were made or re-owned in the last moment.
     fn directories(&mut self, now: &Manifest) -> Result<()> {
-        for (path, meta) in &now.dirs {
+        for (path, meta) in now.dirs.iter() {
             let before = self.seen.dir(path);
-            if before == Some(*meta) {
+            if before.is_some_and(|b| b.is_like(meta)) {
                 continue;
             }
             let mut cursor = self.to.cursor();
