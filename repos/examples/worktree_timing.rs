@@ -13,10 +13,17 @@ fn main() {
     let files: usize = args.get(1).map_or(10_000, |a| a.parse().unwrap());
     let rounds: usize = args.get(2).map_or(50, |a| a.parse().unwrap());
     let temp = args.get(3).map_or_else(|| tempfile::tempdir().unwrap(), |d| tempfile::tempdir_in(d).unwrap());
-    let mount = Mount { name: "default".into(), at: String::new(), remote_url: "https://config.test/default.git".into(), ca: None };
+    let mount = Mount {
+        name: "default".into(),
+        at: String::new(),
+        remote_url: "https://config.test/default.git".into(),
+        ca: None,
+    };
     let options = CreateOptions { mounts: vec![mount], ownership: Ownership::default() };
     let wc = WorkingCopy::create(&temp.path().join("conf"), options).unwrap();
-    let all: Vec<(String, String)> = (0..files).map(|i| (format!("default/d{:03}/file-{i:05}.conf", i / 100), format!("key = {i}\n").repeat(20))).collect();
+    let all: Vec<(String, String)> = (0..files)
+        .map(|i| (format!("default/d{:03}/file-{i:05}.conf", i / 100), format!("key = {i}\n").repeat(20)))
+        .collect();
     let mut tip = commit(&wc, None, &all);
     let start = Instant::now();
     stage(&wc, tip, Scan::Full, Durability::BeforeExchange).exchange().unwrap().settle().unwrap();
@@ -49,7 +56,9 @@ fn main() {
         }
         let [stage, exchange, settle] = times.map(quantiles);
         let [on, off] = cpu.map(|t| t.as_secs_f64() * 1e3 / rounds as f64);
-        println!("{name}: stage {stage}, exchange {exchange} (CPU {on:.2} ms); settle, off the path, {settle} (CPU {off:.2} ms)");
+        println!(
+            "{name}: stage {stage}, exchange {exchange} (CPU {on:.2} ms); settle, off the path, {settle} (CPU {off:.2} ms)"
+        );
     }
     let start = Instant::now();
     wc.status().unwrap();
@@ -62,7 +71,8 @@ fn main() {
 /// What all threads of this process used; says more than the clock on a busy machine.
 fn cpu_time() -> Duration {
     let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).unwrap();
-    let of = |t: nix::sys::time::TimeVal| Duration::from_secs(t.tv_sec() as u64) + Duration::from_micros(t.tv_usec() as u64);
+    let of =
+        |t: nix::sys::time::TimeVal| Duration::from_secs(t.tv_sec() as u64) + Duration::from_micros(t.tv_usec() as u64);
     of(usage.user_time()) + of(usage.system_time())
 }
 
@@ -90,7 +100,8 @@ fn commit(wc: &WorkingCopy, tip: Option<Target>, files: &[(String, String)]) -> 
     let who = Signature { name: "t".into(), email: "t@t".into(), time_s: 1_700_000_000, offset_min: 0 };
     let revision = tip.map_or(1, |t| t.revision + 1);
     let parents = tip.iter().map(|t| t.commit).collect();
-    let commit = draft.commit(&NewCommit { tree, parents, author: who.clone(), committer: who, message: "m".into() }).unwrap();
+    let commit =
+        draft.commit(&NewCommit { tree, parents, author: who.clone(), committer: who, message: "m".into() }).unwrap();
     if let Some(pack) = draft.into_pack().unwrap() {
         store.install_pack(&pack).unwrap();
     }

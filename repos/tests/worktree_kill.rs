@@ -16,7 +16,9 @@ use worktree_support::*;
 fn victim() {
     let Ok(root) = std::env::var("VICTIM_ROOT") else { return };
     let wc = WorkingCopy::open(Path::new(&root)).unwrap();
-    let targets: Targets = serde_json::from_str::<std::collections::BTreeMap<String, Target>>(&std::env::var("VICTIM_TARGETS").unwrap()).unwrap();
+    let targets: Targets =
+        serde_json::from_str::<std::collections::BTreeMap<String, Target>>(&std::env::var("VICTIM_TARGETS").unwrap())
+            .unwrap();
     let options = StageOptions { on_overlap: OnOverlap::Theirs, ..StageOptions::default() };
     let staged = wc.stage(&targets, &options).unwrap();
     if std::env::var_os("VICTIM_LATE").is_some() {
@@ -76,7 +78,15 @@ fn ready(spare: bool) -> World {
     world.write("both", "my version\0\n");
     world.write("staged", "staged\n");
     world.git(&["add", "staged"]);
-    world.commit("default", &[put("default/a.conf", "one\ntwo\nthree\nfour\nFIVE\n"), gone("will/go"), put("new/file", "n\n"), put("both", "upstream\n")]);
+    world.commit(
+        "default",
+        &[
+            put("default/a.conf", "one\ntwo\nthree\nfour\nFIVE\n"),
+            gone("will/go"),
+            put("new/file", "n\n"),
+            put("both", "upstream\n"),
+        ],
+    );
     world.commit("global", &[put("cluster.toml", "[node.n2]\n")]);
     world
 }
@@ -97,8 +107,14 @@ fn expected(spare: bool, late: bool) -> (String, String) {
 }
 
 fn leftovers(world: &World) -> Vec<String> {
-    let mut names: Vec<_> = std::fs::read_dir(world.wc.state_dir()).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
-    names.retain(|n| !n.starts_with("manifest-") && !["copy.json", "lock", "journal", "objects", "saved", "spare"].contains(&n.as_str()));
+    let mut names: Vec<_> = std::fs::read_dir(world.wc.state_dir())
+        .unwrap()
+        .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.retain(|n| {
+        !n.starts_with("manifest-")
+            && !["copy.json", "lock", "journal", "objects", "saved", "spare"].contains(&n.as_str())
+    });
     names
 }
 
@@ -141,7 +157,10 @@ fn run(point: &str, spare: bool, late: bool, old: &str, new: &str) {
     assert_eq!(wc.saved().unwrap().iter().map(|s| s.path.to_string()).collect::<Vec<_>>(), ["both"], "{point}");
     world.git(&["fsck", "--strict"]);
     let status = world.git(&["status", "--porcelain"]);
-    assert!(status.contains("A  staged\n") && status.contains(" M default/a.conf\n") && status.contains("?? untracked/\n"), "{point}: {status}");
+    assert!(
+        status.contains("A  staged\n") && status.contains(" M default/a.conf\n") && status.contains("?? untracked/\n"),
+        "{point}: {status}"
+    );
 }
 
 #[test]
@@ -157,7 +176,10 @@ fn killed_at_every_step_of_an_update() {
 #[test]
 fn edits_of_the_last_moment_survive_a_kill() {
     let (old, new) = expected(true, true);
-    for point in fault::POINTS.iter().filter(|p| p.starts_with("exchange.") || p.starts_with("settle.") || **p == "stage.journal-ready") {
+    for point in fault::POINTS
+        .iter()
+        .filter(|p| p.starts_with("exchange.") || p.starts_with("settle.") || **p == "stage.journal-ready")
+    {
         run(point, true, true, &old, &new);
     }
 }

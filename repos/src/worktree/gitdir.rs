@@ -310,7 +310,10 @@ pub(crate) fn mirror(from: &OwnedFd, to: &OwnedFd) -> io::Result<GitFiles> {
         remove_file(to, path)?;
     }
     for (path, sig) in wanted.iter().filter(|(path, _)| !is_managed(path)) {
-        if path.starts_with(b"logs/") && present.get(path).is_some_and(|there| there.size < sig.size) && append_tail(from, to, path)? {
+        if path.starts_with(b"logs/")
+            && present.get(path).is_some_and(|there| there.size < sig.size)
+            && append_tail(from, to, path)?
+        {
             continue;
         }
         let same = match present.get(path) {

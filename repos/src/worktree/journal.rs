@@ -56,7 +56,8 @@ impl Inner {
         let path = self.state_dir.join("journal");
         let bytes = serde_json::to_vec(journal).map_err(std::io::Error::other).at("encode", &path)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&self.state_fd, "journal", flags, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).at("open", &path)?;
+        let fd = rustix::fs::openat(&self.state_fd, "journal", flags, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
+            .at("open", &path)?;
         let mut file = std::fs::File::from(fd);
         std::io::Write::write_all(&mut file, &bytes).at("write", &path)?;
         file.set_len(bytes.len() as u64).at("write", &path)?;
@@ -78,7 +79,12 @@ impl Inner {
 
     pub(crate) fn clear_journal(&self) -> Result<()> {
         let path = self.state_dir.join("journal");
-        match rustix::fs::openat(&self.state_fd, "journal", OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, rustix::fs::Mode::empty()) {
+        match rustix::fs::openat(
+            &self.state_fd,
+            "journal",
+            OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            rustix::fs::Mode::empty(),
+        ) {
             Ok(fd) => std::fs::File::from(fd).set_len(0).at("write", &path),
             Err(Errno::NOENT) => Ok(()),
             Err(err) => Err(err).at("open", &path),

@@ -195,7 +195,11 @@ impl Manifest {
     pub(crate) fn dirs_below(&self, dir: &[u8], range: std::ops::Range<usize>) -> std::ops::Range<usize> {
         let slash = if dir.is_empty() { Vec::new() } else { [dir, b"/"].concat() };
         let part = &self.dirs[range.clone()];
-        let from = if dir.is_empty() { part.partition_point(|(p, _)| p.is_empty()) } else { part.partition_point(|(p, _)| **p < *slash) };
+        let from = if dir.is_empty() {
+            part.partition_point(|(p, _)| p.is_empty())
+        } else {
+            part.partition_point(|(p, _)| **p < *slash)
+        };
         let len = part[from..].partition_point(|(p, _)| p.starts_with(&slash));
         range.start + from..range.start + from + len
     }
@@ -408,12 +412,21 @@ mod tests {
         Entry {
             path: path.as_bytes().into(),
             base: base.map(leaf),
-            held: held.map(|n| Held { sig: Sig { mode: 0o100644, ino: n.into(), ..Sig::default() }, oid: Some(leaf(n).oid), shared: n == 9 }),
+            held: held.map(|n| Held {
+                sig: Sig { mode: 0o100644, ino: n.into(), ..Sig::default() },
+                oid: Some(leaf(n).oid),
+                shared: n == 9,
+            }),
         }
     }
 
     fn sample() -> Manifest {
-        let entries = vec![entry("a", Some(1), Some(1)), entry("b-c", None, Some(9)), entry("b/x", Some(2), None), entry("b/y", Some(3), Some(4))];
+        let entries = vec![
+            entry("a", Some(1), Some(1)),
+            entry("b-c", None, Some(9)),
+            entry("b/x", Some(2), None),
+            entry("b/y", Some(3), Some(4)),
+        ];
         let meta = DirMeta { mode: 0o755, uid: 1, gid: 2, ino: 3, mtime_ns: 4 };
         Manifest {
             commit: Some(Oid::from_bytes([7; 20])),
@@ -430,7 +443,10 @@ mod tests {
         let manifest = sample();
         let bytes = manifest.to_bytes();
         let back = Manifest::from_bytes(&bytes).unwrap();
-        assert_eq!((back.entries, back.dirs, back.staged, back.commit), (manifest.entries, manifest.dirs, manifest.staged, manifest.commit));
+        assert_eq!(
+            (back.entries, back.dirs, back.staged, back.commit),
+            (manifest.entries, manifest.dirs, manifest.staged, manifest.commit)
+        );
         for cut in 0..bytes.len() {
             assert!(Manifest::from_bytes(&bytes[..cut]).is_none());
         }
@@ -442,7 +458,9 @@ mod tests {
     #[test]
     fn below_skips_neighbours() {
         let manifest = sample();
-        let names = |dir: &[u8]| manifest.below(dir).iter().map(|e| String::from_utf8_lossy(&e.path).into_owned()).collect::<Vec<_>>();
+        let names = |dir: &[u8]| {
+            manifest.below(dir).iter().map(|e| String::from_utf8_lossy(&e.path).into_owned()).collect::<Vec<_>>()
+        };
         assert_eq!(names(b"b"), ["b/x", "b/y"]);
         assert_eq!(names(b"a"), Vec::<String>::new());
         assert_eq!(names(b"").len(), 4);
@@ -451,7 +469,12 @@ mod tests {
     #[test]
     fn patch_merges_sorted_lists() {
         let mut manifest = sample();
-        manifest.patch(vec![entry("0", None, Some(1)), entry("a", None, None), entry("b/x", Some(2), Some(2)), entry("c", Some(1), None)]);
+        manifest.patch(vec![
+            entry("0", None, Some(1)),
+            entry("a", None, None),
+            entry("b/x", Some(2), Some(2)),
+            entry("c", Some(1), None),
+        ]);
         let paths: Vec<_> = manifest.entries.iter().map(|e| String::from_utf8_lossy(&e.path).into_owned()).collect();
         assert_eq!(paths, ["0", "b-c", "b/x", "b/y", "c"]);
         assert!(!manifest.get(b"b/x").unwrap().is_dirty());

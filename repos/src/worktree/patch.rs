@@ -59,7 +59,8 @@ pub(crate) fn steps(spare: &Manifest, live: &Manifest, plan: &MountPlan) -> Step
             }
             at += 1;
         }
-        let held = (at < spare.entries.len() && spare.entries[at].path == file.path).then(|| spare.entries[at].held).flatten();
+        let held =
+            (at < spare.entries.len() && spare.entries[at].path == file.path).then(|| spare.entries[at].held).flatten();
         if at < spare.entries.len() && spare.entries[at].path == file.path {
             if held.is_some() && file.want.is_none() {
                 extra.push(Action::Remove(at));
@@ -106,7 +107,8 @@ impl Steps {
 impl Steps {
     /// Directories in which a name comes or goes.
     fn touched_dirs<'a>(&'a self, plan: &'a MountPlan, spare: &'a Manifest) -> std::collections::HashSet<&'a [u8]> {
-        let mut dirs: std::collections::HashSet<&[u8]> = self.touched(plan, spare).into_iter().map(|path| fsx::split(path).0).collect();
+        let mut dirs: std::collections::HashSet<&[u8]> =
+            self.touched(plan, spare).into_iter().map(|path| fsx::split(path).0).collect();
         let is_wanted = |path: &PathKey| plan.dirs.binary_search_by(|(p, _)| p.cmp(path)).is_ok();
         dirs.extend(spare.dirs.iter().filter(|(path, _)| !is_wanted(path)).map(|(path, _)| fsx::split(path).0));
         dirs.extend(plan.dirs.iter().filter(|(path, _)| spare.dir(path).is_none()).map(|(path, _)| fsx::split(path).0));
@@ -150,7 +152,11 @@ impl Written {
             return Ok(fs::syncfs(root)?);
         }
         std::thread::scope(|scope| {
-            let threads: Vec<_> = self.files.chunks(self.files.len().div_ceil(4).max(1)).map(|part| scope.spawn(move || part.iter().try_for_each(fs::fsync))).collect();
+            let threads: Vec<_> = self
+                .files
+                .chunks(self.files.len().div_ceil(4).max(1))
+                .map(|part| scope.spawn(move || part.iter().try_for_each(fs::fsync)))
+                .collect();
             threads.into_iter().try_for_each(|t| t.join().unwrap_or(Err(Errno::IO)))
         })?;
         Ok(())
@@ -159,7 +165,13 @@ impl Written {
 
 impl Patcher<'_> {
     /// Does it, and answers what the spare holds then.
-    pub(crate) fn apply(mut self, steps: &Steps, old: &Manifest, live: &Manifest, plan: &MountPlan) -> Result<Manifest> {
+    pub(crate) fn apply(
+        mut self,
+        steps: &Steps,
+        old: &Manifest,
+        live: &Manifest,
+        plan: &MountPlan,
+    ) -> Result<Manifest> {
         let mut cursor = self.spare.cursor();
         for step in steps.extra.iter().rev() {
             if let Action::Remove(i) = step {
@@ -209,7 +221,8 @@ impl Patcher<'_> {
         };
         let Some(sig) = fsx::try_lstat_at(dir, name).at("examine", &at)? else { return Ok(()) };
         if sig.kind() == Kind::Dir {
-            return rescue_dir(dir, name, path, self.late).and_then(|()| fsx::remove_all_at(dir, name).at("remove", &at));
+            return rescue_dir(dir, name, path, self.late)
+                .and_then(|()| fsx::remove_all_at(dir, name).at("remove", &at));
         }
         let expected = held.is_some_and(|h| if h.shared { h.sig.ino == sig.ino } else { h.sig == sig });
         if !expected && sig.kind() != Kind::Special {
@@ -250,7 +263,13 @@ impl Patcher<'_> {
     }
 
     /// Permissions and owners of directories, last: some may forbid what we did in them. Answers what they are.
-    fn dir_modes(&mut self, cursor: &mut DirCursor, old: &Manifest, steps: &Steps, plan: &MountPlan) -> Result<Vec<(PathKey, DirMeta)>> {
+    fn dir_modes(
+        &mut self,
+        cursor: &mut DirCursor,
+        old: &Manifest,
+        steps: &Steps,
+        plan: &MountPlan,
+    ) -> Result<Vec<(PathKey, DirMeta)>> {
         let touched = steps.touched_dirs(plan, old);
         let mut dirs = Vec::with_capacity(plan.dirs.len());
         for (path, meta) in &plan.dirs {
@@ -273,7 +292,9 @@ impl Patcher<'_> {
     fn meta(&mut self, cursor: &mut DirCursor, path: &[u8], want: &Want, held: Option<&Held>) -> Result<Held> {
         let at = self.at(path);
         let (dir, name) = cursor.parent(path).at("open", &at)?;
-        let Some(sig) = fsx::try_lstat_at(dir, name).at("examine", &at)? else { return held.copied().ok_or(Errno::NOENT).at("examine", &at) };
+        let Some(sig) = fsx::try_lstat_at(dir, name).at("examine", &at)? else {
+            return held.copied().ok_or(Errno::NOENT).at("examine", &at);
+        };
         if held.is_some_and(|h| h.sig != sig) {
             let (sig, data) = fsx::read_content_at(dir, name).at("read", &at)?;
             (self.late)(path, &sig, &data)?;
@@ -283,7 +304,14 @@ impl Patcher<'_> {
         Ok(Held { sig, oid: want.leaf.map(|l| l.oid), shared: false })
     }
 
-    fn put(&mut self, cursor: &mut DirCursor, live_cursor: &mut DirCursor, path: &[u8], want: &Want, live: &Manifest) -> Result<Option<Held>> {
+    fn put(
+        &mut self,
+        cursor: &mut DirCursor,
+        live_cursor: &mut DirCursor,
+        path: &[u8],
+        want: &Want,
+        live: &Manifest,
+    ) -> Result<Option<Held>> {
         let at = self.at(path);
         {
             let (dir, name) = cursor.parent(path).at("open", &at)?;
@@ -298,7 +326,8 @@ impl Patcher<'_> {
             Source::Bytes(data) => self.write(cursor, path, want, data),
             Source::Live => {
                 // Gone since it was planned: the rescan after the exchange will see to it.
-                let found = live_cursor.parent(path).and_then(|(from, live_name)| fsx::read_content_at(from, live_name));
+                let found =
+                    live_cursor.parent(path).and_then(|(from, live_name)| fsx::read_content_at(from, live_name));
                 let (_, data) = match found {
                     Err(err) if fsx::absent(&err) => return Ok(None),
                     other => other.at("read", &at)?,
@@ -334,7 +363,13 @@ impl Patcher<'_> {
 
 /// Hard-links what nobody versions, so that a process that has it open goes on writing to the file that is live.
 /// Where the kernel refuses (another user's file under `fs.protected_hardlinks`), a copy has to do.
-fn share(live: &mut DirCursor, to: impl std::os::fd::AsFd, name: &[u8], path: &[u8], manifest: &Manifest) -> io::Result<Option<Held>> {
+fn share(
+    live: &mut DirCursor,
+    to: impl std::os::fd::AsFd,
+    name: &[u8],
+    path: &[u8],
+    manifest: &Manifest,
+) -> io::Result<Option<Held>> {
     let (from, live_name) = match live.parent(path) {
         Err(err) if fsx::absent(&err) => return Ok(None),
         other => other?,

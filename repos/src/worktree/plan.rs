@@ -209,7 +209,11 @@ impl Planner<'_> {
             }
             match changes.next_if(|(path, _)| **path == entry.path) {
                 Some((_, theirs)) => self.merge(entry, *theirs, known, plan)?,
-                None => plan.files.push(Planned { path: PathKey::clone(&entry.path), base: entry.base, want: entry.held.map(|h| ours(entry, &h)) }),
+                None => plan.files.push(Planned {
+                    path: PathKey::clone(&entry.path),
+                    base: entry.base,
+                    want: entry.held.map(|h| ours(entry, &h)),
+                }),
             }
         }
         for (path, theirs) in changes {
@@ -263,7 +267,11 @@ impl Planner<'_> {
     fn record(&self, entry: &Entry, theirs: Side, what: &str) -> ConflictRecord {
         let side = |leaf: Side| leaf.map(|leaf| (leaf.mode.to_string(), leaf.oid));
         let our_leaf = entry.held.as_ref().and_then(Held::leaf);
-        ConflictRecord { path: hex::encode(&entry.path), what: what.into(), sides: [side(entry.base), side(our_leaf), side(theirs)] }
+        ConflictRecord {
+            path: hex::encode(&entry.path),
+            what: what.into(),
+            sides: [side(entry.base), side(our_leaf), side(theirs)],
+        }
     }
 
     /// Upstream's file, with the permissions that the live tree's file has, if there is one.
@@ -322,7 +330,11 @@ impl Planner<'_> {
             if self.how == OnOverlap::Manual && upstream.want.is_some() {
                 let side = upstream.base.map(|leaf| (leaf.mode.to_string(), leaf.oid));
                 let what = "added upstream where a local file or directory is".into();
-                plan.conflicts.push(ConflictRecord { path: hex::encode(&upstream.path), what, sides: [None, None, side] });
+                plan.conflicts.push(ConflictRecord {
+                    path: hex::encode(&upstream.path),
+                    what,
+                    sides: [None, None, side],
+                });
             }
             upstream.want = None;
         }
@@ -428,7 +440,8 @@ impl Planner<'_> {
                 last = dir;
             }
         }
-        for (dir, _) in self.live.dirs.iter().filter(|(dir, _)| !wanted.contains_key(dir)).cloned().collect::<Vec<_>>() {
+        for (dir, _) in self.live.dirs.iter().filter(|(dir, _)| !wanted.contains_key(dir)).cloned().collect::<Vec<_>>()
+        {
             let is_file = |path: &[u8]| find(&plan.files, path).is_some_and(|f| f.want.is_some());
             if self.live.holds_below(&dir) || is_file(&dir) || fsx::ancestors(&dir).any(is_file) {
                 continue;

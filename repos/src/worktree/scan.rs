@@ -65,8 +65,18 @@ struct Pool<'a> {
 
 /// Compares the tree at `root` with the manifest.
 pub(crate) fn scan(root: &Arc<OwnedFd>, manifest: &Manifest, skip: &[Vec<u8>]) -> io::Result<Scanned> {
-    let first = Job { path: Vec::new(), parent: Arc::clone(root), range: 0..manifest.entries.len(), dirs: manifest.dirs_below(b"", 0..manifest.dirs.len()) };
-    let pool = Pool { queue: Mutex::new(Queue { jobs: vec![first], busy: 0, failed: false }), wake: Condvar::new(), manifest, skip };
+    let first = Job {
+        path: Vec::new(),
+        parent: Arc::clone(root),
+        range: 0..manifest.entries.len(),
+        dirs: manifest.dirs_below(b"", 0..manifest.dirs.len()),
+    };
+    let pool = Pool {
+        queue: Mutex::new(Queue { jobs: vec![first], busy: 0, failed: false }),
+        wake: Condvar::new(),
+        manifest,
+        skip,
+    };
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get()).min(MAX_THREADS);
     let threads = if manifest.entries.len() < PARALLEL_FROM { 1 } else { cores };
     let mut all = Scanned::default();
@@ -77,7 +87,11 @@ pub(crate) fn scan(root: &Arc<OwnedFd>, manifest: &Manifest, skip: &[Vec<u8>]) -
             let others: Vec<_> = (1..threads).map(|_| scope.spawn(|| pool.work())).collect();
             let own = pool.work();
             let mut parts = vec![own];
-            parts.extend(others.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(io::Error::other("a scanning thread panicked")))));
+            parts.extend(
+                others
+                    .into_iter()
+                    .map(|t| t.join().unwrap_or_else(|_| Err(io::Error::other("a scanning thread panicked")))),
+            );
             parts
         });
         for part in parts {
@@ -146,7 +160,8 @@ impl Pool<'_> {
             }
         };
         let meta = DirMeta::of(&fs::fstat(&dir)?);
-        let before = self.manifest.dirs.binary_search_by(|(p, _)| (**p).cmp(&job.path)).ok().map(|i| &self.manifest.dirs[i]);
+        let before =
+            self.manifest.dirs.binary_search_by(|(p, _)| (**p).cmp(&job.path)).ok().map(|i| &self.manifest.dirs[i]);
         let same_names = before.is_some_and(|(_, b)| b.has_same_names(&meta)) && !self.manifest.is_young(meta.mtime_ns);
         out.dirs.push((before.map_or_else(|| job.path.as_slice().into(), |(path, _)| Arc::clone(path)), meta));
         let mut prefix = job.path;
@@ -161,7 +176,14 @@ impl Pool<'_> {
     }
 
     /// A directory whose time says that no name came or went: only the files have to be looked at.
-    fn known_names(&self, dir: &Arc<OwnedFd>, prefix: &[u8], range: Range<usize>, dirs: Range<usize>, out: &mut Scanned) -> io::Result<()> {
+    fn known_names(
+        &self,
+        dir: &Arc<OwnedFd>,
+        prefix: &[u8],
+        range: Range<usize>,
+        dirs: Range<usize>,
+        out: &mut Scanned,
+    ) -> io::Result<()> {
         let entries = &self.manifest.entries;
         let mut at = range.start;
         while at < range.end {
@@ -183,7 +205,8 @@ impl Pool<'_> {
                 Err(err) => return Err(err.into()),
             }
         }
-        let children = self.manifest.dirs[dirs.clone()].iter().filter(|(path, _)| !path[prefix.len()..].contains(&b'/'));
+        let children =
+            self.manifest.dirs[dirs.clone()].iter().filter(|(path, _)| !path[prefix.len()..].contains(&b'/'));
         let jobs = children.map(|(path, _)| self.job(dir, path.to_vec(), &range, &dirs)).collect();
         self.push(jobs);
         Ok(())
@@ -205,7 +228,15 @@ impl Pool<'_> {
         }
     }
 
-    fn merge(&self, dir: &Arc<OwnedFd>, prefix: &[u8], range: Range<usize>, dirs: Range<usize>, names: &Names, out: &mut Scanned) -> io::Result<()> {
+    fn merge(
+        &self,
+        dir: &Arc<OwnedFd>,
+        prefix: &[u8],
+        range: Range<usize>,
+        dirs: Range<usize>,
+        names: &Names,
+        out: &mut Scanned,
+    ) -> io::Result<()> {
         let entries = &self.manifest.entries;
         let (mut at, end) = (range.start, range.end);
         let mut jobs = Vec::new();
@@ -252,7 +283,10 @@ impl Pool<'_> {
     fn is_same(&self, entry: &Entry, held: &Held, sig: &Sig) -> bool {
         if entry.base.is_none() && held.oid.is_none() {
             // Nobody knows its content, so only another file in its place is news.
-            return held.sig.ino == sig.ino && held.sig.mode == sig.mode && held.sig.uid == sig.uid && held.sig.gid == sig.gid;
+            return held.sig.ino == sig.ino
+                && held.sig.mode == sig.mode
+                && held.sig.uid == sig.uid
+                && held.sig.gid == sig.gid;
         }
         held.sig == *sig && !self.manifest.is_racy(sig)
     }
@@ -337,7 +371,9 @@ impl Names {
             self.items.push(Name { range: start..self.arena.len() - 1, is_dir });
         }
         let arena = &self.arena;
-        self.items.sort_unstable_by(|a, b| in_index_order(&arena[a.range.clone()], a.is_dir, &arena[b.range.clone()], b.is_dir));
+        self.items.sort_unstable_by(|a, b| {
+            in_index_order(&arena[a.range.clone()], a.is_dir, &arena[b.range.clone()], b.is_dir)
+        });
         Ok(())
     }
 }
@@ -367,7 +403,11 @@ mod tests {
         let sig = lstat_at(root, path.as_bytes()).unwrap();
         assert!(dir.join(path).symlink_metadata().is_ok());
         let leaf = super::super::manifest::Leaf { mode: Mode::File, oid: Oid::NULL };
-        Entry { path: path.as_bytes().into(), base: Some(leaf), held: Some(Held { sig, oid: Some(Oid::NULL), shared: false }) }
+        Entry {
+            path: path.as_bytes().into(),
+            base: Some(leaf),
+            held: Some(Held { sig, oid: Some(Oid::NULL), shared: false }),
+        }
     }
 
     #[test]
@@ -381,12 +421,16 @@ mod tests {
         std::fs::create_dir(dir.join(".git")).unwrap();
         let root = open(dir);
         let mut manifest = Manifest { taken_ns: i64::MAX, ..Manifest::default() };
-        let entries = ["a-c", "a.b", "a/x", "a/y", "b/c.d", "b/c/d", "z"].iter().map(|p| known(&root, dir, p)).collect();
+        let entries =
+            ["a-c", "a.b", "a/x", "a/y", "b/c.d", "b/c/d", "z"].iter().map(|p| known(&root, dir, p)).collect();
         manifest.entries = Arc::new(entries);
         let skip = [b".git".to_vec()];
         let clean = scan(&root, &manifest, &skip).unwrap();
         assert_eq!(clean.diffs, []);
-        assert_eq!(clean.dirs.iter().map(|(p, _)| String::from_utf8_lossy(p).into_owned()).collect::<Vec<_>>(), ["", "a", "b", "b/c"]);
+        assert_eq!(
+            clean.dirs.iter().map(|(p, _)| String::from_utf8_lossy(p).into_owned()).collect::<Vec<_>>(),
+            ["", "a", "b", "b/c"]
+        );
 
         // Once more, without reading the directories.
         manifest.dirs = Arc::new(clean.dirs);
@@ -402,7 +446,8 @@ mod tests {
         std::fs::write(dir.join("z/new"), "").unwrap();
         std::os::unix::fs::symlink("nowhere", dir.join("link")).unwrap();
         let diffs = scan(&root, &manifest, &skip).unwrap().diffs;
-        let seen: Vec<_> = diffs.iter().map(|d| (String::from_utf8_lossy(&d.path).into_owned(), d.found.map(|s| s.kind()))).collect();
+        let seen: Vec<_> =
+            diffs.iter().map(|d| (String::from_utf8_lossy(&d.path).into_owned(), d.found.map(|s| s.kind()))).collect();
         let expected = [
             ("a.b", None),
             ("a/x", Some(Kind::File)),

@@ -111,7 +111,10 @@ impl Inner {
         for (mount, manifest) in tree.mounts.iter().zip(&cached.manifests) {
             let mut cursor = mount.cursor();
             for (path, meta) in manifest.dirs.iter() {
-                let same = cursor.try_lstat(if path.is_empty() { b"." } else { path }).at("examine", &mount.path)?.is_some_and(|sig| (sig.ino, sig.mtime_ns) == (meta.ino, meta.mtime_ns));
+                let same = cursor
+                    .try_lstat(if path.is_empty() { b"." } else { path })
+                    .at("examine", &mount.path)?
+                    .is_some_and(|sig| (sig.ino, sig.mtime_ns) == (meta.ino, meta.mtime_ns));
                 if !same {
                     return self.sweep_spare().map(|_| ());
                 }

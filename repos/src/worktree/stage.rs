@@ -89,7 +89,16 @@ impl Inner {
                 self.finish_branch(i, plan, options)?;
             }
         }
-        Ok(Prepared { inner: Arc::clone(self), lock, options: options.clone(), survey, plans, kind, changed, conflicts })
+        Ok(Prepared {
+            inner: Arc::clone(self),
+            lock,
+            options: options.clone(),
+            survey,
+            plans,
+            kind,
+            changed,
+            conflicts,
+        })
     }
 
     /// The base that each mount shall have.
@@ -111,9 +120,16 @@ impl Inner {
             survey.tree.mounts[i].require_main()?;
             let conflicts = &survey.unmerged[i];
             if !conflicts.is_empty() {
-                return Err(WorktreeError::Unresolved { paths: conflicts.iter().map(|p| self.full_path(i, p)).collect() });
+                return Err(WorktreeError::Unresolved {
+                    paths: conflicts.iter().map(|p| self.full_path(i, p)).collect(),
+                });
             }
-            bases.push(Some(Base { repo: mount.name.clone(), revision: target.revision, commit: target.commit, server: options.server.clone() }));
+            bases.push(Some(Base {
+                repo: mount.name.clone(),
+                revision: target.revision,
+                commit: target.commit,
+                server: options.server.clone(),
+            }));
         }
         Ok(bases)
     }
@@ -123,7 +139,8 @@ impl Inner {
         let mut plans = Vec::new();
         for (i, base) in bases.into_iter().enumerate() {
             let unmerged = &survey.unmerged[i];
-            let conflicts = survey.states[i].conflicts.iter().filter(|c| unmerged.contains(&c.path_bytes())).cloned().collect();
+            let conflicts =
+                survey.states[i].conflicts.iter().filter(|c| unmerged.contains(&c.path_bytes())).cloned().collect();
             let planner = Planner {
                 tree: &survey.tree.mounts[i],
                 reader: &survey.readers[i],
@@ -146,13 +163,16 @@ impl Inner {
     }
 
     pub(crate) fn full_paths<'a>(&self, lists: impl Iterator<Item = &'a Vec<PathKey>>) -> Vec<RepoPath> {
-        let mut paths: Vec<_> = lists.enumerate().flat_map(|(i, list)| list.iter().map(move |p| self.full_path(i, p))).collect();
+        let mut paths: Vec<_> =
+            lists.enumerate().flat_map(|(i, list)| list.iter().map(move |p| self.full_path(i, p))).collect();
         paths.sort();
         paths
     }
 
     fn public_conflicts(&self, plans: &[MountPlan]) -> Vec<ConflictState> {
-        let of = |(i, plan): (usize, &MountPlan)| plan.conflicts.iter().map(|c| c.public(self.full_path(i, &c.path_bytes()))).collect::<Vec<_>>();
+        let of = |(i, plan): (usize, &MountPlan)| {
+            plan.conflicts.iter().map(|c| c.public(self.full_path(i, &c.path_bytes()))).collect::<Vec<_>>()
+        };
         plans.iter().enumerate().flat_map(of).collect()
     }
 
@@ -210,7 +230,8 @@ impl Inner {
                 fsx::open_dir_at(&root, mount.at.as_bytes()).at("open", &at)?
             };
             let alternates = gitdir::alternates_line(if outer { 3 } else { 4 }, &state_name, &mount.name);
-            gitdir::init(&dir, mount, if outer { &nested } else { &[] }, &alternates, own).at("create a repository in", &at)?;
+            gitdir::init(&dir, mount, if outer { &nested } else { &[] }, &alternates, own)
+                .at("create a repository in", &at)?;
         }
         Ok(())
     }
@@ -221,7 +242,8 @@ impl Inner {
         self.sweep_spare()?;
         let mut survey = self.survey(Look::Write)?;
         let bases = survey.states.iter().map(|s| s.base.clone()).collect();
-        let options = StageOptions { durability: Durability::Never, on_overlap: OnOverlap::Mine, ..StageOptions::default() };
+        let options =
+            StageOptions { durability: Durability::Never, on_overlap: OnOverlap::Mine, ..StageOptions::default() };
         let plans = self.plan(&mut survey, bases, &options)?;
         let swap = self.build(&survey, &plans, &options)?;
         self.remember_spare(&swap.id, &swap.manifests)?;
@@ -238,8 +260,13 @@ impl Inner {
         let mut plans: Vec<&MountPlan> = plans.iter().collect();
         let (tree, spare) = self.spare()?;
         let old_id = tree.id()?;
-        let all_steps: Vec<Steps> = (0..plans.len()).map(|i| steps(&spare[i], &survey.manifests[i], plans[i])).collect();
-        let touched = all_steps.iter().enumerate().map(|(i, s)| s.touched(plans[i], &spare[i]).into_iter().map(hex::encode).collect()).collect();
+        let all_steps: Vec<Steps> =
+            (0..plans.len()).map(|i| steps(&spare[i], &survey.manifests[i], plans[i])).collect();
+        let touched = all_steps
+            .iter()
+            .enumerate()
+            .map(|(i, s)| s.touched(plans[i], &spare[i]).into_iter().map(hex::encode).collect())
+            .collect();
         self.write_journal(&Journal::Staging { spare: old_id, touched }, false)?;
         fault::point("stage.journal-staging");
         self.cache().spare = None;
@@ -253,7 +280,8 @@ impl Inner {
         for (i, plan) in plans.drain(..).enumerate() {
             let mut late = |path: &[u8], sig: &fsx::Sig, data: &[u8]| {
                 let reason = "written to the previous tree through a handle from before an update";
-                self.with_saved(|s| s.save(&self.full_path(i, path), sig.kind(), sig.perm(), Some(data), reason)).map(|_| ())
+                self.with_saved(|s| s.save(&self.full_path(i, path), sig.kind(), sig.perm(), Some(data), reason))
+                    .map(|_| ())
             };
             let patcher = Patcher {
                 spare: &tree.mounts[i],
@@ -272,7 +300,8 @@ impl Inner {
             manifests.push(manifest);
         }
         let id = fsx::unique();
-        written.push(gitdir::put_private(&tree.mounts[0].git, b"eccfg/tree", id.as_bytes(), own).at("write", &id_file)?);
+        written
+            .push(gitdir::put_private(&tree.mounts[0].git, b"eccfg/tree", id.as_bytes(), own).at("write", &id_file)?);
         if options.durability == Durability::BeforeExchange {
             for store in &self.stores {
                 store.sync()?;
@@ -309,7 +338,10 @@ impl Inner {
         for (name, value) in [(gitdir::MAIN, main), (gitdir::ORIGIN_MAIN, plan.commit())] {
             if let Some(value) = value {
                 let line = format!("{value}\n");
-                written.push(gitdir::put_private(git, name.as_bytes(), line.as_bytes(), own).at("write", &git_path.join(name))?);
+                written.push(
+                    gitdir::put_private(git, name.as_bytes(), line.as_bytes(), own)
+                        .at("write", &git_path.join(name))?,
+                );
             }
         }
         if main.is_some() && main != plan.old_main {
@@ -318,7 +350,10 @@ impl Inner {
         }
         fault::point("stage.refs-written");
         let state = new_state(plan, old);
-        written.push(gitdir::put_private(git, b"eccfg/state", &gitdir::encode_state(&state), own).at("write", &git_path.join("eccfg/state"))?);
+        written.push(
+            gitdir::put_private(git, b"eccfg/state", &gitdir::encode_state(&state), own)
+                .at("write", &git_path.join("eccfg/state"))?,
+        );
         fault::point("stage.base-written");
         Ok(())
     }
@@ -334,20 +369,36 @@ impl Inner {
         for data in plan.contents.values() {
             write_blob(&self.stores[mount], data)?;
         }
-        let (Some(base), Some(ours), true) = (plan.commit(), plan.old_main, plan.merges_branch) else { return Ok(plan.line.main) };
+        let (Some(base), Some(ours), true) = (plan.commit(), plan.old_main, plan.merges_branch) else {
+            return Ok(plan.line.main);
+        };
         let store = &self.stores[mount];
         let mut draft = Draft::new(store)?;
         let changes: Vec<TreeChange> = plan.line.diff.iter().map(|(path, leaf)| tree_change(path, *leaf)).collect();
         // Deletions first: a file may have become a directory.
         let (gone, put): (Vec<_>, Vec<_>) = changes.into_iter().partition(|c| matches!(c, TreeChange::Delete { .. }));
         let tree = draft.tree_of(base)?;
-        let apply = |err: crate::ApplyError| WorktreeError::Damaged { path: self.root.clone(), reason: format!("local commits cannot be merged: {err}") };
+        let apply = |err: crate::ApplyError| WorktreeError::Damaged {
+            path: self.root.clone(),
+            reason: format!("local commits cannot be merged: {err}"),
+        };
         let tree = draft.apply(tree, &gone).map_err(apply)?;
         let tree = draft.apply(tree, &put).map_err(apply)?;
-        let who = Signature { name: "eccfg".into(), email: "eccfg@localhost".into(), time_s: fsx::now_ns() / 1_000_000_000, offset_min: 0 };
+        let who = Signature {
+            name: "eccfg".into(),
+            email: "eccfg@localhost".into(),
+            time_s: fsx::now_ns() / 1_000_000_000,
+            offset_min: 0,
+        };
         let revision = plan.base.as_ref().map_or(0, |b| b.revision);
         let message = format!("Merge revision r{revision} of {}\n", self.mounts()[mount].name);
-        let commit = draft.commit(&NewCommit { tree, parents: vec![ours, base], author: who.clone(), committer: who, message })?;
+        let commit = draft.commit(&NewCommit {
+            tree,
+            parents: vec![ours, base],
+            author: who.clone(),
+            committer: who,
+            message,
+        })?;
         if let Some(pack) = draft.into_pack()? {
             store.install_pack(&pack)?;
         }
@@ -376,7 +427,8 @@ pub(crate) fn index_bytes(manifest: &Manifest, plan: &MountPlan) -> Vec<u8> {
     let conflicts: Vec<(Vec<u8>, [Option<Leaf>; 3])> =
         plan.conflicts.iter().map(|c| (c.path_bytes(), [c.side(0), c.side(1), c.side(2)])).collect();
     let staged = plan.staged.iter().map(|s| (PathKey::clone(&s.path), (s.leaf, s.intent_to_add)));
-    let mut overlay: BTreeMap<PathKey, (Option<Leaf>, bool)> = plan.line.diff.iter().map(|(p, leaf)| (PathKey::clone(p), (*leaf, false))).collect();
+    let mut overlay: BTreeMap<PathKey, (Option<Leaf>, bool)> =
+        plan.line.diff.iter().map(|(p, leaf)| (PathKey::clone(p), (*leaf, false))).collect();
     overlay.extend(staged);
     encode_index(manifest, &overlay, &conflicts)
 }
@@ -457,7 +509,10 @@ impl GitLocks {
     pub(crate) fn clear_stale(tree: &Tree) -> Result<bool> {
         let mut found = false;
         for mount in &tree.mounts {
-            if fsx::try_read_at(&mount.git, b"index.lock").at("read", &mount.path.join(".git/index.lock"))?.is_some_and(|mark| mark == LOCK_MARK) {
+            if fsx::try_read_at(&mount.git, b"index.lock")
+                .at("read", &mount.path.join(".git/index.lock"))?
+                .is_some_and(|mark| mark == LOCK_MARK)
+            {
                 let _ = fs::unlinkat(&mount.git, "index.lock", AtFlags::empty());
                 found = true;
             }
@@ -484,7 +539,8 @@ pub(crate) fn require_unchanged(prepared: &Prepared) -> Result<()> {
             return changed();
         }
         let manifest = &prepared.survey.manifests[i];
-        let mut now = Manifest { index_sig: manifest.index_sig, staged: manifest.staged.clone(), ..Manifest::default() };
+        let mut now =
+            Manifest { index_sig: manifest.index_sig, staged: manifest.staged.clone(), ..Manifest::default() };
         let sig = fsx::try_lstat_at(&mount.git, b"index").at("examine", &mount.path.join(".git/index"))?;
         if sig != manifest.index_sig || manifest.is_racy(&sig.unwrap_or_default()) {
             now.entries.clone_from(&manifest.entries);
@@ -516,7 +572,8 @@ impl Prepared {
         fault::point("exchange.locked");
         require_unchanged(self)?;
         fault::point("exchange.before");
-        fsx::exchange(&inner.parent_fd, &inner.name, &inner.state_fd, SPARE.as_bytes()).map_err(|err| exchange_error(&inner.root, err))?;
+        fsx::exchange(&inner.parent_fd, &inner.name, &inner.state_fd, SPARE.as_bytes())
+            .map_err(|err| exchange_error(&inner.root, err))?;
         fault::point("exchange.after");
         if sync {
             fs::fsync(&inner.parent_fd).at("sync", &inner.root)?;
@@ -550,9 +607,14 @@ pub(crate) fn exchange_error(root: &std::path::Path, err: std::io::Error) -> Wor
         Some(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
             ("its file system does not support RENAME_EXCHANGE", "put it on ext4, xfs, btrfs, f2fs or tmpfs")
         }
-        Some(Errno::XDEV) => ("it is on another device than its parent directory", "put a directory below the mount point"),
+        Some(Errno::XDEV) => {
+            ("it is on another device than its parent directory", "put a directory below the mount point")
+        }
         Some(Errno::BUSY) => ("it is a mount point", "use a directory below the mount point as the working copy"),
-        Some(Errno::ACCESS | Errno::PERM | Errno::ROFS) => ("its parent directory is not writable", "run as the owner of the parent directory, or choose another place"),
+        Some(Errno::ACCESS | Errno::PERM | Errno::ROFS) => (
+            "its parent directory is not writable",
+            "run as the owner of the parent directory, or choose another place",
+        ),
         _ => return WorktreeError::Io { action: "exchange", path: root.to_owned(), source: err },
     };
     WorktreeError::CannotExchange { path: root.to_owned(), reason: reason.into(), hint: hint.into() }

@@ -36,7 +36,8 @@ pub(crate) struct TreeMount {
 impl Tree {
     pub(crate) fn open(path: &Path, mounts: &[Mount]) -> Result<Tree> {
         let root = Arc::new(open_dir(path).at("open", path)?);
-        let nested: Vec<Vec<u8>> = mounts.iter().filter(|m| !m.at.is_empty()).map(|m| m.at.clone().into_bytes()).collect();
+        let nested: Vec<Vec<u8>> =
+            mounts.iter().filter(|m| !m.at.is_empty()).map(|m| m.at.clone().into_bytes()).collect();
         let mut opened = Vec::new();
         for mount in mounts {
             let mount_path = path.join(&mount.at);
@@ -70,7 +71,11 @@ impl TreeMount {
     }
 
     /// Like [`look`](Self::look), and which paths (and directories) were found to differ from `manifest`.
-    pub(crate) fn look_diffs(&self, manifest: &Manifest, versioned: &dyn Fn(&[u8]) -> bool) -> Result<(Manifest, Vec<PathKey>)> {
+    pub(crate) fn look_diffs(
+        &self,
+        manifest: &Manifest,
+        versioned: &dyn Fn(&[u8]) -> bool,
+    ) -> Result<(Manifest, Vec<PathKey>)> {
         let taken_ns = fsx::now_ns();
         let Scanned { diffs, dirs } = scan(&self.dir, manifest, &self.skip).at("scan", &self.path)?;
         let mut cursor = self.cursor();
@@ -86,11 +91,18 @@ impl TreeMount {
                     let shared = known.and_then(|e| e.held).is_some_and(|h| h.shared && h.sig.ino == sig.ino);
                     Some(Held { sig, oid: None, shared })
                 }
-                Some(_) => hash(&mut cursor, &diff.path).at("read", &self.path.join(crate::RepoPath::from_tree(diff.path.to_vec()).as_path()))?,
+                Some(_) => hash(&mut cursor, &diff.path)
+                    .at("read", &self.path.join(crate::RepoPath::from_tree(diff.path.to_vec()).as_path()))?,
             };
             changes.push(Entry { path: diff.path, base, held });
         }
-        let mut now = Manifest { commit: manifest.commit, taken_ns, dirs: Arc::new(dirs), index_sig: manifest.index_sig, ..Manifest::default() };
+        let mut now = Manifest {
+            commit: manifest.commit,
+            taken_ns,
+            dirs: Arc::new(dirs),
+            index_sig: manifest.index_sig,
+            ..Manifest::default()
+        };
         now.staged.clone_from(&manifest.staged);
         now.entries.clone_from(&manifest.entries);
         now.patch(changes);
