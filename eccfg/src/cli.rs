@@ -67,7 +67,7 @@ pub struct CommonOptions {
     /// Leave out notes and progress
     #[arg(long, short, global = true)]
     pub quiet: bool,
-    /// Tell what is done on the way, and the cause of every error
+    /// Tell what is done on the way
     #[arg(long, global = true)]
     pub debug: bool,
     /// Print results as JSON

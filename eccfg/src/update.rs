@@ -265,6 +265,45 @@ pub async fn move_to(
     fetch(server, wc, targets).await?;
     let repos = steps(wc, targets)?;
     let staged = stage(wc, targets, options).await?;
+    Ok(finish(wc, staged, repos).await?)
+}
+
+/// The same after a commit from this working copy, but never backwards: an agent that follows the same working copy may be faster,
+/// and further.
+pub async fn advance_to(
+    server: &Server,
+    wc: &WorkingCopy,
+    targets: &Targets,
+    options: &StageOptions,
+) -> Result<Pulled, UpdateError> {
+    fetch(server, wc, targets).await?;
+    let mut targets = not_behind(wc, targets)?;
+    loop {
+        let repos = steps(wc, &targets)?;
+        let staged = stage(wc, &targets, options).await?;
+        // From here on the lock keeps others away, so what holds now goes on holding.
+        let still = not_behind(wc, &targets)?;
+        if still == targets {
+            return Ok(finish(wc, staged, repos).await?);
+        }
+        blocking(move || staged.discard()).await?;
+        targets = still;
+    }
+}
+
+/// Those of `targets` that the working copy has not passed yet.
+fn not_behind(wc: &WorkingCopy, targets: &Targets) -> Result<Targets, WorktreeError> {
+    let mut kept = Targets::new();
+    for (repo, target) in targets {
+        if wc.base(repo)?.is_none_or(|base| base.revision <= target.revision) {
+            kept.insert(repo.clone(), *target);
+        }
+    }
+    Ok(kept)
+}
+
+/// Exchanges and settles what was staged.
+async fn finish(wc: &WorkingCopy, staged: Staged, repos: BTreeMap<String, Step>) -> Result<Pulled, WorktreeError> {
     if staged.is_noop() {
         return Ok(Pulled { repos, ..Pulled::default() });
     }

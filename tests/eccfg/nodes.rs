@@ -1,6 +1,9 @@
 //! Admitting a machine, and pulling as one.
 
+use cluster::api::ReportState;
+
 use crate::session::{Server, Session};
+use crate::support::Agent;
 
 #[test]
 fn a_machine_becomes_a_node() {
@@ -68,4 +71,85 @@ fn a_machine_becomes_a_node() {
     session.say("without an identity");
     session.run("", &["pull", "--auto", "--wc", "conf"]);
     insta::assert_snapshot!(session.transcript());
+}
+
+/// What a command on the node said is kept, and `status` shows it.
+#[test]
+fn status_shows_what_the_node_reported() {
+    let server = Server::start();
+    let mut session = Session::new(&server);
+    let mut agent = server.agent(
+        "[[service]]\nname = \"web\"\npaths = [\"default/web/**\"]\nreload = [\"true\"]\nverify = [\"sh\", \"-c\", \"cat default/web/page; ! grep -q bad default/web/page\"]\n",
+    );
+    agent.spawn();
+    session.checkout("a");
+    session.edit("a/default/web/page", "good\n");
+    session.run("a", &["commit", "--add-all", "-m", "good"]);
+    server.report(2, ReportState::Healthy);
+    session.run("a", &["status", "--output"]);
+    session.edit("a/default/web/page", "bad\n");
+    session.run("a", &["commit", "-m", "bad"]);
+    server.report(3, ReportState::Failed);
+    session.run("a", &["status"]);
+    session.run("a", &["node", "list"]);
+    assert_eq!(
+        std::fs::read_to_string(agent.wc.join("default/web/page")).expect("a file"),
+        "good\n",
+        "it was taken back"
+    );
+
+    session.say("on the node itself, when no server answers");
+    server.kill();
+    let args = ["status"];
+    let mut command = session.command(&args);
+    command.current_dir(&agent.wc).env(
+        "ECCLUSTER_RUN",
+        agent
+            .command()
+            .get_envs()
+            .find(|(name, _)| *name == "ECCLUSTER_RUN")
+            .and_then(|(_, value)| value)
+            .expect("the agent's directory for sockets"),
+    );
+    session.run_command("n1", &args, command);
+    insta::assert_snapshot!(timeless(&session.transcript()));
+}
+
+/// How long a command took differs from run to run.
+fn timeless(transcript: &str) -> String {
+    let mut out = String::new();
+    for piece in transcript.split_inclusive(" ms)") {
+        match piece.rsplit_once('(') {
+            Some((before, _)) if piece.ends_with(" ms)") => out.push_str(&format!("{before}([N] ms)")),
+            _ => out.push_str(piece),
+        }
+    }
+    out
+}
+
+/// A person commits in the working copy that the agent follows: both move it, and it never goes back.
+#[test]
+fn commits_beside_a_running_agent() {
+    let server = Server::start();
+    let session = Session::new(&server);
+    let mut agent = server.agent("");
+    agent.spawn();
+    crate::support::eventually("the agent's working copy", || {
+        agent.wc.join("global/cluster.toml").exists().then_some(())
+    });
+    for number in 0..15 {
+        std::fs::write(agent.wc.join("default/number"), format!("{number}\n")).expect("a file");
+        let output =
+            session.command(&["commit", "--add-all", "-m", "x", "--wc"]).arg(&agent.wc).output().expect("eccfg runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        assert!(!said.contains("warning"), "{said}");
+        assert_eq!(std::fs::read_to_string(agent.wc.join("default/number")).expect("a file"), format!("{number}\n"));
+    }
+    let output = session.command(&["status", "--wc"]).arg(&agent.wc).output().expect("eccfg runs");
+    let status = String::from_utf8(output.stdout).expect("text");
+    assert!(
+        status.contains("default: revision 16 (") && !status.contains("behind") && !status.contains("M  "),
+        "{status}"
+    );
 }

@@ -47,6 +47,16 @@ impl Server {
         self.inner.borrow().password_file()
     }
 
+    /// An agent of node n1, not started yet.
+    pub fn agent(&self, agent_toml: &str) -> support::Agent {
+        support::Agent::new(&self.inner.borrow(), agent_toml)
+    }
+
+    /// Waits for the agent's report about a revision of `default`.
+    pub fn report(&self, revision: u64, state: cluster::api::ReportState) {
+        self.inner.borrow().report("n1", revision, &[state]);
+    }
+
     fn dir(&self) -> PathBuf {
         self.inner.borrow().dir.path().to_owned()
     }
@@ -210,7 +220,7 @@ fn quoted(arg: &str) -> String {
     if arg.is_empty() || arg.contains([' ', '*', '$', '"', ';']) { format!("'{arg}'") } else { arg.to_owned() }
 }
 
-/// Ids (seven and more hex digits with a digit among them) and times become placeholders.
+/// Ids (seven and more hex digits; no English word in here is one) and times become placeholders.
 fn redacted(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -244,6 +254,5 @@ fn placeholder(word: &str) -> String {
 }
 
 fn is_id(word: &str) -> bool {
-    let hex = word.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
-    hex && word.len() >= 7 && (word.bytes().any(|byte| byte.is_ascii_digit()) || word.len() == 40)
+    word.len() >= 7 && word.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }

@@ -291,20 +291,10 @@ async fn move_base(
     targets: Targets,
     cx: &mut Context<'_>,
 ) -> Result<(), CommandError> {
-    update::fetch(server, wc, &targets).await?;
     let options = StageOptions { server: server.name(), reason: "commit".into(), ..StageOptions::default() };
-    let owned = wc.clone();
-    let settled = cx.blocking(move || owned.committed_all(&targets, &options)).await?;
+    let moved = update::advance_to(server, wc, &targets, &options).await?;
     local_agent::wake().await;
-    for path in &settled.carried {
-        cx.ui.note(format!("{path} was edited during the commit; the edit stays local"));
-    }
-    for saved in &settled.saved {
-        cx.ui.warning(format!("a local edit of {} was put aside: {}", saved.path, saved.reason));
-    }
-    if place::called_inside(wc, &cx.environment) && wc.cwd_was_replaced() {
-        cx.ui.note("the current directory was replaced by the update; `cd \"$PWD\"` enters the new one");
-    }
+    super::pull::show_side_effects(&moved, wc, cx);
     Ok(())
 }
 

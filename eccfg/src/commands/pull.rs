@@ -98,7 +98,8 @@ fn show_changes(pulled: &Pulled, cx: &mut Context<'_>) -> Result<(), CommandErro
     Ok(())
 }
 
-fn show_side_effects(pulled: &Pulled, wc: &WorkingCopy, cx: &mut Context<'_>) {
+/// Notes about edits that were carried over or put aside, and about the current directory.
+pub fn show_side_effects(pulled: &Pulled, wc: &WorkingCopy, cx: &mut Context<'_>) {
     for path in &pulled.carried {
         cx.ui.note(format!("{path} was edited during the update; the edit was carried over"));
     }
