@@ -197,7 +197,7 @@ fn keeps() -> impl Strategy<Value = Vec<bool>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 250, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 120, ..ProptestConfig::default() })]
 
     #[test]
     fn merges_are_gits(base in some_side(), ours in some_side(), theirs in some_side(), keep in (keeps(), keeps())) {
