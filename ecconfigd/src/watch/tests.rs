@@ -75,13 +75,18 @@ impl Source {
     }
 }
 
-/// What comes at once, without waiting for more.
-async fn drain(watch: &mut Watch) -> Vec<u64> {
+/// What comes until the watch has looked at every revision up to `last`, and stands waiting for more.
+async fn drain(watch: &mut Watch, last: u64) -> Vec<u64> {
+    let begun = std::time::Instant::now();
     let mut seen = Vec::new();
-    while let Ok(Some(event)) = tokio::time::timeout(Duration::from_millis(50), watch.next()).await {
-        seen.push(event.record.revision);
+    loop {
+        match tokio::time::timeout(Duration::from_millis(100), watch.next()).await {
+            Ok(Some(event)) => seen.push(event.record.revision),
+            Ok(None) => return seen,
+            Err(_) if watch.position() >= last => return seen,
+            Err(_) => assert!(begun.elapsed() < Duration::from_secs(60), "at {} of {last}", watch.position()),
+        }
     }
-    seen
 }
 
 #[tokio::test]
@@ -91,14 +96,14 @@ async fn a_watcher_resumes_from_any_revision() {
         source.commit(&[if number % 100 == 0 { "default/rare" } else { "default/often" }]);
     }
     let mut all = source.watch(Some(0), &[]);
-    assert_eq!(drain(&mut all).await, (1..=600).collect::<Vec<_>>());
+    assert_eq!(drain(&mut all, 600).await, (1..=600).collect::<Vec<_>>());
     let mut rare = source.watch(Some(101), &["default/rare"]);
-    assert_eq!(drain(&mut rare).await, [201, 301, 401, 501]);
+    assert_eq!(drain(&mut rare, 600).await, [201, 301, 401, 501]);
     assert_eq!(rare.position(), 600, "looked at everything");
     let mut now = source.watch(None, &[]);
-    assert_eq!(drain(&mut now).await, [] as [u64; 0]);
+    assert_eq!(drain(&mut now, 600).await, [] as [u64; 0]);
     source.commit(&["x"]);
-    assert_eq!(drain(&mut now).await, [601]);
+    assert_eq!(drain(&mut now, 601).await, [601]);
 }
 
 #[tokio::test]
@@ -115,9 +120,9 @@ async fn old_revisions_come_from_the_state() {
     std::fs::copy(from, dir.path().join("state.redb")).unwrap();
     let state = State::open(dir.path(), 10).unwrap();
     let mut all = Watch::new(state.clone(), repo("default"), Some(5), globs(&[])).unwrap();
-    assert_eq!(drain(&mut all).await, (6..=701).collect::<Vec<_>>());
+    assert_eq!(drain(&mut all, 701).await, (6..=701).collect::<Vec<_>>());
     let mut one = Watch::new(state, repo("default"), Some(0), globs(&["default/b"])).unwrap();
-    assert_eq!(drain(&mut one).await, [701]);
+    assert_eq!(drain(&mut one, 701).await, [701]);
 }
 
 #[tokio::test]
@@ -181,7 +186,7 @@ async fn a_slow_watcher_is_ended_and_resumes() {
     }
     assert!(slow.next().await.is_none());
     let mut again = source.watch(Some(slow.position()), &[]);
-    assert_eq!(drain(&mut again).await, (2..=3001).collect::<Vec<_>>());
+    assert_eq!(drain(&mut again, 3001).await, (2..=3001).collect::<Vec<_>>());
 }
 
 #[tokio::test]
