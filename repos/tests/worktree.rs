@@ -5,7 +5,9 @@ mod worktree_support;
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use repos::worktree::{ChangeKind, OnOverlap, ResolveTo, Scan, StageOptions, Targets, WorkingCopy, WorktreeError};
+use repos::worktree::{
+    ChangeKind, OnOverlap, Ownership, ResolveTo, Scan, StageOptions, Targets, WorkingCopy, WorktreeError,
+};
 use repos::{Mode, PatchOptions};
 use worktree_support::*;
 
@@ -684,4 +686,115 @@ fn a_discarded_stage_leaves_a_good_spare() {
     world.update().unwrap();
     world.assert_git_clean();
     assert!(!world.file("extra").exists());
+}
+
+#[test]
+fn the_second_tree_is_ready_after_a_large_first_checkout() {
+    let mut world = World::new();
+    let names: Vec<String> = (0..200).map(|i| format!("default/{}/{i}", i % 7)).collect();
+    let edits: Vec<_> = names.iter().map(|n| put(n, "text\n")).collect();
+    world.commit("default", &edits);
+    world.commit("global", &[put("cluster.toml", "")]);
+    world.update().unwrap();
+    assert!(world.wc.state_dir().join("spare").join(&names[150]).exists());
+    assert!(world.wc.is_settled().unwrap());
+    world.assert_git_clean();
+    world.commit("default", &[gone(&names[3]), put(&names[4], "other\n")]);
+    world.update().unwrap();
+    world.assert_git_clean();
+}
+
+#[test]
+fn names_that_vanish_from_the_second_tree_do_not_vanish_from_the_live_one() {
+    let mut world = World::filled();
+    world.commit("default", &[put("default/b.conf", "b2\n")]);
+    world.update().unwrap();
+    // Somebody tidies up beside the working copy, or in a shell whose directory was replaced.
+    std::fs::remove_file(world.wc.state_dir().join("spare/n1/x")).unwrap();
+    std::fs::write(world.wc.state_dir().join("spare/n1/late"), "written in the old directory\n").unwrap();
+    world.commit("default", &[put("default/b.conf", "b3\n")]);
+    world.update().unwrap();
+    assert_eq!(world.read("n1/x"), "x\n");
+    assert_eq!(world.read("n1/late"), "written in the old directory\n");
+    assert_eq!(world.git(&["status", "--porcelain"]), "?? n1/late\n");
+    std::fs::remove_dir_all(world.wc.state_dir().join("spare")).unwrap();
+    world.commit("default", &[put("default/b.conf", "b4\n")]);
+    world.update().unwrap();
+    assert_eq!(world.git(&["status", "--porcelain"]), "?? n1/late\n");
+}
+
+#[test]
+fn owners_are_set_and_kept() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let mut settings = options();
+    settings.ownership = Ownership { uid: Some(1234), gid: Some(2345), umask: 0o027 };
+    let mut world = World::with(settings);
+    world.commit(
+        "default",
+        &[
+            put("default/a", "a\n"),
+            (b"default/run", Some((Mode::Exec, b"r\n"))),
+            (b"link", Some((Mode::Symlink, b"x"))),
+        ],
+    );
+    world.commit("global", &[put("g", "g\n")]);
+    world.update().unwrap();
+    std::os::unix::fs::chown(world.file("default/run"), Some(77), Some(78)).unwrap();
+    for round in 0..3 {
+        world.commit(
+            "default",
+            &[
+                put("new/file", &format!("{round}\n")),
+                (b"default/run", Some((Mode::Exec, format!("r{round}\n").as_bytes()))),
+            ],
+        );
+        world.update().unwrap();
+        for (file, owner, mode) in [
+            ("default/a", (1234, 2345), 0o640),
+            ("default/run", (77, 78), 0o750),
+            ("new", (1234, 2345), 0o750),
+            ("new/file", (1234, 2345), 0o640),
+            ("global/g", (1234, 2345), 0o640),
+            (".git/index", (1234, 2345), 0o640),
+        ] {
+            let meta = world.file(file).metadata().unwrap();
+            assert_eq!(((meta.uid(), meta.gid()), meta.mode() & 0o777), (owner, mode), "{file}");
+        }
+        assert_eq!(world.file("link").symlink_metadata().unwrap().uid(), 1234);
+    }
+}
+
+/// As root, in a mount namespace of its own.
+#[test]
+fn a_mount_point_is_refused() {
+    if let Ok(root) = std::env::var("MOUNTED_ROOT") {
+        let err = WorkingCopy::create(std::path::Path::new(&root), options()).unwrap_err();
+        assert!(
+            matches!(&err, WorktreeError::CannotExchange { reason, .. } if reason.contains("mount point")),
+            "{err}"
+        );
+        return;
+    }
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let (target, source) = (temp.path().join("conf"), temp.path().join("source"));
+    std::fs::create_dir_all(&target).unwrap();
+    std::fs::create_dir_all(&source).unwrap();
+    let script =
+        "mount --bind \"$1\" \"$2\" || exit 77; MOUNTED_ROOT=\"$2\" exec \"$3\" a_mount_point_is_refused --exact";
+    let output = std::process::Command::new("unshare")
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .args([&source, &target, &std::env::current_exe().unwrap()])
+        .output();
+    match output {
+        Ok(output) if output.status.code() != Some(77) => {
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        }
+        // No privileges for mounting in this container.
+        _ => {}
+    }
 }

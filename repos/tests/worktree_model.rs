@@ -375,6 +375,8 @@ fn edit(who: usize, root: &Path, stop: &AtomicBool) -> Vec<String> {
     let mut n = 0usize;
     while !stop.load(Ordering::Relaxed) {
         n += 1;
+        // Leaves the processor to the updates: the more of them, the more chances to lose something.
+        std::thread::yield_now();
         let text = format!("<editor {who} edit {n}>\n");
         let name = match who {
             // A tracked file, in place.
@@ -382,6 +384,7 @@ fn edit(who: usize, root: &Path, stop: &AtomicBool) -> Vec<String> {
             // A tracked file, as editors do it: written beside and renamed.
             1 => format!("default/f{}", 3 + n % 3),
             // New files, each once.
+            _ if n > 300 => break,
             _ => format!("default/new/{n}"),
         };
         let path = root.join(&name);
@@ -395,9 +398,6 @@ fn edit(who: usize, root: &Path, stop: &AtomicBool) -> Vec<String> {
         // Between writing and renaming the tree may have been exchanged: then the rename fails, and the editor says so.
         if written.is_ok() {
             last.insert(name, text);
-        }
-        if n % 50 == 0 {
-            std::thread::yield_now();
         }
     }
     last.into_values().collect()

@@ -205,7 +205,7 @@ impl WorkingCopy {
     }
 
     /// Brings the spare tree up to what the live tree holds, so that the next update has only its own difference to
-    /// write. For the idle moments of a resident program, above all after the first checkout.
+    /// write. For the idle moments of a resident program; after the first checkout, `settle` does it.
     pub fn prepare(&self) -> Result<()> {
         let lock = self.inner.lock(StageOptions::default().lock_wait)?;
         self.inner.prepare(lock)
@@ -373,7 +373,11 @@ impl Exchanged {
         for store in &inner.stores {
             store.consolidate(&Default::default(), &[])?;
         }
-        drop(lock);
+        if inner.spare_is_far_behind()
+            && let Err(err) = inner.prepare(lock)
+        {
+            tracing::warn!(%err, "cannot prepare the second tree now; the next update will");
+        }
         Ok(settled)
     }
 }

@@ -236,6 +236,19 @@ impl Inner {
         Ok(())
     }
 
+    /// True if most of the tree would have to be written by the next update: after the first checkout.
+    pub(crate) fn spare_is_far_behind(&self) -> bool {
+        /// With fewer files than this it does not matter.
+        const FEW: usize = 64;
+        let count = |held: &Option<inner::Held>| {
+            let manifests = held.iter().flat_map(|h| &h.manifests);
+            manifests.map(|m| m.entries.iter().filter(|e| e.held.is_some()).count()).sum::<usize>()
+        };
+        let cache = self.cache();
+        let (live, spare) = (count(&cache.live), count(&cache.spare));
+        live > FEW && spare * 2 < live
+    }
+
     /// Brings the spare up to the live tree.
     pub(crate) fn prepare(self: &Arc<Self>, _lock: Lock) -> Result<()> {
         self.recover()?;
