@@ -43,7 +43,6 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Init(Init),
-    Join(Join),
     Run(Run),
 }
 
@@ -76,39 +75,13 @@ struct Init {
     json: bool,
 }
 
-/// Join a cluster as a further server.
-#[derive(Debug, Args)]
-struct Join {
-    /// Where everything is kept
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
-    /// This node's name: one lower-case word
-    #[arg(long, value_name = "NAME")]
-    node: String,
-    /// Where to listen
-    #[arg(long, value_name = "ADDR:PORT")]
-    listen: HostPort,
-    /// Where others reach this server, when not where it listens
-    #[arg(long, value_name = "HOST:PORT")]
-    advertise: Option<HostPort>,
-    /// A server of the cluster
-    #[arg(long, value_name = "URL")]
-    server: String,
-    /// A one-time token; `eccfg node token` makes one
-    #[arg(long, value_name = "TOKEN")]
-    token: String,
-    /// Hold everything, but never vote
-    #[arg(long)]
-    learner: bool,
-}
-
 /// Run the server until it is told to stop.
 ///
-/// SIGTERM and SIGINT drain and end it. Sockets that were opened before (LISTEN_FDS, as systemd does it) are served instead of the
+/// SIGTERM and SIGINT drain and end it. Sockets that were opened before (LISTEN_FDS, as systemd does it) are served besides the
 /// addresses in `ecconfigd.toml`.
 #[derive(Debug, Args)]
 struct Run {
-    /// The data directory that init or join made
+    /// The data directory that init made
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     /// Where to listen, instead of where ecconfigd.toml says; repeat it for more
@@ -185,7 +158,6 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
     let runtime = runtime.map_err(|error| Failure::new(FAILED, format!("cannot start threads: {error}")))?;
     match cli.command {
         Command::Init(options) => runtime.block_on(run_init(options)),
-        Command::Join(options) => join(&options),
         Command::Run(options) => runtime.block_on(run(options)),
     }
 }
@@ -232,12 +204,6 @@ fn init_failure(error: InitError) -> Failure {
 }
 
 /// Nodes beyond the first one hold working copies until replication is there.
-fn join(options: &Join) -> Result<(), Failure> {
-    let Join { data: _, node, listen: _, advertise: _, server: _, token: _, learner: _ } = options;
-    let words = format!("{node} cannot join: this version runs one ecconfigd per cluster");
-    Err(Failure::new(FAILED, words).hint("eccfg node enroll makes this machine a client of the cluster"))
-}
-
 async fn run(options: Run) -> Result<(), Failure> {
     raise_file_limit();
     let failed = |words: String| Failure::new(FAILED, words);
@@ -281,7 +247,7 @@ fn start_failure(error: StartError) -> Failure {
     let words = Chain(&error).to_string();
     match error {
         StartError::NoCluster { .. } => {
-            Failure::new(FAILED, words).hint("ecconfigd init makes a cluster there, ecconfigd join enters one")
+            Failure::new(FAILED, words).hint("ecconfigd init makes a cluster there")
         }
         StartError::Lock(_) => Failure::new(CONFLICT, words),
         _ => Failure::new(FAILED, words),
