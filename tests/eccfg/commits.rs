@@ -291,3 +291,27 @@ fn questions_on_a_terminal() {
     assert!(!session.transcript().contains(password), "a password is never shown");
     insta::assert_snapshot!(session.transcript());
 }
+
+/// Without the CA a person may type its fingerprint; the working copy remembers the CA from then on. A wrong one ends it.
+#[test]
+fn a_fingerprint_is_enough_to_trust() {
+    let server = Server::start();
+    let password = std::fs::read_to_string(server.password_file()).expect("init wrote it");
+    let mut session = Session::new(&server);
+    let environment =
+        eccfg::Environment::empty(session.dir()).with("ECCFG_SERVER", server.url()).with("ECCFG_NODE", "n1");
+    let args = ["bootstrap", "--clustername", "default", "--wc", "conf"];
+    let wrong = "ab".repeat(32);
+    for fingerprint in ["not one", wrong.as_str()] {
+        let status = session.run_on_terminal_seeing(environment.clone(), "", &args, &[fingerprint, "x", "x"]);
+        assert_eq!(status, 1);
+        assert!(!session.dir().join("conf").exists());
+    }
+    let answers = [server.ca_fingerprint(), String::new(), password.trim().to_owned()];
+    let answers: Vec<&str> = answers.iter().map(String::as_str).collect();
+    assert_eq!(session.run_on_terminal_seeing(environment, "", &args, &answers), 0);
+    let environment = eccfg::Environment::empty(session.dir().join("conf/default")).with("ECCFG_NODE", "n1");
+    let answers = ["admin", password.trim()];
+    assert_eq!(session.run_on_terminal_seeing(environment, "conf/default", &["log"], &answers), 0);
+    insta::assert_snapshot!(session.transcript());
+}

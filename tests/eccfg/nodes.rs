@@ -3,7 +3,6 @@
 use cluster::api::ReportState;
 
 use crate::session::{Server, Session};
-use crate::support::Agent;
 
 #[test]
 fn a_machine_becomes_a_node() {

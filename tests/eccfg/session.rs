@@ -57,6 +57,12 @@ impl Server {
         self.inner.borrow().report("n1", revision, &[state]);
     }
 
+    /// The fingerprint of the cluster's CA, as a person would read it to another.
+    pub fn ca_fingerprint(&self) -> String {
+        let identity = cluster::identity::Identity::load(&self.inner.borrow().data().join("identity"));
+        identity.expect("init made an identity").ca_fingerprint().to_string()
+    }
+
     fn dir(&self) -> PathBuf {
         self.inner.borrow().dir.path().to_owned()
     }
@@ -134,14 +140,21 @@ impl<'a> Session<'a> {
 
     /// Runs a command in this process as if on a terminal whose person gives these answers. Returns the status.
     pub fn run_on_terminal(&mut self, below: &str, args: &[&str], answers: &[&str]) -> u8 {
-        let mut environment = eccfg::Environment::empty(self.dir().join(below));
-        for (name, value) in [
-            ("ECCFG_SERVER", self.server.url().into()),
-            ("ECCFG_CA", self.server.ca().into_os_string()),
-            ("ECCFG_NODE", "n1".into()),
-        ] {
-            environment = environment.with(name, value);
-        }
+        let environment = eccfg::Environment::empty(self.dir().join(below))
+            .with("ECCFG_SERVER", self.server.url())
+            .with("ECCFG_CA", self.server.ca())
+            .with("ECCFG_NODE", "n1");
+        self.run_on_terminal_seeing(environment, below, args, answers)
+    }
+
+    /// The same with another environment.
+    pub fn run_on_terminal_seeing(
+        &mut self,
+        environment: eccfg::Environment,
+        below: &str,
+        args: &[&str],
+        answers: &[&str],
+    ) -> u8 {
         let (out, err, asked) = (Kept::default(), Kept::default(), Rc::new(RefCell::new(Vec::new())));
         let answers = answers.iter().map(|answer| (*answer).to_owned()).collect();
         let terminal = Box::new(eccfg::prompt::ScriptedTerminal { answers, asked: asked.clone() });
