@@ -17,6 +17,9 @@ mod queue;
 mod tests;
 mod types;
 
+#[cfg(test)]
+pub(crate) use tests::noise_text;
+
 pub(crate) use build::{Builder, NewRepo, Verdict};
 pub(crate) use proposer::{Proposer, wall_ms};
 pub(crate) use push::{PushPack, large_pack};

@@ -22,6 +22,11 @@ use crate::core::Core;
 use crate::core::tests::{author, name, put, started};
 use crate::error::{Error, Result};
 
+/// Text that does not compress well, the same every time.
+pub(crate) fn noise_text(bytes: usize) -> String {
+    hex::encode(push::noise(bytes / 2))
+}
+
 /// One `what=…` of a command, unquoted.
 fn words(line: &str) -> Vec<String> {
     let mut words = vec![String::new()];

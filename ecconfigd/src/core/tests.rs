@@ -309,3 +309,59 @@ fn kill_9_loses_no_acknowledged_commit() {
         core.shutdown().await;
     });
 }
+
+async fn failed(core: &Core) -> String {
+    let mut readiness = core.watch_readiness();
+    let wait = readiness.wait_for(|now| matches!(now, Readiness::Failed(_)));
+    match tokio::time::timeout(Duration::from_secs(20), wait).await.unwrap().unwrap().clone() {
+        Readiness::Failed(why) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A disk that fails under the stores: nothing more is applied, the node says so, and what was acknowledged is in the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_checkpoint_stops_the_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let core = started(dir.path()).await;
+    core.commit(request(1, vec![put("default/x", "x")])).await.unwrap();
+    let objects = dir.path().join("repos/default.git/objects");
+    std::fs::rename(&objects, dir.path().join("away")).unwrap();
+    assert!(core.checkpoint().await.is_err());
+    std::fs::rename(dir.path().join("away"), &objects).unwrap();
+    // Nobody knows what the failed sync left behind, so the node does not go on even if the next one would succeed.
+    assert!(core.checkpoint().await.is_err());
+    assert!(matches!(core.commit(request(2, vec![put("default/y", "y")])).await, Err(Error::Unavailable(_))));
+    assert!(failed(&core).await.contains("stopped it"));
+    core.shutdown().await;
+    drop(core);
+    let core = reopened(dir.path()).await;
+    let head = core.head(&name("default")).unwrap();
+    assert_eq!(text_at(&core, head.commit, "default/x").as_deref(), Some("x"));
+    core.shutdown().await;
+}
+
+/// A log that cannot open its next segment takes nothing more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_cannot_grow_stops_the_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let core = started(dir.path()).await;
+    std::fs::rename(dir.path().join("raft"), dir.path().join("away")).unwrap();
+    let mut acknowledged = 1;
+    let error = loop {
+        let change = put(&format!("default/f{acknowledged}"), &crate::commit::noise_text(100_000));
+        match core.commit(request(1, vec![change])).await {
+            Ok(answer) => acknowledged = answer.repos[&name("default")].head.revision,
+            Err(error) => break error,
+        }
+        assert!(acknowledged < 100, "the segment has 1 MiB");
+    };
+    assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
+    assert!(failed(&core).await.contains("no more writes"));
+    core.shutdown().await;
+    drop(core);
+    std::fs::rename(dir.path().join("away"), dir.path().join("raft")).unwrap();
+    let core = reopened(dir.path()).await;
+    assert_eq!(core.head(&name("default")).unwrap().revision, acknowledged, "the one that failed was never written");
+    core.shutdown().await;
+}

@@ -141,6 +141,30 @@ fn the_picture_is_what_the_table_says() {
     assert_eq!(picture(&open(dir.path())), before);
 }
 
+/// The format is a promise: another build that applies these entries must come to the same bytes.
+#[test]
+fn format_1_has_this_hash() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path());
+    let ops = vec![Op::Found { cluster: "c".into() }, create("default"), create("global")];
+    apply(&state, entry(1, ops, vec![]));
+    let update = update("default", Oid::NULL, Oid::EMPTY_TREE);
+    let idempotency = Some(IdempotencyKey { user: "u".into(), key: "k".into(), fingerprint: [3; 16] });
+    let set = ChangeSet { updates: vec![update], unchanged: BTreeMap::new(), idempotency };
+    let token = NodeTokenRecord {
+        id: "t".into(),
+        secret_sha256: [4; 32],
+        subcluster: repo("default"),
+        created_by: "u".into(),
+        expires_clock_ms: 9,
+    };
+    apply(&state, entry(2, vec![Op::Change(set), Op::PutNodeToken(token)], vec![]));
+    let dump = state.dump();
+    let keys: Vec<String> = dump.iter().map(|(key, _)| key.escape_ascii().to_string()).collect();
+    assert_eq!(keys.len(), 15, "{keys:?}");
+    assert_eq!(hex::encode(state.view().hash), "b96d4d55c12e894a256f4d70d7ccc7db66875b281c2a8c91e383c05c242b79c7");
+}
+
 #[test]
 fn batches_do_not_matter() {
     let log = story();

@@ -291,4 +291,15 @@ mod tests {
         out[4..8].copy_from_slice(&crc.to_le_bytes());
         assert_eq!(decode(&out).unwrap_err(), Bad::Unknown { kind: 1, version: 2 });
     }
+
+    /// The format is a promise: these bytes were written by version 1 and must stay readable.
+    #[test]
+    fn version_1_stays_readable() {
+        let mut out = Vec::new();
+        encode(&mut out, 9, 8, &entry(5, b"hi"));
+        let golden = "1b000000a37bd206090000000000000008000000000000000101ec4c000000000300000000000000010000000000000005000000000000000168690000000000";
+        assert_eq!(hex::encode(&out), golden);
+        let framed = decode(&hex::decode(golden).unwrap()).unwrap();
+        assert_eq!((framed.sequence, framed.synced, framed.record), (9, 8, entry(5, b"hi")));
+    }
 }
