@@ -1,5 +1,6 @@
 //! A process that updates a working copy is killed at every step; the tree is the old or the new one each time, no
 //! edit is lost, and the next run repairs the rest.
+#![cfg(debug_assertions)] // a release has no fault points
 #![allow(clippy::unwrap_used)]
 
 mod worktree_support;

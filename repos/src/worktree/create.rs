@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::error::{At, Result, WorktreeError};
+use super::fault;
 use super::fsx;
 use super::gitdir;
 use super::inner::{self, Inner, Settings, locate, path_of, state_name, store_path};
@@ -157,13 +158,16 @@ fn build(
         stores,
         cache: Default::default(),
     };
+    fault::point("create.stores");
     // The tree is laid out beside the root and put there when it is whole.
     made.lay_out(&made.state_fd, inner::SPARE.as_bytes(), &made.spare_path())?;
     let tree_id = made.spare_path().join(".git/eccfg/tree");
     std::fs::write(&tree_id, fsx::unique()).at("write", &tree_id)?;
+    fault::point("create.laid-out");
     let bytes = serde_json::to_vec_pretty(&made.settings).map_err(std::io::Error::other).at("encode", state_dir)?;
     let file = state_dir.join("copy.json");
     fsx::write_atomic_at(&made.state_fd, b"copy.json", &bytes, 0o644, true).at("write", &file)?;
+    fault::point("create.settings");
     if existed {
         // Keeps the owner and permissions that somebody gave the empty directory.
         let meta = fsx::lstat_at(&made.parent_fd, name).at("examine", root)?;
@@ -171,6 +175,7 @@ fn build(
         std::fs::set_permissions(made.spare_path(), std::os::unix::fs::PermissionsExt::from_mode(meta.perm()))
             .at("set permissions of", root)?;
         std::fs::remove_dir(root).at("replace", root)?;
+        fault::point("create.root-removed");
     }
     std::fs::rename(made.spare_path(), root).at("create", root)?;
     rustix::fs::fsync(&made.parent_fd).at("sync", parent)?;

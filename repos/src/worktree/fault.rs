@@ -1,8 +1,9 @@
 //! Places where a test can kill the process.
 //!
-//! Every step boundary of an update calls [`point`]. Without the feature `fault-points` it is an empty function.
-//! With it, the process aborts at the point that the environment variable `ECCFG_FAULT` names, so that a test can
-//! prove that the next run finds the old or the new tree and repairs the rest.
+//! Every step boundary of an update calls [`point`]. In a release it is an empty function. With debug assertions, which
+//! every test has, the process kills itself at the point that the environment variable `ECCFG_FAULT` names, so that a
+//! test can prove that the next run finds the old or the new tree and repairs the rest. No cargo feature: what must be
+//! asked for is not run.
 
 /// Every point, in the order in which an update passes them. Tests iterate over it.
 pub const POINTS: &[&str] = &[
@@ -35,16 +36,29 @@ pub const POINTS: &[&str] = &[
     "flip.journal-cleared",
 ];
 
-/// Passes the point `name`, or dies there if a test asked for it.
-#[cfg(not(feature = "fault-points"))]
-#[inline]
-pub fn point(_name: &'static str) {}
+/// Places in the making of a working copy.
+pub const CREATE_POINTS: &[&str] = &["create.stores", "create.laid-out", "create.settings", "create.root-removed"];
 
 /// Passes the point `name`, or dies there if a test asked for it.
-#[cfg(feature = "fault-points")]
+#[inline]
 pub fn point(name: &'static str) {
-    debug_assert!(POINTS.contains(&name), "{name} is missing in POINTS");
-    if std::env::var_os("ECCFG_FAULT").is_some_and(|wanted| wanted == name) {
+    debug_assert!(POINTS.contains(&name) || CREATE_POINTS.contains(&name), "{name} is missing in POINTS");
+    die_if_asked(name);
+}
+
+/// Dies if `ECCFG_FAULT` is `name`; for other crates' points. `name#2` lets the first pass go by.
+#[cfg(not(debug_assertions))]
+#[inline]
+pub fn die_if_asked(_name: &'static str) {}
+
+/// Dies if `ECCFG_FAULT` is `name`; for other crates' points. `name#2` lets the first pass go by.
+#[cfg(debug_assertions)]
+pub fn die_if_asked(name: &'static str) {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static PASSES: AtomicU32 = AtomicU32::new(0);
+    let Ok(asked) = std::env::var("ECCFG_FAULT") else { return };
+    let (wanted, pass) = asked.split_once('#').unwrap_or((&asked, "1"));
+    if wanted == name && pass.parse() == Ok(PASSES.fetch_add(1, Ordering::SeqCst) + 1) {
         // The nearest thing to kill -9 that a process can do to itself: no destructors, no flushing.
         let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
         std::process::abort();

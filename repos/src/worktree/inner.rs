@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{At, Result, WorktreeError};
 use super::fsx;
-use super::gitdir::MountState;
+use super::gitdir::{self, MountState};
 use super::lock::Lock;
 use super::manifest::Manifest;
 use super::saved::Saved;
@@ -82,6 +82,11 @@ pub(crate) fn path_of(dir: &Path, name: &[u8]) -> PathBuf {
     dir.join(std::ffi::OsString::from_vec(name.to_vec()))
 }
 
+/// True if there is no such directory, or nothing in it.
+fn is_empty(dir: &Path) -> bool {
+    std::fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none())
+}
+
 impl Inner {
     /// Opens what is there, without repairing anything.
     pub(crate) fn open(root: &Path) -> Result<Inner> {
@@ -94,6 +99,10 @@ impl Inner {
             Err(err) if fsx::absent(&err) => return Err(WorktreeError::NotAWorkingCopy(root)),
             Err(err) => return Err(err).at("read", &file),
         };
+        if !gitdir::exists(&root.join(".git")) && is_empty(&state_dir.join("saved")) {
+            // Its making was interrupted before the tree was in place, or somebody has removed the tree.
+            return Err(WorktreeError::NotAWorkingCopy(root));
+        }
         let settings: Settings = serde_json::from_slice(&bytes)
             .map_err(|err| WorktreeError::Damaged { path: file, reason: err.to_string() })?;
         let stores = settings
