@@ -7,6 +7,7 @@
 
 mod command;
 mod config;
+pub mod fault;
 mod follow;
 pub mod isolate;
 mod pursue;
@@ -31,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use repos::worktree::{CreateOptions, Mount, WorkingCopy, WorktreeError};
 
-use crate::place::CopyInfo;
+use crate::place::{self, CopyInfo};
 use crate::server::Server;
 use crate::update;
 
@@ -125,10 +126,14 @@ pub async fn run(options: Options, shutdown: Shutdown) -> Result<(), AgentError>
 
     let stop = shutdown.token();
     let (targets, following) = follow::follow(client.clone(), &node, config.boot.poll.get(), stop.clone());
-    let (reporter, reporting) = Reporter::new(client.clone(), node.clone(), stop.clone());
+    let (reporter, reporting) = Reporter::new(client.clone(), node.clone());
     shutdown.spawn(following);
     shutdown.spawn(reporting);
     shutdown.spawn(Arc::clone(&identity).watch(stop.clone()));
+    if let Some(report) = &record.get().report {
+        // It may not have reached a server before the last run ended.
+        reporter.send(report.clone());
+    }
     shutdown.spawn(Renewer::new(Arc::clone(&identity)).run(client.clone(), stop.clone()));
 
     let shown =
@@ -141,6 +146,7 @@ pub async fn run(options: Options, shutdown: Shutdown) -> Result<(), AgentError>
         options,
         node,
         config,
+        identity,
         server,
         targets,
         reporter,
@@ -190,6 +196,7 @@ struct Agent {
     options: Options,
     node: String,
     config: Config,
+    identity: Arc<ReloadingIdentity>,
     server: Server,
     targets: follow::Targets,
     reporter: Reporter,
@@ -249,16 +256,19 @@ impl Agent {
 
     async fn wake(&mut self, wait: Duration) -> Wake {
         tokio::select! {
+            // Told to end, the agent begins nothing new; told to read its files, it reads them before it acts on a target.
+            biased;
+            () = self.stop.cancelled() => Wake::Stop,
+            reload = self.reloads.changed() => if reload.is_ok() { Wake::Reread } else { Wake::Stop },
             changed = self.targets.changed() => if changed.is_ok() { Wake::Target } else { Wake::Stop },
             () = tokio::time::sleep(wait) => Wake::Time,
-            reload = self.reloads.changed() => if reload.is_ok() { Wake::Reread } else { Wake::Stop },
-            () = self.stop.cancelled() => Wake::Stop,
         }
     }
 
     /// Takes the newest target as far as it goes now. The answer is how long to wait where a service was reloaded a moment
     /// ago, or what went wrong.
     async fn attempt(&mut self, updater: &mut Updater, recent: &mut Recent) -> Result<Option<Duration>, String> {
+        recent.note(&updater.interrupted());
         updater.resume().await.map_err(in_words)?;
         let Some(target) = self.goal(updater)? else { return Ok(None) };
         if updater.is_done_with(&target).map_err(in_words)? {
@@ -266,6 +276,7 @@ impl Agent {
         }
         let targets = update::targets_of(&updater.wc, &target.repos).map_err(in_words)?;
         update::fetch(&self.server, &updater.wc, &targets).await.map_err(in_words)?;
+        fault::point("agent.fetched");
         let concerned = updater.concerned(&target).map_err(in_words)?;
         if let Some(wait) = recent.wait(&concerned) {
             return Ok(Some(wait));
@@ -291,7 +302,11 @@ impl Agent {
     }
 
     fn reread(&mut self, updater: &mut Updater) {
-        match Config::load(&self.options.config) {
+        let config = Config::load(&self.options.config).map_err(AgentError::from).and_then(|config| {
+            // The same node as at the start, or none.
+            agree_on_node(&self.options, &config, &self.identity).map(|_| config)
+        });
+        match config {
             Ok(config) => {
                 updater.services = config.services.clone();
                 updater.reload = config.boot.reload_config_on_update;
@@ -318,7 +333,14 @@ impl Agent {
         }
         match WorkingCopy::open(&self.options.wc) {
             Err(WorktreeError::NotAWorkingCopy(_)) => {}
-            opened => return Ok(Some(opened?)),
+            opened => {
+                let wc = opened?;
+                if CopyInfo::load(&wc).is_ok_and(|info| info.servers.is_empty()) {
+                    // Its making was interrupted, or it was made by other means.
+                    self.make_known(&wc);
+                }
+                return Ok(Some(wc));
+            }
         }
         let target = tokio::select! {
             target = self.targets.wait_for(Option::is_some) => match target {
@@ -343,15 +365,27 @@ impl Agent {
         };
         let mut mounts: Vec<Mount> = target.repos.keys().map(mount).collect();
         mounts.sort_by(|a, b| a.at.cmp(&b.at));
-        let subcluster = mounts.first().map(|mount| mount.name.clone()).unwrap_or_default();
         let wc = WorkingCopy::create(&self.options.wc, CreateOptions { mounts, ..CreateOptions::default() })?;
-        let servers = self.server.client().servers().iter().map(ToString::to_string).collect();
-        let info = CopyInfo { servers, subcluster, node: Some(self.node.clone()), username: None };
-        if let Err(error) = info.store(&wc, self.server.ca_pem().as_bytes()) {
-            tracing::warn!(error = in_words(error), "eccfg will have to be told how to reach the servers");
-        }
+        fault::point("agent.created");
+        self.make_known(&wc);
         tracing::info!(path = %self.options.wc.display(), "made the working copy");
         Ok(wc)
+    }
+
+    /// Lets `eccfg` and plain git in the working copy find and trust the servers.
+    fn make_known(&self, wc: &WorkingCopy) {
+        let servers = self.server.client().servers().iter().map(ToString::to_string).collect();
+        let subcluster = wc.mounts().first().map(|mount| mount.name.clone()).unwrap_or_default();
+        let info = CopyInfo { servers, subcluster, node: Some(self.node.clone()), username: None };
+        if let Err(error) = info.store(wc, self.server.ca_pem().as_bytes()) {
+            tracing::warn!(error = in_words(error), "eccfg will have to be told how to reach the servers");
+        }
+        let ca = place::ca_file(wc);
+        for mount in wc.mounts() {
+            if let Err(error) = wc.set_remote(&mount.name, &mount.remote_url, Some(&ca)) {
+                tracing::warn!(error = in_words(error), "plain git will have to be told what to trust");
+            }
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! The order is fixed. Stage the tree; let every concerned service `check` it in place of the real one; exchange the trees;
 //! then, service by service in declared order, `reload` and `verify`. A failed check leaves the node on the old revision. A
 //! failed reload or verify brings the old tree back and reloads again, for the services that had been touched. What failed
-//! is given up until the target changes. Whoever moved the working copy makes no difference: a revision that a person
+//! is given up until the target changes, or somebody brings the working copy to it by hand. Whoever moved the working copy makes no difference: a revision that a person
 //! pulled or committed here goes through the same services, because the agent compares with what it last brought to an end.
 
 use std::ffi::OsString;
@@ -14,8 +14,9 @@ use repos::worktree::{Exchanged, Settled, StageOptions, Staged, Targets, Working
 use repos::{Oid, RepoPath};
 
 use super::command::{Step, StepKind};
+use super::fault;
 use super::isolate;
-use super::record::{GivenUp, Heads, RecordError, RecordFile, Underway};
+use super::record::{Failure, GivenUp, Heads, RecordError, RecordFile, Underway};
 use super::report::Reporter;
 use super::services::{Service, Services};
 
@@ -26,6 +27,15 @@ pub(crate) enum Outcome {
     Healthy,
     /// It failed here and is given up until it changes.
     GivenUp,
+}
+
+/// What the services after a failing one do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failing {
+    /// Nothing: the way leads back.
+    Stops,
+    /// They are told all the same: there is no other way to lead them back.
+    GoesOn,
 }
 
 /// The agent itself cannot go on with this update now; it is tried again.
@@ -71,10 +81,12 @@ impl Updater {
     /// True when there is nothing to do about this target, or nothing that would help.
     pub(crate) fn is_done_with(&self, target: &Target) -> Result<bool, UpdateError> {
         let record = self.record.get();
-        if record.given_up.as_ref().is_some_and(|given_up| given_up.repos == target.repos) {
-            return Ok(true);
+        let there = self.base()? == target.repos;
+        if let Some(given_up) = record.given_up.as_ref().filter(|given_up| given_up.repos == target.repos) {
+            let brought_by_hand = there && given_up.left_at != target.repos;
+            return Ok(!brought_by_hand);
         }
-        Ok(record.underway.is_none() && record.applied == target.repos && self.base()? == target.repos)
+        Ok(record.underway.is_none() && record.applied == target.repos && there)
     }
 
     /// Local edits that stood in the way may have gone.
@@ -100,7 +112,8 @@ impl Updater {
             return Ok(self.outcome_of(target));
         }
         let concerned = self.concerned(target)?;
-        if self.only_unchanged && !self.is_clean().await? {
+        let moved_by_hand = self.base()? == target.repos;
+        if self.only_unchanged && !moved_by_hand && !self.is_clean().await? {
             return self.give_up(
                 target,
                 true,
@@ -115,43 +128,77 @@ impl Updater {
             }
             Err(error) => return Err(error),
         };
+        fault::point("agent.staged");
+        if concerned.iter().any(|service| !service.check.is_empty()) {
+            // Checks may take long, and whoever watches wants to know what the node is about.
+            self.report(target, ReportState::Fetched, String::new(), Vec::new());
+        }
         let mut steps = Vec::new();
         if let Some(why) = self.check(&concerned, &staged, target, &mut steps).await {
             staged.discard().map_err(|error| self.failed(error))?;
-            return self.give_up(target, false, why, steps);
+            if !moved_by_hand {
+                return self.give_up(target, false, why, steps);
+            }
+            // The files are there already, and no service has seen them.
+            self.begin(target, Vec::new(), Some(Failure { why, steps }))?;
+            return self.go_back().await;
         }
+        fault::point("agent.checked");
         self.report(target, ReportState::Checked, String::new(), steps.clone());
-        self.remember_underway(target, &concerned)?;
-        let settling = self.exchange(staged).await?;
+        let active = concerned.iter().filter(|service| service.is_active());
+        let active: Vec<String> = active.map(|service| service.name.clone()).collect();
+        if !active.is_empty() {
+            self.begin(target, active, None)?;
+        }
+        fault::point("agent.begun");
+        let settling = match self.exchange(staged).await {
+            Ok(settling) => settling,
+            Err(error) => {
+                // Either the services have nothing new to see, or the next attempt finds the tree moved and tells them.
+                self.record.update(|record| record.underway = None)?;
+                return Err(error);
+            }
+        };
+        fault::point("agent.exchanged");
         self.report(target, ReportState::Applied, String::new(), steps.clone());
-        let failure = self.activate(&concerned, target, &mut steps).await;
+        let failure = self.activate(&concerned, target, Failing::Stops, &mut steps).await;
         self.settled(settling).await?;
+        fault::point("agent.activated");
         match failure {
             None => self.finish(target, steps),
-            Some(failure) => self.go_back(target, failure, steps).await,
+            Some(why) => self.turn_back(target, why, steps).await,
         }
     }
 
     /// Finishes what an agent that was killed had begun.
     pub(crate) async fn resume(&mut self) -> Result<(), UpdateError> {
         let Some(underway) = self.record.get().underway.clone() else { return Ok(()) };
-        let target = Target { serial: underway.serial, repos: underway.to.clone() };
-        if self.base()? != underway.to {
-            // Killed before the exchange, or after the old tree had come back: the services must see what is there now.
-            let services = self.named(&underway);
-            let mut steps = Vec::new();
-            if !underway.from.is_empty() && self.base()? == underway.from {
-                self.activate(&services, &target, &mut steps).await;
-            }
-            return Ok(self.record.update(|record| record.underway = None)?);
+        if underway.failure.is_some() {
+            return self.go_back().await.map(drop);
         }
-        tracing::info!(serial = underway.serial, "finishing an update that was interrupted");
+        let (base, services) = (self.base()?, self.named(&underway));
         let mut steps = Vec::new();
-        match self.activate(&self.named(&underway), &target, &mut steps).await {
-            None => self.finish(&target, steps)?,
-            Some(failure) => self.go_back(&target, failure, steps).await?,
-        };
-        Ok(())
+        if base == underway.to {
+            tracing::info!(serial = underway.serial, "finishing an update that was interrupted");
+            let target = Target { serial: underway.serial, repos: underway.to };
+            match self.activate(&services, &target, Failing::Stops, &mut steps).await {
+                None => self.finish(&target, steps)?,
+                Some(why) => self.turn_back(&target, why, steps).await?,
+            };
+            return Ok(());
+        }
+        if base != underway.from {
+            // Somebody has moved the working copy since: the services must see what is there now.
+            let target = Target { serial: underway.serial, repos: base };
+            self.activate(&services, &target, Failing::GoesOn, &mut steps).await;
+        }
+        // Otherwise it ended before the exchange, and no service has seen anything.
+        Ok(self.record.update(|record| record.underway = None)?)
+    }
+
+    /// The services that an interrupted update has begun to tell.
+    pub(crate) fn interrupted(&self) -> Vec<Service> {
+        self.record.get().underway.as_ref().map(|underway| self.named(underway)).unwrap_or_default()
     }
 
     fn named(&self, underway: &Underway) -> Vec<Service> {
@@ -239,22 +286,32 @@ impl Updater {
         None
     }
 
-    /// Reloads and verifies service by service; the first failure is the answer.
-    async fn activate(&self, services: &[Service], target: &Target, steps: &mut Vec<StepReport>) -> Option<String> {
-        if !self.reload {
-            return None;
-        }
-        for service in services {
+    /// Reloads and verifies service by service. What failed is the answer.
+    async fn activate(
+        &self,
+        services: &[Service],
+        target: &Target,
+        failing: Failing,
+        steps: &mut Vec<StepReport>,
+    ) -> Option<String> {
+        let mut failures: Vec<String> = Vec::new();
+        for service in services.iter().filter(|_| self.reload) {
             for (kind, command) in [(StepKind::Reload, &service.reload), (StepKind::Verify, &service.verify)] {
                 if command.is_empty() {
                     continue;
                 }
-                if let Some(why) = run(self.step(service, kind, command, target), steps).await {
-                    return Some(why);
+                let failure = run(self.step(service, kind, command, target), steps).await;
+                fault::point(if kind == StepKind::Reload { "agent.reloaded" } else { "agent.verified" });
+                if failure.is_some() {
+                    failures.extend(failure);
+                    break;
                 }
             }
+            if !failures.is_empty() && failing == Failing::Stops {
+                break;
+            }
         }
-        None
+        (!failures.is_empty()).then(|| failures.join("; "))
     }
 
     fn step(&self, service: &Service, kind: StepKind, command: &[String], target: &Target) -> Step {
@@ -283,17 +340,13 @@ impl Updater {
         }
     }
 
-    fn remember_underway(&mut self, target: &Target, concerned: &[Service]) -> Result<(), UpdateError> {
-        let services: Vec<String> =
-            concerned.iter().filter(|service| service.is_active()).map(|service| service.name.clone()).collect();
-        if services.is_empty() {
-            return Ok(());
-        }
+    /// Remembers that an update of these services begins.
+    fn begin(&mut self, target: &Target, services: Vec<String>, failure: Option<Failure>) -> Result<(), UpdateError> {
         let from = match self.record.get().applied.clone() {
             applied if applied.is_empty() => self.base()?,
             applied => applied,
         };
-        let underway = Underway { serial: target.serial, to: target.repos.clone(), from, services };
+        let underway = Underway { serial: target.serial, to: target.repos.clone(), from, services, failure };
         Ok(self.record.update(|record| record.underway = Some(underway))?)
     }
 
@@ -306,45 +359,71 @@ impl Updater {
             record.given_up = None;
             record.report = Some(report);
         })?;
+        fault::point("agent.recorded");
         Ok(Outcome::Healthy)
     }
 
-    /// The old tree comes back and the services that may have seen the new one reload again.
-    async fn go_back(
+    /// A service did not accept the target. That is remembered first, so that whoever goes on does not try it again.
+    async fn turn_back(
         &mut self,
         target: &Target,
-        failure: String,
-        mut steps: Vec<StepReport>,
+        why: String,
+        steps: Vec<StepReport>,
     ) -> Result<Outcome, UpdateError> {
-        let Some(underway) = self.record.get().underway.clone() else {
-            return self.finish(target, steps);
-        };
-        if underway.from.is_empty() || underway.from == underway.to {
-            let why = format!("{failure}; there is no earlier revision to go back to");
-            return self.fail(target, why, steps);
+        if self.record.get().underway.is_none() {
+            self.begin(target, Vec::new(), None)?;
         }
-        tracing::warn!(serial = target.serial, failure, "going back to the revision before");
-        let staged = match self.stage(&underway.from, "going back").await {
-            Ok(staged) => staged,
-            Err(UpdateError::Worktree(_, error)) if error.is_conflict() => {
-                return self.fail(target, format!("{failure}; cannot go back: {}", with_paths(&error)), steps);
+        let failure = Failure { why, steps };
+        self.record.update(|record| {
+            if let Some(underway) = &mut record.underway {
+                underway.failure = Some(failure);
             }
-            Err(error) => return Err(error),
-        };
-        let settling = self.exchange(staged).await?;
-        let touched = self.named(&underway);
-        let again = self.activate(&touched, target, &mut steps).await;
-        self.settled(settling).await?;
-        let why = match again {
-            None => format!("{failure}; the revision before is back"),
-            Some(again) => format!("{failure}; the revision before is back, and {again}"),
-        };
-        self.fail(target, why, steps)
+        })?;
+        fault::point("agent.failed");
+        self.go_back().await
     }
 
-    /// The target failed after the exchange.
-    fn fail(&mut self, target: &Target, why: String, steps: Vec<StepReport>) -> Result<Outcome, UpdateError> {
-        self.end(target, ReportState::Failed, false, why, steps)
+    /// The old tree comes back, unless it is back already, and the services that may have seen the new one reload again.
+    async fn go_back(&mut self) -> Result<Outcome, UpdateError> {
+        let Some(Underway { serial, to, from, services, failure: Some(failure) }) = self.record.get().underway.clone()
+        else {
+            unreachable!("only an update that has failed is taken back");
+        };
+        let Failure { why, mut steps } = failure;
+        let target = Target { serial, repos: to };
+        // What no service has seen was refused; what one has seen has failed.
+        let state = if services.is_empty() { ReportState::Refused } else { ReportState::Failed };
+        if from.is_empty() || from == target.repos {
+            let why = format!("{why}; there is no earlier revision to go back to");
+            return self.end(&target, state, false, why, steps);
+        }
+        let mut settling = None;
+        if self.base()? == target.repos {
+            tracing::warn!(serial, why, "going back to the revision before");
+            let staged = match self.stage(&from, "going back").await {
+                Ok(staged) => staged,
+                Err(UpdateError::Worktree(_, error)) if error.is_conflict() => {
+                    let why = format!("{why}; cannot go back: {}", with_paths(&error));
+                    return self.end(&target, ReportState::Failed, false, why, steps);
+                }
+                Err(error) => return Err(error),
+            };
+            fault::point("agent.back-staged");
+            settling = Some(self.exchange(staged).await?);
+            fault::point("agent.back-exchanged");
+        }
+        let services = self.services.named(&services).into_iter().cloned().collect::<Vec<_>>();
+        let before = Target { serial: self.record.get().applied_serial, repos: from };
+        let again = self.activate(&services, &before, Failing::GoesOn, &mut steps).await;
+        if let Some(settling) = settling {
+            self.settled(settling).await?;
+        }
+        fault::point("agent.back-activated");
+        let why = match again {
+            None => format!("{why}; the revision before is back"),
+            Some(again) => format!("{why}; the revision before is back, and {again}"),
+        };
+        self.end(&target, state, false, why, steps)
     }
 
     /// The target failed before anything was changed.
@@ -367,12 +446,14 @@ impl Updater {
         steps: Vec<StepReport>,
     ) -> Result<Outcome, UpdateError> {
         tracing::warn!(serial = target.serial, why, "the target is given up until it changes");
+        let left_at = self.base()?;
         let report = self.report(target, state, why, steps);
         self.record.update(|record| {
             record.underway = None;
-            record.given_up = Some(GivenUp { repos: target.repos.clone(), local_edits });
+            record.given_up = Some(GivenUp { repos: target.repos.clone(), local_edits, left_at });
             record.report = Some(report);
         })?;
+        fault::point("agent.given-up");
         Ok(Outcome::GivenUp)
     }
 

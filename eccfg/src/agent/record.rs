@@ -3,6 +3,7 @@
 //! Three facts. `applied`: the revisions that went through every service, to which a failure returns. `underway`: an update
 //! whose services have not all answered yet, written before the trees are exchanged, so that an agent that was killed
 //! between the exchange and the last `verify` finishes the job at its next start instead of believing it done.
+//! An update that has failed says so there too, so that the failed target is taken back and not tried once more.
 //! `given_up`: the target that failed, which is not tried again until it changes. The file is replaced atomically and
 //! synced; losing it costs a repeated reload, never a wrong tree.
 
@@ -10,7 +11,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use cluster::api::{Head, NodeReport};
+use cluster::api::{Head, NodeReport, StepReport};
 use serde::{Deserialize, Serialize};
 
 /// Repository name → where it stands.
@@ -52,6 +53,19 @@ pub(crate) struct Underway {
     pub(crate) from: Heads,
     /// The services that must reload and verify, in order.
     pub(crate) services: Vec<String>,
+    /// Why it failed, once it has: from then on it is only taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) failure: Option<Failure>,
+}
+
+/// What made an update fail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Failure {
+    /// In words.
+    pub(crate) why: String,
+    /// What was run until then.
+    pub(crate) steps: Vec<StepReport>,
 }
 
 /// A target that failed on this node.
@@ -62,6 +76,8 @@ pub(crate) struct GivenUp {
     pub(crate) repos: Heads,
     /// True when local edits stand in the way: those may go, so it is tried again from time to time.
     pub(crate) local_edits: bool,
+    /// Where the working copy was left. Somebody who brings it to the target by hand wants it tried again.
+    pub(crate) left_at: Heads,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -147,7 +163,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut file = RecordFile::open(dir.path()).unwrap();
         let heads = Heads::from([("default".to_owned(), Head { revision: 3, commit: "ab".repeat(20) })]);
-        let underway = Underway { serial: 7, to: heads.clone(), from: Heads::new(), services: vec!["nginx".into()] };
+        let underway = Underway {
+            serial: 7,
+            to: heads.clone(),
+            from: Heads::new(),
+            services: vec!["nginx".into()],
+            failure: None,
+        };
         file.update(|record| {
             record.applied = heads;
             record.underway = Some(underway);

@@ -9,7 +9,6 @@ use std::time::Duration;
 use cluster::api::NodeReport;
 use cluster::http_client::{ApiClient, Backoff, Call, ClientError, escape};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 /// Where reports are left.
 #[derive(Clone, Debug)]
@@ -18,14 +17,11 @@ pub(crate) struct Reporter {
 }
 
 impl Reporter {
-    /// A reporter, and the task that delivers what it is given until `stop`.
-    pub(crate) fn new(
-        client: ApiClient,
-        node: String,
-        stop: CancellationToken,
-    ) -> (Reporter, impl Future<Output = ()>) {
+    /// A reporter, and the task that delivers what it is given. It ends when the last reporter has gone: an update that is under
+    /// way when the agent is told to end still has its report sent.
+    pub(crate) fn new(client: ApiClient, node: String) -> (Reporter, impl Future<Output = ()>) {
         let (newest, reports) = watch::channel(None);
-        (Reporter { newest }, deliver(client, node, reports, stop))
+        (Reporter { newest }, deliver(client, node, reports))
     }
 
     /// Leaves a report; one that was not delivered yet gives way.
@@ -34,12 +30,7 @@ impl Reporter {
     }
 }
 
-async fn deliver(
-    client: ApiClient,
-    node: String,
-    mut reports: watch::Receiver<Option<NodeReport>>,
-    stop: CancellationToken,
-) {
+async fn deliver(client: ApiClient, node: String, mut reports: watch::Receiver<Option<NodeReport>>) {
     let path = format!("/api/v1/nodes/{}/report", escape(&node));
     let mut backoff = Backoff::default();
     let mut unsent: Option<NodeReport> = None;
@@ -66,16 +57,12 @@ async fn deliver(
         tokio::select! {
             changed = reports.changed() => match changed {
                 Ok(()) => unsent.clone_from(&reports.borrow_and_update()),
-                Err(_) => return,
+                Err(_) => break,
             },
             () = tokio::time::sleep(wait) => {}
-            () = stop.cancelled() => break,
         }
     }
-    // One last try, for the report of an update that ended as the agent was told to.
-    if reports.has_changed().unwrap_or(false) {
-        unsent.clone_from(&reports.borrow_and_update());
-    }
+    // One last try; what is not delivered now is sent again at the next start.
     if let Some(report) = &unsent {
         let _ = post(&client, &path, report).await;
     }

@@ -54,7 +54,10 @@ pub async fn run(args: &Args, cx: &mut Context<'_>) -> Result<u8, CommandError> 
         identity: cx.environment.absolute(&args.identity),
     };
     let outcome = agent::run(options, shutdown.clone()).await;
-    shutdown.trigger(cluster::shutdown::Reason::Asked);
+    if !shutdown.token().is_cancelled() {
+        // Twice would mean to hurry, and the last report is still on its way.
+        shutdown.trigger(cluster::shutdown::Reason::Asked);
+    }
     let _ = shutdown.drain(DRAIN_DEADLINE).await;
     outcome.map(|()| 0).map_err(in_words)
 }
