@@ -258,9 +258,34 @@ impl Agent {
     }
 
     pub fn spawn(&mut self) {
+        let command = self.command();
+        self.spawn_as(command);
+    }
+
+    /// Starts an agent that kills itself at this point of its work (`repos::worktree::fault`).
+    pub fn spawn_dying(&mut self, point: &str) {
+        let mut command = self.command();
+        command.env("ECCFG_FAULT", point);
+        self.spawn_as(command);
+    }
+
+    fn spawn_as(&mut self, mut command: Command) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log).unwrap();
-        let child = self.command().stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
-        self.child = Some(child);
+        self.child = Some(command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap());
+    }
+
+    /// The agent's surroundings: its HOME, and `run/` with its control socket.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the agent runs").id()
+    }
+
+    /// How it ended, once it has.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.child.take().expect("the agent runs").wait().unwrap()
     }
 
     /// True when the process ended by itself (or by a fault that a test asked for).
