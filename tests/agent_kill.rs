@@ -1,5 +1,5 @@
-//! kill -9 of the agent, and of `eccfg pull`, at every step of an update: the working copy is the old or the new tree as a whole, no
-//! local edit is lost, and the next run ends at the target with services that have seen it.
+//! kill -9 of the agent at every step of an update: the working copy is the old or the new tree as a whole, no local edit is lost, and the
+//! next run ends at the target with services that have seen it. (The commands are killed in `eccfg/crash.rs`.)
 #![cfg(debug_assertions)] // a release has no fault points
 #![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
@@ -192,37 +192,5 @@ fn an_agent_killed_while_it_makes_the_working_copy_makes_it_the_next_time() {
         diff.arg("eccfg").args(["--username", "admin", "--password-file"]).arg(node.server.password_file());
         ok(diff.current_dir(&node.agent.wc).args(["pull"]));
         node.agent.kill();
-    }
-}
-
-#[test]
-fn a_pull_killed_at_any_step_is_finished_by_the_next_one() {
-    let node = edited_node();
-    node.server.commit("default", "Edited", &[(EDITED, "one\ntwo\nthree\n")]).unwrap();
-    let eccfg = || node.server.eccfg(&node.agent.wc);
-    ok(eccfg().args(["bootstrap", "--clustername", "default", "--node", "n1"]));
-    edit(&node);
-    for (number, point) in of_a_swap().enumerate() {
-        let (old, new) = (number.to_string(), (number + 1).to_string());
-        commit(&node, &new);
-        let output = eccfg().arg("pull").env("ECCFG_FAULT", point).output().unwrap();
-        assert_eq!(output.status.signal(), Some(9), "{point}: {}", String::from_utf8_lossy(&output.stderr));
-        let seen = whole(&node, point);
-        assert!(seen == old || seen == new, "{point}: {seen}");
-        edits_are_there(&node, point);
-        ok(eccfg().arg("pull"));
-        assert_eq!(whole(&node, point), new, "{point}");
-        edits_are_there(&node, point);
-    }
-    // A commit by hand moves only the base: files that are equal stay where they are.
-    for (number, point) in worktree::POINTS.iter().filter(|point| point.starts_with("flip.")).enumerate() {
-        node.write("default/web/conf", &format!("by hand {number}"));
-        let output = eccfg().args(["commit", "-m", "By hand"]).env("ECCFG_FAULT", point).output().unwrap();
-        assert_eq!(output.status.signal(), Some(9), "{point}: {}", String::from_utf8_lossy(&output.stderr));
-        ok(eccfg().arg("pull"));
-        assert_eq!(node.read("default/web/conf"), format!("by hand {number}"), "{point}");
-        edits_are_there(&node, point);
-        let status = ok(support::git(&node.agent.wc).args(["status", "--porcelain"]));
-        assert_eq!(status, format!("?? {MINE}\n"), "{point}");
     }
 }
