@@ -246,9 +246,7 @@ async fn hurried(shutdown: &Shutdown) {
 fn start_failure(error: StartError) -> Failure {
     let words = Chain(&error).to_string();
     match error {
-        StartError::NoCluster { .. } => {
-            Failure::new(FAILED, words).hint("ecconfigd init makes a cluster there")
-        }
+        StartError::NoCluster { .. } => Failure::new(FAILED, words).hint("ecconfigd init makes a cluster there"),
         StartError::Lock(_) => Failure::new(CONFLICT, words),
         _ => Failure::new(FAILED, words),
     }

@@ -119,7 +119,10 @@ async fn inherited_sockets_are_served() {
     let options = Options { data: data.clone(), inherited: sockets.into(), ..Options::default() };
     let server = Server::start(options).await.unwrap();
     let served = server.addresses();
-    assert!(served.starts_with(&addresses) && served.len() > addresses.len(), "besides the address of its own: {served:?}");
+    assert!(
+        served.starts_with(&addresses) && served.len() > addresses.len(),
+        "besides the address of its own: {served:?}"
+    );
     let client = support::client(&fs::read_to_string(data.join("ca.pem")).unwrap(), None, None);
     for address in addresses {
         assert_eq!(client.get(format!("https://{address}/healthz")).send().await.unwrap().status(), 200);

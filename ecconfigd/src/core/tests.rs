@@ -142,7 +142,10 @@ async fn revisions_are_found_by_number_and_commit() {
     let core = started(dir.path()).await;
     let repo = name("default");
     let head = core.commit(request(1, vec![put("default/x", "x")])).await.unwrap().repos[&repo].head;
-    for text in ["2", "r2", &head.commit.to_string(), &head.commit.to_string()[..9]] {
+    let hex = head.commit.to_string();
+    // Digits alone would be a revision number.
+    let prefix = (7..40).map(|end| &hex[..end]).find(|prefix| prefix.bytes().any(|b| b.is_ascii_alphabetic())).unwrap();
+    for text in ["2", "r2", &hex, prefix] {
         let found = core.resolve(&repo, &text.parse().unwrap()).await.unwrap();
         assert_eq!((found.commit, found.revision), (head.commit, Some(2)), "{text}");
     }
