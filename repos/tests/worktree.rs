@@ -798,3 +798,75 @@ fn a_mount_point_is_refused() {
         _ => {}
     }
 }
+
+#[test]
+fn plain_git_may_clone_collect_garbage_and_merge() {
+    let mut world = World::filled();
+    world.write("n1/x", "mine\n");
+    world.git(&["commit", "-qam", "mine"]);
+    world.git(&["gc", "--quiet", "--prune=now"]);
+    world.commit("default", &[put("default/b.conf", "b2\n")]);
+    world.update().unwrap();
+    world.git(&["gc", "--quiet", "--prune=now"]);
+    world.git(&["fsck", "--strict"]);
+    let clone = world.temp.path().join("clone");
+    git(world.temp.path(), &["clone", "-q", "conf", "clone"]);
+    assert_eq!(std::fs::read_to_string(clone.join("n1/x")).unwrap(), "mine\n");
+    // A conflict of plain git's own making, in one repository, outlives an update of the other.
+    world.git(&["switch", "-q", "-c", "topic", "origin/main"]);
+    world.write("n1/x", "other\n");
+    world.git(&["commit", "-qam", "other"]);
+    world.git(&["switch", "-q", "main"]);
+    assert!(!git_command(world.root()).args(["merge", "-q", "topic"]).output().unwrap().status.success());
+    let before = world.git(&["ls-files", "--stage"]);
+    assert_eq!(world.git(&["status", "--porcelain"]), "UU n1/x\n");
+    world.commit("global", &[put("g", "g\n")]);
+    world.update().unwrap();
+    assert_eq!(world.git(&["ls-files", "--stage"]), before);
+    assert_eq!(world.read("global/g"), "g\n");
+    world.write("n1/x", "resolved\n");
+    world.git(&["add", "n1/x"]);
+    world.git(&["commit", "-q", "-m", "merged"]);
+    world.commit("default", &[put("default/b.conf", "b3\n")]);
+    world.update().unwrap();
+    assert_eq!((world.read("n1/x"), world.git(&["status", "--porcelain"])), ("resolved\n".into(), String::new()));
+    world.git(&["fsck", "--strict"]);
+}
+
+#[test]
+fn a_file_that_does_not_change_keeps_its_time() {
+    let mut world = World::filled();
+    let files = ["default/a.conf", "n1/x", "global/cluster.toml"];
+    let times = |world: &World| files.map(|f| world.file(f).metadata().unwrap().mtime_nsec());
+    let before = times(&world);
+    for round in 0..4 {
+        world.commit("default", &[put("default/b.conf", &format!("{round}\n"))]);
+        world.update().unwrap();
+        assert_eq!(times(&world), before);
+        world.assert_git_clean();
+    }
+}
+
+/// Somebody who is not the owner may look.
+#[test]
+fn status_for_another_user() {
+    if let Ok(root) = std::env::var("LOOK_AT") {
+        let wc = WorkingCopy::open(std::path::Path::new(&root)).unwrap();
+        assert_eq!(wc.status().unwrap().mounts[0].changes.len(), 1);
+        return;
+    }
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let world = World::filled();
+    world.write("n1/x", "edited\n");
+    std::fs::set_permissions(world.temp.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let test = world.temp.path().join("test");
+    std::fs::copy(std::env::current_exe().unwrap(), &test).unwrap();
+    let mut command = std::process::Command::new(&test);
+    command.args(["status_for_another_user", "--exact"]).env("LOOK_AT", world.root());
+    std::os::unix::process::CommandExt::uid(&mut command, 65534);
+    std::os::unix::process::CommandExt::gid(&mut command, 65534);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}

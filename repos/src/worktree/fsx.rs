@@ -190,6 +190,13 @@ pub(crate) fn unique() -> String {
     format!("{:x}-{:x}-{:x}", std::process::id(), now, COUNTER.fetch_add(1, Ordering::Relaxed))
 }
 
+/// Both times of a file.
+pub(crate) fn times(time_ns: i64) -> fs::Timestamps {
+    let time =
+        fs::Timespec { tv_sec: time_ns.div_euclid(1_000_000_000), tv_nsec: time_ns.rem_euclid(1_000_000_000) as _ };
+    fs::Timestamps { last_access: time, last_modification: time }
+}
+
 pub(crate) fn now_ns() -> i64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64)
 }

@@ -365,16 +365,7 @@ pub(crate) fn copy_file(from: &OwnedFd, to: &OwnedFd, path: &[u8], sig: &Sig) ->
         fs::symlinkat(data.as_slice(), to, temp.as_slice())?;
     } else {
         drop(fsx::create_at(to, &temp, &data, sig.perm())?);
-        let time = fs::Timespec {
-            tv_sec: sig.mtime_ns.div_euclid(1_000_000_000),
-            tv_nsec: sig.mtime_ns.rem_euclid(1_000_000_000) as _,
-        };
-        fs::utimensat(
-            to,
-            temp.as_slice(),
-            &fs::Timestamps { last_access: time, last_modification: time },
-            AtFlags::SYMLINK_NOFOLLOW,
-        )?;
+        fs::utimensat(to, temp.as_slice(), &fsx::times(sig.mtime_ns), AtFlags::SYMLINK_NOFOLLOW)?;
     }
     if let Err(err) = chown(to, &temp, Some(sig.uid), Some(sig.gid)) {
         // Somebody who is not root updates a tree in which root left files.

@@ -320,10 +320,14 @@ impl Patcher<'_> {
                 cursor.reset();
             }
         }
+        // A file that does not change keeps its time, though the inode is another one: programs look at it.
+        let there =
+            live.get(path).and_then(|e| e.held).filter(|held| held.leaf().is_some() && held.leaf() == want.leaf);
+        let time_ns = there.map(|held| held.sig.mtime_ns);
         let (dir, name) = cursor.parent(path).at("open", &at)?;
         match &want.source {
             Source::Share => share(live_cursor, dir, name, path, live).at("link", &at),
-            Source::Bytes(data) => self.write(cursor, path, want, data),
+            Source::Bytes(data) => self.write(cursor, path, want, data, time_ns),
             Source::Live => {
                 // Gone since it was planned: the rescan after the exchange will see to it.
                 let found =
@@ -332,17 +336,24 @@ impl Patcher<'_> {
                     Err(err) if fsx::absent(&err) => return Ok(None),
                     other => other.at("read", &at)?,
                 };
-                self.write(cursor, path, want, &data)
+                self.write(cursor, path, want, &data, time_ns)
             }
             Source::Store => {
                 let leaf = want.leaf.ok_or(Errno::INVAL).at("write", &at)?;
                 let data = self.reader.blob(leaf.oid, MAX_FILE_BYTES)?;
-                self.write(cursor, path, want, &data)
+                self.write(cursor, path, want, &data, time_ns)
             }
         }
     }
 
-    fn write(&mut self, cursor: &mut DirCursor, path: &[u8], want: &Want, data: &[u8]) -> Result<Option<Held>> {
+    fn write(
+        &mut self,
+        cursor: &mut DirCursor,
+        path: &[u8],
+        want: &Want,
+        data: &[u8],
+        time_ns: Option<i64>,
+    ) -> Result<Option<Held>> {
         let at = self.at(path);
         let (dir, name) = cursor.parent(path).at("open", &at)?;
         let leaf = want.leaf.ok_or(Errno::INVAL).at("write", &at)?;
@@ -352,6 +363,9 @@ impl Patcher<'_> {
         } else {
             let fd = fsx::create_at(dir, name, data, want.meta.mode).at("create", &at)?;
             chown_if_possible(dir, name, &want.meta).at("set the owner of", &at)?;
+            if let Some(time_ns) = time_ns {
+                fs::futimens(&fd, &fsx::times(time_ns)).at("set the time of", &at)?;
+            }
             self.written.push(fd);
         }
         let sig = fsx::lstat_at(dir, name).at("examine", &at)?;

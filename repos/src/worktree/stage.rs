@@ -17,7 +17,7 @@ use rustix::fs::{self, AtFlags};
 use super::error::{At, Result, WorktreeError};
 use super::fault;
 use super::fsx;
-use super::gitdir::{self, GitFiles, MountState};
+use super::gitdir::{self, ConflictRecord, GitFiles, MountState};
 use super::gitindex::{self, IndexEntry};
 use super::inner::{self, Inner, SPARE};
 use super::journal::{self, Journal};
@@ -138,9 +138,7 @@ impl Inner {
         let reserved: Vec<String> = self.mounts().iter().filter(|m| !m.at.is_empty()).map(|m| m.at.clone()).collect();
         let mut plans = Vec::new();
         for (i, base) in bases.into_iter().enumerate() {
-            let unmerged = &survey.unmerged[i];
-            let conflicts =
-                survey.states[i].conflicts.iter().filter(|c| unmerged.contains(&c.path_bytes())).cloned().collect();
+            let conflicts = unresolved(survey, i)?;
             let planner = Planner {
                 tree: &survey.tree.mounts[i],
                 reader: &survey.readers[i],
@@ -173,7 +171,7 @@ impl Inner {
         let of = |(i, plan): (usize, &MountPlan)| {
             plan.conflicts.iter().map(|c| c.public(self.full_path(i, &c.path_bytes()))).collect::<Vec<_>>()
         };
-        plans.iter().enumerate().flat_map(of).collect()
+        plans.iter().enumerate().filter(|(_, p)| p.commit() != p.old_commit).flat_map(of).collect()
     }
 
     /// The spare tree with its manifests, made anew if it cannot be trusted.
@@ -417,6 +415,32 @@ impl Inner {
         }
         Ok(Some(commit))
     }
+}
+
+/// The conflicts that the index of a mount has: ours as they were recorded, those of plain git as its index has them.
+fn unresolved(survey: &Survey, mount: usize) -> Result<Vec<ConflictRecord>> {
+    let unmerged = &survey.unmerged[mount];
+    if unmerged.is_empty() {
+        return Ok(Vec::new());
+    }
+    let recorded = survey.states[mount].conflicts.iter().filter(|c| unmerged.contains(&c.path_bytes()));
+    let mut conflicts: Vec<ConflictRecord> = recorded.cloned().collect();
+    let tree = &survey.tree.mounts[mount];
+    let index = gitindex::GitIndex::read(&tree.git, &tree.path.join(".git"))?;
+    let known: Vec<String> = conflicts.iter().map(|c| c.path.clone()).collect();
+    for entry in index.entries().filter(|e| e.stage != 0) {
+        let path = hex::encode(entry.path);
+        if known.contains(&path) {
+            continue;
+        }
+        if conflicts.last().is_none_or(|c| c.path != path) {
+            conflicts.push(ConflictRecord { path, what: "unmerged".into(), sides: [None, None, None] });
+        }
+        if let Some(last) = conflicts.last_mut() {
+            last.sides[usize::from(entry.stage) - 1] = Some((entry.leaf.mode.to_string(), entry.leaf.oid));
+        }
+    }
+    Ok(conflicts)
 }
 
 fn tree_change(path: &[u8], leaf: Option<Leaf>) -> TreeChange {
