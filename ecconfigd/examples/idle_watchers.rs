@@ -34,6 +34,7 @@ async fn main() {
 
     // One before counting: what the first request sets up is not a watcher's cost.
     let mut held = vec![open(address, &ca, &authorization, sse, h2).await];
+    tokio::time::sleep(Duration::from_secs(2)).await;
     let before = resident_bytes(pid);
     for _ in 0..count {
         held.push(open(address, &ca, &authorization, sse, h2).await);

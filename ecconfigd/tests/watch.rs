@@ -204,3 +204,30 @@ async fn shutdown_ends_watches_at_once() {
     assert_eq!(polled.status(), 503);
     assert!(started.elapsed() < Duration::from_secs(5), "took {:?}", started.elapsed());
 }
+
+#[tokio::test]
+async fn over_http1_a_stream_is_the_last_answer_of_its_connection() {
+    let server = TestServer::start().await;
+    let http1 = support::client(&server.ca_pem, None, Some(b"http/1.1"));
+    let open = |last: u64| {
+        let request = http1.get(server.url("/api/v1/repos/default/watch")).basic_auth("admin", Some(&server.password));
+        request.header("accept", "text/event-stream").header("last-event-id", last).send()
+    };
+    let response = open(1).await.unwrap();
+    assert_eq!(
+        (response.version(), response.headers()["connection"].to_str().unwrap()),
+        (http::Version::HTTP_11, "close")
+    );
+    assert!(response.headers().contains_key("date") && response.headers().contains_key("x-request-id"));
+    let mut events = Events::new(response);
+    for number in 2..=3 {
+        server.commit("default", &[("default/a", &format!("{number}\n"))]).await;
+        assert_eq!(events.next().await.unwrap().id, number);
+    }
+    let mut resumed = Events::new(open(2).await.unwrap());
+    assert_eq!(resumed.next().await.unwrap().id, 3);
+    let started = Instant::now();
+    server.stop().await;
+    assert_eq!((events.next().await, resumed.next().await), (None, None));
+    assert!(started.elapsed() < Duration::from_secs(5), "took {:?}", started.elapsed());
+}

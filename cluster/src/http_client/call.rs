@@ -115,6 +115,11 @@ impl Call {
         self.method == Method::GET || self.method == Method::HEAD || self.headers.contains_key(IDEMPOTENCY_KEY)
     }
 
+    /// True when the answer is a stream of events.
+    pub(super) fn wants_events(&self) -> bool {
+        self.headers.get(ACCEPT).is_some_and(|accept| accept == "text/event-stream")
+    }
+
     /// The body for one attempt; `None` when it was a stream and is spent.
     pub(super) fn take_body(&mut self) -> Option<Option<Body>> {
         match &mut self.payload {

@@ -122,6 +122,8 @@ struct Inner {
 /// Open connections, made with one certificate.
 struct Connections {
     http: reqwest::Client,
+    /// For event streams: over HTTP/1.1 each has a connection of its own, of which the server keeps next to nothing while it is quiet.
+    streams: reqwest::Client,
     /// The certificate shown by these, where one is.
     certificate: Option<Fingerprint>,
 }
@@ -167,16 +169,15 @@ impl ApiClient {
 
     /// The connections to use now. After the node's certificate was replaced they are new ones: a server may end its trust in the old
     /// certificate at any time. What is still streaming on an old connection goes on there.
-    fn http(&self) -> Result<reqwest::Client, ClientError> {
+    fn connections(&self) -> Result<Arc<Connections>, ClientError> {
         let certificate = self.inner.credentials.certificate();
-        let present = self.inner.connections.load();
+        let present = self.inner.connections.load_full();
         if present.certificate == certificate {
-            return Ok(present.http.clone());
+            return Ok(present);
         }
-        let fresh = connections(&self.inner.tls, certificate)?;
-        let http = fresh.http.clone();
-        self.inner.connections.store(Arc::new(fresh));
-        Ok(http)
+        let fresh = Arc::new(connections(&self.inner.tls, certificate)?);
+        self.inner.connections.store(fresh.clone());
+        Ok(fresh)
     }
 
     /// The servers in the order they were given.
@@ -267,7 +268,9 @@ impl ApiClient {
 
     async fn try_server(&self, index: usize, call: &Call, body: Option<Body>) -> Result<Reply, ClientError> {
         let server = &self.inner.servers[index];
-        let mut request = self.http()?.request(call.method.clone(), server.join(&call.path)?);
+        let connections = self.connections()?;
+        let http = if call.wants_events() { &connections.streams } else { &connections.http };
+        let mut request = http.request(call.method.clone(), server.join(&call.path)?);
         request = request.headers(call.headers.clone());
         if let Some(authorization) = &self.inner.authorization {
             request = request.header(AUTHORIZATION, authorization.clone());
@@ -301,8 +304,14 @@ impl std::fmt::Debug for ApiClient {
 }
 
 fn connections(tls: &rustls::ClientConfig, certificate: Option<Fingerprint>) -> Result<Connections, ClientError> {
-    let http = reqwest::Client::builder()
-        .tls_backend_preconfigured(tls.clone())
+    let mut http1 = tls.clone();
+    http1.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Connections { http: http_over(tls.clone())?, streams: http_over(http1)?, certificate })
+}
+
+fn http_over(tls: rustls::ClientConfig) -> Result<reqwest::Client, ClientError> {
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
         .no_proxy()
         .https_only(true)
         .redirect(reqwest::redirect::Policy::none())
@@ -312,8 +321,7 @@ fn connections(tls: &rustls::ClientConfig, certificate: Option<Fingerprint>) -> 
         .tcp_nodelay(true)
         .user_agent(concat!("eccluster/", env!("CARGO_PKG_VERSION")))
         .build()
-        .map_err(|error| ClientError::Setup { what: "HTTP", why: crate::error::root_cause(&error) })?;
-    Ok(Connections { http, certificate })
+        .map_err(|error| ClientError::Setup { what: "HTTP", why: crate::error::root_cause(&error) })
 }
 
 async fn api_error(server: ServerUrl, response: reqwest::Response) -> ApiError {

@@ -2,13 +2,15 @@
 //!
 //! One verification costs 19 MiB and some 20 ms of a core on purpose, so whoever can make the server verify can make it busy. Hence at most
 //! `password_checks` verifications run at once, at most [`WAITING`] wait for one, and the rest are told to come back later. Runs happen on
-//! blocking threads, never on the ones that serve connections.
+//! blocking threads, never on the ones that serve connections. The 19 MiB are kept and used again: allocated and freed on whatever thread
+//! comes along, they would stay behind in every thread's heap.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use argon2::password_hash::{PasswordHash, PasswordHasher, PasswordVerifier, SaltString};
-use argon2::{Algorithm, Argon2, Params, Version};
+use argon2::password_hash::{Output, ParamsString, PasswordHash, Salt, SaltString};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
+use subtle::ConstantTimeEq as _;
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
@@ -60,28 +62,70 @@ pub enum PasswordError {
 pub const MIN_PASSWORD_BYTES: usize = 8;
 
 /// argon2id as OWASP recommends it: 19 MiB, two passes, one lane.
-fn argon2() -> Argon2<'static> {
-    let params = Params::new(19 * 1024, 2, 1, None).expect("the parameters are constants within argon2's limits");
-    Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+fn params() -> Params {
+    Params::new(19 * 1024, 2, 1, None).expect("the parameters are constants within argon2's limits")
 }
+
+/// Working memory of argon2, kept for the next run. Bounded by the runs that happen at once.
+type Memory = Vec<Block>;
+
+/// Bytes of a hash.
+const HASH_BYTES: usize = 32;
 
 /// Hashes a new password into the PHC text form. Costs some 20 ms: call it on a blocking thread.
 pub fn hash(password: &Secret) -> Result<String, PasswordError> {
+    hash_with(password, &mut Memory::new())
+}
+
+fn hash_with(password: &Secret, memory: &mut Memory) -> Result<String, PasswordError> {
     let length = password.expose().len();
     if !(MIN_PASSWORD_BYTES..=MAX_PASSWORD_BYTES).contains(&length) {
         return Err(PasswordError::Length);
     }
+    let failed = |error: &dyn fmt::Display| PasswordError::Hash(error.to_string());
     let mut salt = [0u8; 16];
-    getrandom::fill(&mut salt).map_err(|error| PasswordError::Hash(error.to_string()))?;
-    let salt = SaltString::encode_b64(&salt).map_err(|error| PasswordError::Hash(error.to_string()))?;
-    let hash = argon2().hash_password(password.expose().as_bytes(), &salt);
-    hash.map(|hash| hash.to_string()).map_err(|error| PasswordError::Hash(error.to_string()))
+    getrandom::fill(&mut salt).map_err(|error| failed(&error))?;
+    let salt = SaltString::encode_b64(&salt).map_err(|error| failed(&error))?;
+    let params = params();
+    let output = run(password, salt.as_salt(), &params, Version::V0x13, memory).map_err(|error| failed(&error))?;
+    let hash = PasswordHash {
+        algorithm: Algorithm::Argon2id.ident(),
+        version: Some(Version::V0x13.into()),
+        params: ParamsString::try_from(&params).map_err(|error| failed(&error))?,
+        salt: Some(salt.as_salt()),
+        hash: Some(Output::new(&output).map_err(|error| failed(&error))?),
+    };
+    Ok(hash.to_string())
 }
 
 /// Whether the password fits the stored hash. Costs some 20 ms: call it on a blocking thread.
-fn verify(password: &Secret, stored: &str) -> Result<bool, PasswordError> {
-    let stored = PasswordHash::new(stored).map_err(|_| PasswordError::Corrupt)?;
-    Ok(argon2().verify_password(password.expose().as_bytes(), &stored).is_ok())
+fn verify(password: &Secret, stored: &str, memory: &mut Memory) -> Result<bool, PasswordError> {
+    let corrupt = |_| PasswordError::Corrupt;
+    let stored = PasswordHash::new(stored).map_err(corrupt)?;
+    let params = Params::try_from(&stored).map_err(corrupt)?;
+    let version = stored.version.map_or(Ok(Version::V0x13), Version::try_from).map_err(|_| PasswordError::Corrupt)?;
+    let (Some(salt), Some(expected)) = (stored.salt, stored.hash) else { return Err(PasswordError::Corrupt) };
+    if stored.algorithm != Algorithm::Argon2id.ident() {
+        return Err(PasswordError::Corrupt);
+    }
+    let output = run(password, salt, &params, version, memory).map_err(corrupt)?;
+    Ok(expected.as_bytes().ct_eq(&output).into())
+}
+
+fn run(
+    password: &Secret,
+    salt: Salt<'_>,
+    params: &Params,
+    version: Version,
+    memory: &mut Memory,
+) -> Result<[u8; HASH_BYTES], argon2::password_hash::Error> {
+    let mut bytes = [0u8; Salt::MAX_LENGTH];
+    let salt = salt.decode_b64(&mut bytes)?;
+    memory.resize(params.block_count(), Block::default());
+    let mut output = [0u8; HASH_BYTES];
+    let argon2 = Argon2::new(Algorithm::Argon2id, version, params.clone());
+    argon2.hash_password_into_with_memory(password.expose().as_bytes(), salt, &mut output, memory)?;
+    Ok(output)
 }
 
 /// Runs verifications with the bounds named at the top.
@@ -90,6 +134,8 @@ pub struct Verifier {
     /// Bounded: one permit per caller that may wait or run; none left means [`PasswordError::Busy`].
     queue: Arc<Semaphore>,
     running: Arc<Semaphore>,
+    /// Bounded: as many as run at once.
+    memories: Arc<Mutex<Vec<Memory>>>,
     /// What an unknown user's password is compared with, so that the time does not tell who exists.
     decoy: Arc<str>,
 }
@@ -101,6 +147,7 @@ impl Verifier {
         Ok(Self {
             queue: Arc::new(Semaphore::new(parallel + WAITING)),
             running: Arc::new(Semaphore::new(parallel)),
+            memories: Arc::default(),
             decoy: decoy.into(),
         })
     }
@@ -112,28 +159,36 @@ impl Verifier {
         }
         let known = stored.is_some();
         let stored: Arc<str> = stored.map_or_else(|| self.decoy.clone(), Arc::from);
-        let fits = self.run(move || verify(&password, &stored)).await?;
+        let fits = self.run(move |memory| verify(&password, &stored, memory)).await?;
         Ok(fits && known)
     }
 
     /// Hashes a new password under the same bounds.
     pub async fn hash(&self, password: Secret) -> Result<String, PasswordError> {
-        self.run(move || hash(&password)).await
+        self.run(move |memory| hash_with(&password, memory)).await
     }
 
     async fn run<T: Send + 'static>(
         &self,
-        work: impl FnOnce() -> Result<T, PasswordError> + Send + 'static,
+        work: impl FnOnce(&mut Memory) -> Result<T, PasswordError> + Send + 'static,
     ) -> Result<T, PasswordError> {
         let queued = self.queue.clone().try_acquire_owned().map_err(|_| PasswordError::Busy)?;
         let running = self.running.clone().acquire_owned().await.map_err(|_| PasswordError::Busy)?;
+        let memories = self.memories.clone();
         // The permits travel with the work: a caller that goes away does not free a thread that is still busy.
         let task = tokio::task::spawn_blocking(move || {
             let _permits = (queued, running);
-            work()
+            let mut memory = lock(&memories).pop().unwrap_or_default();
+            let done = work(&mut memory);
+            lock(&memories).push(memory);
+            done
         });
         task.await.map_err(|_| PasswordError::Busy)?
     }
+}
+
+fn lock(memories: &Mutex<Vec<Memory>>) -> std::sync::MutexGuard<'_, Vec<Memory>> {
+    memories.lock().expect("no code panics while it holds this lock")
 }
 
 #[cfg(test)]
@@ -153,6 +208,22 @@ mod tests {
         assert!(verifier.verify(secret("correct horse"), Some(&stored)).await.unwrap());
         assert!(!verifier.verify(secret("battery staple"), Some(&stored)).await.unwrap());
         assert!(!verifier.verify(secret("nobody's password"), None).await.unwrap());
+    }
+
+    #[test]
+    fn hashes_are_what_everybody_calls_argon2id() {
+        use argon2::password_hash::PasswordVerifier as _;
+        let stored = hash(&secret("correct horse")).unwrap();
+        let parsed = PasswordHash::new(&stored).unwrap();
+        assert!(Argon2::default().verify_password(b"correct horse", &parsed).is_ok(), "{stored}");
+    }
+
+    #[tokio::test]
+    async fn memory_is_used_again() {
+        let verifier = Verifier::new(2).unwrap();
+        let runs = (0..6).map(|_| verifier.verify(secret("x"), None));
+        futures::future::join_all(runs).await;
+        assert!(lock(&verifier.memories).len() <= 2);
     }
 
     #[tokio::test]

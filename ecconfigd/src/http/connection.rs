@@ -1,12 +1,13 @@
 //! One accepted connection, from the first byte to the last: admission, TLS, HTTP/1.1 or HTTP/2 by ALPN, idle time, shutdown.
 //!
 //! Ten thousand of these are open at once and most do nothing, so their memory counts: the protocol is known from ALPN and only its state
-//! is kept, buffers are small, and idle time is watched by one timer per connection. A connection over the bounds is still answered, with
+//! is kept, buffers are small, and idle time is watched by one timer per connection. An event stream over HTTP/1.1 is the last answer of
+//! its connection: it is taken away from hyper and its buffers, and only TLS and the events remain (see [`stream`]). A connection over the bounds is still answered, with
 //! 429 or 503, as long as few are; then it is dropped before TLS costs anything.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -21,12 +22,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::stream;
 use crate::limits::{ConnectionGate, ConnectionPlace, Limits};
 
 /// Connections over the bounds that are answered at a time; the others are closed without a word.
@@ -88,6 +90,37 @@ impl Drop for InFlight {
         let activity = &self.0.activity;
         activity.idle_since_ms.store(activity.opened.elapsed().as_millis() as u64, Ordering::Relaxed);
         activity.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection's TLS.
+type Tls = TlsStream<TcpStream>;
+
+/// In an answer's extensions: nothing follows it on its connection, and it may last for hours.
+#[derive(Debug, Clone, Copy)]
+pub struct LastAnswer;
+
+/// Where a connection's last answer waits for its loop.
+#[derive(Default)]
+struct LastSlot {
+    answer: Mutex<Option<Response<Body>>>,
+    there: Notify,
+}
+
+impl LastSlot {
+    fn put(&self, answer: Response<Body>) {
+        *self.answer.lock().expect("no code panics while it holds this lock") = Some(answer);
+        self.there.notify_one();
+    }
+
+    /// Waits for the answer. Cancel safe: nothing is taken before it is returned.
+    async fn taken(&self) -> Response<Body> {
+        loop {
+            self.there.notified().await;
+            if let Some(answer) = self.answer.lock().expect("no code panics while it holds this lock").take() {
+                return answer;
+            }
+        }
     }
 }
 
@@ -181,13 +214,16 @@ impl<H: Handler> Acceptor<H> {
         if is_http2 {
             Box::pin(self.serve_http2(stream, info)).await;
         } else {
-            Box::pin(self.serve_http1(stream, info)).await;
+            let last = Box::pin(self.serve_http1(stream, info)).await;
+            if let Some((stream, answer)) = last {
+                Box::pin(stream::send(stream, answer, self.limits.body_idle_time)).await;
+            }
         }
         drop(place);
     }
 
     /// TLS within its time; a client that speaks plain HTTP is told so.
-    async fn handshake(&self, mut stream: TcpStream) -> Option<Box<TlsStream<TcpStream>>> {
+    async fn handshake(&self, mut stream: TcpStream) -> Option<Box<Tls>> {
         let handshake = async {
             let mut first = [0u8; 1];
             if stream.peek(&mut first).await.ok()? > 0 && first[0].is_ascii_uppercase() {
@@ -202,8 +238,10 @@ impl<H: Handler> Acceptor<H> {
         }
     }
 
-    async fn serve_http1(&self, stream: Box<TlsStream<TcpStream>>, info: Arc<ConnectionInfo>) {
-        let service = service_fn(|request| self.answer(request, &info));
+    /// Serves requests until the connection ends, or until an answer is its last one and is not hyper's business.
+    async fn serve_http1(&self, stream: Box<Tls>, info: Arc<ConnectionInfo>) -> Option<(Box<Tls>, Response<Body>)> {
+        let last = LastSlot::default();
+        let service = service_fn(|request| self.answer(request, &info, &last));
         let mut builder = http1::Builder::new();
         builder
             .timer(TokioTimer::new())
@@ -211,21 +249,25 @@ impl<H: Handler> Acceptor<H> {
             .max_buf_size(self.limits.header_bytes.max(8192))
             .header_read_timeout(None)
             .half_close(false);
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let mut connection = builder.serve_connection(TokioIo::new(stream), service);
         let mut draining = false;
         loop {
             tokio::select! {
-                _ = connection.as_mut() => return,
+                _ = &mut connection => return None,
+                answer = last.taken() => {
+                    let stream = connection.into_parts().io.into_inner();
+                    return Some((stream, answer));
+                }
                 () = self.draining.cancelled(), if !draining => {
                     draining = true;
-                    connection.as_mut().graceful_shutdown();
+                    Pin::new(&mut connection).graceful_shutdown();
                 }
-                () = self.idle_too_long(&info) => return,
+                () = self.idle_too_long(&info) => return None,
             }
         }
     }
 
-    async fn serve_http2(&self, stream: Box<TlsStream<TcpStream>>, info: Arc<ConnectionInfo>) {
+    async fn serve_http2(&self, stream: Box<Tls>, info: Arc<ConnectionInfo>) {
         let service = service_fn(|request| {
             let (handler, info) = (self.handler.clone(), info.clone());
             async move { Ok::<_, Infallible>(handler.handle(request, info).await) }
@@ -260,8 +302,15 @@ impl<H: Handler> Acceptor<H> {
         &self,
         request: Request<Incoming>,
         info: &Arc<ConnectionInfo>,
+        last: &LastSlot,
     ) -> Result<Response<Body>, Infallible> {
-        let mut response = self.handler.clone().handle(request, info.clone()).await;
+        // Boxed: hyper keeps room for this future between requests.
+        let mut response = Box::pin(self.handler.clone().handle(request, info.clone())).await;
+        if response.extensions_mut().remove::<LastAnswer>().is_some() {
+            last.put(response);
+            // The connection's loop takes over and drops this future.
+            return std::future::pending().await;
+        }
         if self.draining.is_cancelled() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -289,7 +338,7 @@ impl<H: Handler> Acceptor<H> {
 }
 
 /// Reads one request's head and answers it. HTTP/2 clients get their answer as a closed connection.
-async fn refuse_http1(stream: &mut TlsStream<TcpStream>, response: Response<Body>) {
+async fn refuse_http1(stream: &mut Tls, response: Response<Body>) {
     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
         return;
     }

@@ -19,6 +19,7 @@ mod operations;
 pub mod problem;
 mod read;
 mod repositories;
+mod stream;
 mod trust;
 mod watch;
 pub mod web;

@@ -113,9 +113,12 @@ async fn watch(
         let events = watch.into_stream().map(|event| frame("revision", event.record.revision, &event.json));
         return Ok(event_stream(&app, events, place));
     }
+    let wait = wait(&app, &headers);
+    // The head's bytes are 8 KiB of somebody's buffer: not needed while waiting.
+    drop((headers, uri, query, caller));
     let event = tokio::select! {
         event = watch.next() => event.ok_or_else(ended)?,
-        () = tokio::time::sleep(wait(&app, &headers)) => return Ok(not_modified(watch.position())),
+        () = tokio::time::sleep(wait) => return Ok(not_modified(watch.position())),
         () = app.draining.cancelled() => return Err(ended()),
     };
     Ok(json(event.record.revision, event.json.clone()))
@@ -164,9 +167,11 @@ async fn target(
     }
     let _place = app.places.watchers.take().await?;
     let mut targets = app.core.watch_target(&node, now.record.serial)?;
+    let wait = wait(&app, &headers);
+    drop((headers, caller));
     let event = tokio::select! {
         event = targets.next() => event.ok_or_else(ended)?,
-        () = tokio::time::sleep(wait(&app, &headers)) => return Ok(not_modified(now.record.serial)),
+        () = tokio::time::sleep(wait) => return Ok(not_modified(now.record.serial)),
         () = app.draining.cancelled() => return Err(ended()),
     };
     Ok(json(event.record.serial, event.json.clone()))
@@ -238,6 +243,7 @@ fn event_stream(
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response.extensions_mut().insert(super::connection::LastAnswer);
     response
 }
 
