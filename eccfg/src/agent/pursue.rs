@@ -29,6 +29,22 @@ pub(crate) enum Outcome {
     GivenUp,
 }
 
+/// How a target that is given up leaves the working copy.
+struct Left {
+    at: Heads,
+    local_edits: bool,
+}
+
+/// Left at `at`, because local edits stand in the way.
+fn blocked(at: Heads) -> Left {
+    Left { at, local_edits: true }
+}
+
+/// Left at `at`, because a command failed.
+fn failed(at: Heads) -> Left {
+    Left { at, local_edits: false }
+}
+
 /// What the services after a failing one do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Failing {
@@ -112,22 +128,21 @@ impl Updater {
             return Ok(self.outcome_of(target));
         }
         let concerned = self.concerned(target)?;
-        let moved_by_hand = self.base()? == target.repos;
-        if self.only_unchanged && !moved_by_hand && !self.is_clean().await? {
-            return self.give_up(
-                target,
-                true,
-                "there are local edits, and autoupdate is \"ifunchanged\"".into(),
-                Vec::new(),
-            );
+        let base = self.base()?;
+        if self.only_unchanged && base != target.repos && !self.is_clean().await? {
+            let why = "there are local edits, and autoupdate is \"ifunchanged\"".to_owned();
+            return self.end(target, ReportState::Refused, blocked(base), why, Vec::new());
         }
         let staged = match self.stage(&target.repos, "update").await {
             Ok(staged) => staged,
             Err(UpdateError::Worktree(_, error)) if error.is_conflict() => {
-                return self.give_up(target, true, with_paths(&error), Vec::new());
+                return self.end(target, ReportState::Refused, blocked(base), with_paths(&error), Vec::new());
             }
             Err(error) => return Err(error),
         };
+        // What is staged holds the lock: from here on nobody else moves the working copy.
+        let base = self.base()?;
+        let moved_by_hand = base == target.repos;
         fault::point("agent.staged");
         if concerned.iter().any(|service| !service.check.is_empty()) {
             // Checks may take long, and whoever watches wants to know what the node is about.
@@ -137,7 +152,7 @@ impl Updater {
         if let Some(why) = self.check(&concerned, &staged, target, &mut steps).await {
             staged.discard().map_err(|error| self.failed(error))?;
             if !moved_by_hand {
-                return self.give_up(target, false, why, steps);
+                return self.end(target, ReportState::Refused, failed(base), why, steps);
             }
             // The files are there already, and no service has seen them.
             self.begin(target, Vec::new(), Some(Failure { why, steps }))?;
@@ -395,7 +410,7 @@ impl Updater {
         let state = if services.is_empty() { ReportState::Refused } else { ReportState::Failed };
         if from.is_empty() || from == target.repos {
             let why = format!("{why}; there is no earlier revision to go back to");
-            return self.end(&target, state, false, why, steps);
+            return self.end(&target, state, failed(target.repos.clone()), why, steps);
         }
         let mut settling = None;
         if self.base()? == target.repos {
@@ -404,7 +419,7 @@ impl Updater {
                 Ok(staged) => staged,
                 Err(UpdateError::Worktree(_, error)) if error.is_conflict() => {
                     let why = format!("{why}; cannot go back: {}", with_paths(&error));
-                    return self.end(&target, ReportState::Failed, false, why, steps);
+                    return self.end(&target, ReportState::Failed, failed(target.repos.clone()), why, steps);
                 }
                 Err(error) => return Err(error),
             };
@@ -413,7 +428,7 @@ impl Updater {
             fault::point("agent.back-exchanged");
         }
         let services = self.services.named(&services).into_iter().cloned().collect::<Vec<_>>();
-        let before = Target { serial: self.record.get().applied_serial, repos: from };
+        let before = Target { serial: self.record.get().applied_serial, repos: from.clone() };
         let again = self.activate(&services, &before, Failing::GoesOn, &mut steps).await;
         if let Some(settling) = settling {
             self.settled(settling).await?;
@@ -423,34 +438,24 @@ impl Updater {
             None => format!("{why}; the revision before is back"),
             Some(again) => format!("{why}; the revision before is back, and {again}"),
         };
-        self.end(&target, state, false, why, steps)
+        self.end(&target, state, failed(from), why, steps)
     }
 
-    /// The target failed before anything was changed.
-    fn give_up(
-        &mut self,
-        target: &Target,
-        local_edits: bool,
-        why: String,
-        steps: Vec<StepReport>,
-    ) -> Result<Outcome, UpdateError> {
-        self.end(target, ReportState::Refused, local_edits, why, steps)
-    }
-
+    /// The target is given up.
     fn end(
         &mut self,
         target: &Target,
         state: ReportState,
-        local_edits: bool,
+        left: Left,
         why: String,
         steps: Vec<StepReport>,
     ) -> Result<Outcome, UpdateError> {
         tracing::warn!(serial = target.serial, why, "the target is given up until it changes");
-        let left_at = self.base()?;
         let report = self.report(target, state, why, steps);
+        let given_up = GivenUp { repos: target.repos.clone(), local_edits: left.local_edits, left_at: left.at };
         self.record.update(|record| {
             record.underway = None;
-            record.given_up = Some(GivenUp { repos: target.repos.clone(), local_edits, left_at });
+            record.given_up = Some(given_up);
             record.report = Some(report);
         })?;
         fault::point("agent.given-up");
