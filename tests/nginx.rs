@@ -93,8 +93,8 @@ fn a_commit_changes_the_page_and_a_bad_one_does_not() {
 [[service]]
 name = "nginx"
 paths = ["default/nginx/**"]
-check = ["/usr/sbin/nginx", "-t", "-q", "-e", "{dir}/check.log", "-p", "{dir}", "-c", "WC/default/nginx/nginx.conf"]
-reload = ["sh", "-c", "test ! -s {dir}/nginx.pid || /usr/sbin/nginx -s reload -e {dir}/reload.log -p {dir} -c WC/default/nginx/nginx.conf"]
+check = ["/usr/sbin/nginx", "-t", "-q", "-e", "{dir}/check.log", "-p", "{dir}", "-c", "@WC@/default/nginx/nginx.conf"]
+reload = ["sh", "-c", "test ! -s {dir}/nginx.pid || /usr/sbin/nginx -s reload -e {dir}/reload.log -p {dir} -c @WC@/default/nginx/nginx.conf"]
 verify = ["sh", "-c", "test ! -s {dir}/nginx.pid || {dir}/verify"]
 timeout = "20s"
 debounce = "0s"

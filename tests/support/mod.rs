@@ -234,12 +234,12 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// An agent with this `agent.toml`, not started yet. `WC` in the text stands for the working copy.
+    /// An agent with this `agent.toml`, not started yet. `@WC@` in the text stands for the working copy.
     pub fn new(server: &Server, agent_toml: &str) -> Agent {
         let dir = server.dir.path().join("n1");
         let (wc, etc) = (dir.join("conf"), dir.join("etc"));
         std::fs::create_dir_all(&etc).unwrap();
-        std::fs::write(etc.join("agent.toml"), agent_toml.replace("WC", wc.to_str().unwrap())).unwrap();
+        std::fs::write(etc.join("agent.toml"), agent_toml.replace("@WC@", wc.to_str().unwrap())).unwrap();
         let (log, identity) = (dir.join("agent.log"), server.data().join("identity"));
         Agent { wc, etc, log, dir, url: server.url(), identity, child: None }
     }
