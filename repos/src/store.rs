@@ -47,6 +47,10 @@ struct Inner {
     sync_failed: AtomicBool,
 }
 
+fn is_read_only(err: &std::io::Error) -> bool {
+    matches!(err.kind(), std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem)
+}
+
 /// A pack that is installed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PackInfo {
@@ -103,7 +107,11 @@ impl Store {
     fn at(root: PathBuf, objects: PathBuf) -> Result<Store> {
         // An object directory is shared with plain git, whose files are not ours to judge.
         let packs = (root != objects).then(|| objects.join("pack"));
-        remove_stale(&root.join("quarantine"), packs.as_deref())?;
+        match remove_stale(&root.join("quarantine"), packs.as_deref()) {
+            // Somebody who may only read, looking at another user's working copy: there is nothing to tidy up for him.
+            Err(Error::Io { source, .. }) if is_read_only(&source) => {}
+            other => other?,
+        }
         let options = gix::odb::store::init::Options {
             slots: gix::odb::store::init::Slots::Given(PACK_SLOTS),
             ..gix::odb::store::init::Options::default()

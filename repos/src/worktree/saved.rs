@@ -58,6 +58,8 @@ impl Saved<'_> {
         let entries = match std::fs::read_dir(self.dir) {
             Ok(entries) => entries,
             Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            // Nobody but the owner is told what was saved.
+            Err(err) if err.kind() == std::io::ErrorKind::PermissionDenied => return Ok(Vec::new()),
             Err(err) => return Err(err).at("list", self.dir),
         };
         let mut ids: Vec<u64> = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
