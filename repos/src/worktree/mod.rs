@@ -32,9 +32,10 @@
 //! # What can be promised about writes through an old handle
 //! A process that opened a *tracked* file for writing before the exchange, or whose current directory lies in the
 //! tree, keeps a handle into the displaced tree. What it wrote before [`Exchanged::settle`] looks is carried over or
-//! saved. What it writes later is found by [`WorkingCopy::sweep`], which every full [`WorkingCopy::stage`] runs first
-//! and which a resident agent should call now and then when idle. Until then the write is in the spare tree, not in
-//! the live one. A spare tree's file is never overwritten or removed without being compared with what was last seen
+//! saved. What it writes later is found by [`WorkingCopy::sweep`], which a
+//! resident agent should call now and then when idle; a full [`WorkingCopy::stage`] runs it when the directories of the
+//! second tree look touched. Until then the write is in the spare tree, not in the live one; a write in place is found
+//! at the latest when that file is patched (it is saved then) or comes back as a local edit with the next exchange. A spare tree's file is never overwritten or removed without being compared with what was last seen
 //! there; the window that remains is a write through an old handle in the microseconds between that comparison and
 //! the replacement of the very same file.
 //!
