@@ -112,21 +112,21 @@ async fn post(client: ApiClient, request: CommitRequest) -> CommitResponse {
 }
 
 /// Watchers of a path that never changes: they are told nothing, they only stand there. Each has a connection of its own.
-fn watch(server: &Server, count: usize) -> Vec<tokio::task::JoinHandle<()>> {
+fn watch(server: &Server, count: usize) -> tokio::task::JoinSet<()> {
     let (connected, mut ready) = tokio::sync::mpsc::channel(count);
-    let tasks = (0..count)
-        .map(|_| {
-            let mut events = server.client().events("/api/v1/repos/default/watch?path=never/**", None);
-            let connected = connected.clone();
-            server.runtime.spawn(async move {
-                loop {
-                    if matches!(events.next().await, Ok(Incoming::Connected)) {
-                        let _ = connected.send(()).await;
-                    }
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..count {
+        let mut events = server.client().events("/api/v1/repos/default/watch?path=never/**", None);
+        let connected = connected.clone();
+        let follow = async move {
+            loop {
+                if matches!(events.next().await, Ok(Incoming::Connected)) {
+                    let _ = connected.send(()).await;
                 }
-            })
-        })
-        .collect();
+            }
+        };
+        tasks.spawn_on(follow, server.runtime.handle());
+    }
     server.runtime.block_on(async {
         for _ in 0..count {
             tokio::time::timeout(support::DEADLINE, ready.recv()).await.expect("every watcher connects").unwrap();
