@@ -14,7 +14,7 @@ use std::process::Command;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use nix::unistd::{Uid, getgid, getuid};
+use nix::unistd::{getgid, getuid};
 
 /// The exit status of a check that could not be isolated; `env(1)` and the shell use 125 to 127 for their own failures too.
 const CANNOT_ISOLATE: u8 = 125;
@@ -78,11 +78,10 @@ fn isolate(options: &Options) -> Result<Infallible, Error> {
     Err(Error::Start(program.clone(), Command::new(program).args(arguments).exec()))
 }
 
-/// A mount namespace from which nothing propagates. Without privileges it comes with a user namespace that maps only the caller.
+/// A mount namespace from which nothing propagates. Who may not make one as it is (also a root without its capabilities) gets it
+/// inside a user namespace that maps only the caller.
 fn private_mounts() -> Result<(), Error> {
-    if Uid::effective().is_root() {
-        unshare(CloneFlags::CLONE_NEWNS).map_err(Error::Namespace)?;
-    } else {
+    if unshare(CloneFlags::CLONE_NEWNS).is_err() {
         let (uid, gid) = (getuid(), getgid());
         unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).map_err(Error::Namespace)?;
         let write =
