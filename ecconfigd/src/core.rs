@@ -26,7 +26,7 @@ pub use self::options::{
 use self::reports::Reporter;
 use crate::commit::{
     Builder, CommitAnswer, CommitRequest, CommitterStats, Job, NewRepo, Proposer, PushJob, PushOutcome, PushPack,
-    PushRequest, Queue, large_pack, wall_ms,
+    PushRequest, Queue, large_pack,
 };
 use crate::error::{Error, Result};
 use crate::raft::command::{Op, Outcome};
@@ -230,8 +230,9 @@ impl Core {
     /// The request back, or the outcome if nothing of it can pass.
     async fn judge_early(&self, request: PushRequest) -> Result<std::result::Result<PushRequest, PushOutcome>> {
         let (state, gate) = (self.inner.proposer.state.clone(), self.inner.options.limits.gate);
+        let time_ms = self.inner.proposer.wall_ms();
         let judged = tokio::task::spawn_blocking(move || {
-            let judged = Builder::new(state, gate, wall_ms()).judge_push(&request)?;
+            let judged = Builder::new(state, gate, time_ms).judge_push(&request)?;
             Ok(if judged.moves() { Ok(request) } else { Err(judged.outcome) })
         });
         judged.await.map_err(Error::internal)?

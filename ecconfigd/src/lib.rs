@@ -11,6 +11,7 @@ pub mod error;
 pub mod http;
 pub mod init;
 pub mod limits;
+mod outside;
 pub mod raft;
 pub mod server;
 pub mod state;

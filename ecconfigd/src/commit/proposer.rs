@@ -1,7 +1,6 @@
 //! Putting operations into the log.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use openraft::errors::{ClientWriteError, RaftError};
@@ -10,26 +9,25 @@ use repos::Store;
 use super::CHUNK_BYTES;
 use crate::error::{Error, Result};
 use crate::raft::command::{Op, Outcome, UploadId};
-use crate::raft::{Applied, Proposal, Raft, RaftNode, TypeConfig};
+use crate::raft::{Applied, Group, Proposal, Raft, RaftNode, TypeConfig};
 use crate::state::State;
 
 /// Proposes entries with the leader's clocks.
 #[derive(Clone)]
-pub(crate) struct Proposer {
-    pub(crate) raft: Raft,
+pub(crate) struct Proposer<C: Group = TypeConfig> {
+    pub(crate) raft: Raft<C>,
     pub(crate) state: Arc<State>,
 }
 
-/// The wall clock, which only people read.
-pub(crate) fn wall_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
+impl<C: Group> Proposer<C> {
+    /// The wall clock, which only people read.
+    pub(crate) fn wall_ms(&self) -> u64 {
+        self.state.outside().wall_ms()
+    }
 
-impl Proposer {
     /// Proposes operations as one entry and answers what became of them, after they are applied here.
     pub(crate) async fn propose(&self, ops: Vec<Op>, attachments: Vec<Bytes>) -> Result<Vec<Outcome>> {
-        self.propose_at(wall_ms(), ops, attachments).await
+        self.propose_at(self.wall_ms(), ops, attachments).await
     }
 
     /// The same with a given time, for entries whose objects carry it too.
@@ -55,9 +53,7 @@ impl Proposer {
 
     /// Brings a pack into the log in chunks, one entry after the other, so that other entries pass in between and memory holds one chunk.
     pub(crate) async fn upload(&self, mut next: impl ChunkSource) -> Result<UploadId> {
-        let mut id = [0; 16];
-        getrandom::fill(&mut id).map_err(Error::internal)?;
-        let upload = UploadId(id);
+        let upload = UploadId(self.state.outside().random().map_err(Error::internal)?);
         let mut offset = 0;
         loop {
             let chunk = next.chunk(offset, CHUNK_BYTES).await?;
@@ -111,7 +107,7 @@ impl ChunkSource for tokio::fs::File {
     }
 }
 
-fn unavailable(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Error {
+fn unavailable<C: Group>(error: RaftError<C, ClientWriteError<C>>) -> Error {
     match error {
         RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
             Error::Unavailable(match forward.leader_node {

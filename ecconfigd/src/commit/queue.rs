@@ -9,12 +9,13 @@ use cluster::gate::GateLimits;
 use tokio::sync::{mpsc, oneshot};
 
 use super::build::{self, Batch, Builder, NewRepo, Verdict};
-use super::proposer::{Proposer, wall_ms};
+use super::proposer::Proposer;
 use super::push::{PushPack, refuse_accepted};
 use super::types::{CommitAnswer, CommitRequest, PushOutcome, PushRequest};
 use super::{INLINE_PACK_BYTES, judge};
 use crate::error::{Error, Result};
 use crate::raft::command::{Op, Outcome, PackSource};
+use crate::raft::{Group, TypeConfig};
 use crate::state::RepoName;
 
 /// Requests of one batch: more would make the first wait for the building of the last.
@@ -64,11 +65,20 @@ pub(crate) struct Queue {
 impl Queue {
     /// Starts the Committer; its task ends when the queue is dropped and drained.
     pub(crate) fn start(proposer: Proposer, limits: GateLimits, length: usize) -> (Queue, tokio::task::JoinHandle<()>) {
+        let (queue, committer) = Queue::new(proposer, limits, length);
+        (queue, tokio::spawn(committer))
+    }
+
+    /// The way in and the Committer, which the caller has to run.
+    pub(crate) fn new<C: Group>(
+        proposer: Proposer<C>,
+        limits: GateLimits,
+        length: usize,
+    ) -> (Queue, impl Future<Output = ()> + Send + 'static) {
         let (jobs, receiver) = mpsc::channel(length);
         let stats = Arc::new(CommitterStats::default());
         let committer = Committer { proposer, limits, stats: stats.clone(), later: VecDeque::new() };
-        let task = tokio::spawn(committer.run(receiver));
-        (Queue { jobs, stats }, task)
+        (Queue { jobs, stats }, committer.run(receiver))
     }
 
     /// Puts a job in, or says that it is full.
@@ -84,8 +94,8 @@ impl Queue {
     }
 }
 
-pub(super) struct Committer {
-    pub(super) proposer: Proposer,
+pub(super) struct Committer<C: Group = TypeConfig> {
+    pub(super) proposer: Proposer<C>,
     pub(super) limits: GateLimits,
     pub(super) stats: Arc<CommitterStats>,
     /// Jobs that could not share a batch with others; they go first in the next. Never more than a batch.
@@ -105,7 +115,7 @@ struct Built {
     later: VecDeque<Job>,
 }
 
-impl Committer {
+impl<C: Group> Committer<C> {
     async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
         loop {
             let mut batch: VecDeque<Job> = std::mem::take(&mut self.later);
@@ -129,8 +139,9 @@ impl Committer {
     pub(super) async fn serve(&mut self, jobs: VecDeque<Job>) {
         let taken = jobs.len();
         let begin = Instant::now();
-        let (state, limits) = (self.proposer.state.clone(), self.limits);
-        let built = tokio::task::spawn_blocking(move || build(Builder::new(state, limits, wall_ms()), jobs)).await;
+        let (state, limits, time_ms) = (self.proposer.state.clone(), self.limits, self.proposer.wall_ms());
+        let outside = self.proposer.state.outside();
+        let built = outside.blocking(move || build(Builder::new(state, limits, time_ms), jobs)).await;
         let Ok(Built { batch, waiting, later }) = built else {
             // The answers were dropped with the panic; whoever waits is told that by the channel.
             tracing::error!("building a batch of commits panicked");

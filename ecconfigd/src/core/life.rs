@@ -90,7 +90,7 @@ impl Core {
         raft.initialize(members).await.map_err(Error::internal)?;
         self.wait_ready(Duration::from_secs(30)).await?;
         let state = self.inner.proposer.state.clone();
-        let (options, time_ms) = (options.clone(), crate::commit::wall_ms());
+        let (options, time_ms) = (options.clone(), self.inner.proposer.wall_ms());
         let batch = blocking(move || {
             let mut builder = Builder::new(state, options.limits.gate, time_ms);
             builder.prepend(Op::Found { cluster: first.cluster.clone() });

@@ -9,7 +9,7 @@ use futures::{FutureExt, Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
 use openraft::{EntryPayload, OptionalSend};
 
-use super::{Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig};
+use super::{Entry, Group, LogId, SnapshotMeta, StoredMembership};
 use crate::state::{Manifest, State, StateError};
 
 /// Entries of one transaction: enough to replay quickly, little enough to answer soon.
@@ -34,8 +34,8 @@ impl Machine {
         work: impl FnOnce(&State) -> Result<T, StateError> + Send + 'static,
     ) -> io::Result<T> {
         let state = self.state.clone();
-        let done = tokio::task::spawn_blocking(move || work(&state)).await;
-        done.map_err(io::Error::other)?.map_err(|error| {
+        let done = self.state.outside().blocking(move || work(&state)).await;
+        done?.map_err(|error| {
             tracing::error!("{error}; this node stops");
             io::Error::other(error)
         })
@@ -49,7 +49,7 @@ fn weight(entry: &Entry) -> usize {
     }
 }
 
-impl RaftStateMachine<TypeConfig> for Machine {
+impl<C: Group> RaftStateMachine<C> for Machine {
     type SnapshotData = Manifest;
     type SnapshotBuilder = Machine;
 
@@ -60,7 +60,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
 
     async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
     where
-        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+        Strm: Stream<Item = Result<EntryResponder<C>, io::Error>> + Unpin + OptionalSend,
     {
         while let Some(first) = entries.next().await {
             let (entry, responder) = first?;
@@ -91,18 +91,16 @@ impl RaftStateMachine<TypeConfig> for Machine {
         self.blocking(move |state| state.install_snapshot(snapshot)).await
     }
 
-    async fn get_current_snapshot(
-        &mut self,
-    ) -> Result<Option<openraft::alias::SnapshotOf<TypeConfig, Manifest>>, io::Error> {
+    async fn get_current_snapshot(&mut self) -> Result<Option<openraft::alias::SnapshotOf<C, Manifest>>, io::Error> {
         let found = self.blocking(State::current_snapshot).await?;
         Ok(found.map(|(meta, snapshot)| Snapshot { meta, snapshot }))
     }
 }
 
-impl RaftSnapshotBuilder<TypeConfig> for Machine {
+impl<C: Group> RaftSnapshotBuilder<C> for Machine {
     type SnapshotData = Manifest;
 
-    async fn build_snapshot(&mut self) -> Result<openraft::alias::SnapshotOf<TypeConfig, Manifest>, io::Error> {
+    async fn build_snapshot(&mut self) -> Result<openraft::alias::SnapshotOf<C, Manifest>, io::Error> {
         let (meta, snapshot) = self.blocking(State::build_snapshot).await?;
         Ok(Snapshot { meta, snapshot })
     }

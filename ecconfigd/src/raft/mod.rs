@@ -46,7 +46,27 @@ pub type StoredMembership = openraft::alias::StoredMembershipOf<TypeConfig>;
 /// What describes a snapshot.
 pub type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
 /// The running group member.
-pub type Raft = openraft::Raft<TypeConfig, machine::Machine>;
+pub type Raft<C = TypeConfig> = openraft::Raft<C, machine::Machine>;
+
+/// [`TypeConfig`] or one that differs from it in the runtime alone: what a simulation runs on.
+pub trait Group:
+    openraft::RaftTypeConfig<
+        D = Command,
+        R = Applied,
+        NodeId = u64,
+        Node = RaftNode,
+        LeaderId = openraft::impls::leader_id_adv::LeaderId<u64, u64>,
+        Vote = Vote,
+        Entry = Entry,
+        Responder<openraft::raft::ClientWriteResult<Self>> = openraft::impls::ProgressResponder<
+            Self,
+            openraft::raft::ClientWriteResult<Self>,
+        >,
+    >
+{
+}
+
+impl Group for TypeConfig {}
 
 /// A log id from its parts.
 pub fn log_id(term: u64, node: u64, index: u64) -> LogId {

@@ -121,7 +121,7 @@ pub(super) fn apply(
         }
         answers.push(apply_entry(state, &mut tables, &mut view, pending, &mut effects, entry)?);
     }
-    view.at = std::time::Instant::now();
+    view.at = state.outside().monotonic();
     Ok((answers, view, effects))
 }
 

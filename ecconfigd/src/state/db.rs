@@ -21,6 +21,7 @@ use super::model::{RepoRecord, RevisionRecord, TargetRecord, TokenRecord, UserRe
 use super::names::{NodeName, RepoName};
 use super::view::{RepoView, View};
 use super::{NodeRecord, NodeTokenRecord, ReportRecord};
+use crate::outside::{self, Outside};
 use crate::raft::command::UploadId;
 use crate::raft::{Entry, LogId};
 use crate::watch::{Hub, TargetEvent};
@@ -93,6 +94,7 @@ pub struct State {
     pub(super) data: PathBuf,
     pub(super) view: ArcSwap<View>,
     pub(super) hub: Arc<Hub>,
+    pub(super) outside: Arc<dyn Outside>,
     /// Held while entries are applied and while a checkpoint is cut.
     pub(super) apply: Mutex<Pending>,
     /// See [`State::alone`].
@@ -139,13 +141,28 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl State {
     /// Opens (or makes) the state in a data directory.
     pub fn open(data: &Path, max_watchers: usize) -> Result<Arc<State>, StateError> {
+        std::fs::create_dir_all(data).map_err(|source| StateError::Io {
+            action: "create",
+            path: data.to_owned(),
+            source,
+        })?;
+        let db = Database::builder().set_cache_size(CACHE_BYTES).create(data.join("state.redb"))?;
+        State::open_on(db, data, max_watchers, outside::Machine::shared())
+    }
+
+    /// The same with a database that is open already, and with other clocks and threads than this machine's.
+    pub(crate) fn open_on(
+        db: Database,
+        data: &Path,
+        max_watchers: usize,
+        outside: Arc<dyn Outside>,
+    ) -> Result<Arc<State>, StateError> {
         for dir in ["repos", "uploads"] {
             let path = data.join(dir);
             std::fs::create_dir_all(&path).map_err(|source| StateError::Io { action: "create", path, source })?;
         }
-        let db = Database::builder().set_cache_size(CACHE_BYTES).create(data.join("state.redb"))?;
         prepare(&db)?;
-        let view = load_view(&db, data)?;
+        let view = load_view(&db, data, &outside)?;
         let hub = Hub::new(max_watchers);
         hub.restore(&view);
         let pending = Pending { durable: view.applied, ..Pending::default() };
@@ -154,6 +171,7 @@ impl State {
             data: data.to_owned(),
             view: ArcSwap::from_pointee(view),
             hub,
+            outside,
             apply: Mutex::new(pending),
             checkpoint: Mutex::new(()),
             applied: Default::default(),
@@ -170,6 +188,11 @@ impl State {
     /// Who waits for changes.
     pub fn hub(&self) -> &Arc<Hub> {
         &self.hub
+    }
+
+    /// Clocks, randomness and threads.
+    pub(crate) fn outside(&self) -> &dyn Outside {
+        self.outside.as_ref()
     }
 
     /// Entries applied since the start, and how long that took.
@@ -457,9 +480,9 @@ pub(super) fn open_store(data: &Path, repo: &RepoName) -> Result<Store, StateErr
 }
 
 /// Builds the picture from the table.
-pub(super) fn load_view(db: &Database, data: &Path) -> Result<View, StateError> {
+pub(super) fn load_view(db: &Database, data: &Path, outside: &Arc<dyn Outside>) -> Result<View, StateError> {
     let table = db.begin_read()?.open_table(TABLE)?;
-    let mut view = View::empty();
+    let mut view = View::empty(outside.clone());
     let get = |key: &'static [u8]| table.get(key).map(|value| value.map(|value| value.value().to_vec()));
     if let Some(value) = get(keys::APPLIED)? {
         view.applied = decode(keys::APPLIED, &value)?;

@@ -171,7 +171,7 @@ impl State {
         write.set_durability(Durability::Immediate)?;
         self.read_into(&write, &mut manifest.file)?;
         write.commit()?;
-        let view = load_view(&self.db, &self.data)?;
+        let view = load_view(&self.db, &self.data, &self.outside)?;
         *pending = super::db::Pending { durable: view.applied, ..Default::default() };
         self.hub.restore(&view);
         self.view.store(Arc::new(view));

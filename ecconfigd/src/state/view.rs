@@ -5,12 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use repos::{RefMap, Store};
 
 use super::model::{Head, NodeRecord, RepoRecord};
 use super::names::{NodeName, RepoName};
+use crate::outside::Outside;
 use crate::raft::{LogId, StoredMembership};
 use crate::watch::TargetEvent;
 
@@ -37,7 +38,8 @@ pub struct View {
     /// The cluster clock at `at`.
     pub clock_ms: u64,
     /// When this picture was made, by this node's monotonic clock. Not replicated: it lets the clock run between entries.
-    pub at: Instant,
+    pub at: Duration,
+    pub(super) outside: Arc<dyn Outside>,
     /// The cluster's name; empty before it is founded.
     pub cluster: String,
     /// Goes up with every change of an account or token.
@@ -51,13 +53,14 @@ pub struct View {
 }
 
 impl View {
-    pub(super) fn empty() -> View {
+    pub(super) fn empty(outside: Arc<dyn Outside>) -> View {
         View {
             applied: None,
             membership: StoredMembership::default(),
             hash: [0; 32],
             clock_ms: 0,
-            at: Instant::now(),
+            at: outside.monotonic(),
+            outside,
             cluster: String::new(),
             accounts: 0,
             repos: Arc::default(),
@@ -68,7 +71,8 @@ impl View {
 
     /// The cluster clock now.
     pub fn clock_now_ms(&self) -> u64 {
-        self.clock_ms.saturating_add(u64::try_from(self.at.elapsed().as_millis()).unwrap_or(u64::MAX))
+        let since = self.outside.monotonic().saturating_sub(self.at);
+        self.clock_ms.saturating_add(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
     }
 
     /// Where `main` of a repository stands.

@@ -1,6 +1,6 @@
 //! Who waits for what.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -73,7 +73,8 @@ struct Repo {
     newest: u64,
     ring: VecDeque<Arc<Event>>,
     ring_bytes: usize,
-    groups: HashMap<Vec<String>, Weak<Group>>,
+    /// Sorted, so that a commit wakes the groups in the same order every time.
+    groups: BTreeMap<Vec<String>, Weak<Group>>,
 }
 
 impl Repo {
@@ -108,7 +109,7 @@ pub(super) enum Recent {
 
 /// All watchers of this node.
 pub struct Hub {
-    repos: Mutex<HashMap<RepoName, Repo>>,
+    repos: Mutex<BTreeMap<RepoName, Repo>>,
     targets: Mutex<BTreeMap<RepoName, watch::Sender<Arc<TargetEvent>>>>,
     seats: Arc<AtomicUsize>,
     max_watchers: usize,

@@ -144,7 +144,7 @@ impl Watch {
         let (state, repo, group) = (self.state.clone(), self.repo.clone(), self.group.clone());
         let from = self.position + 1;
         let to = upto.min(self.position + READ_REVISIONS);
-        let read = tokio::task::spawn_blocking(move || {
+        let read = self.state.outside().blocking(move || {
             let records = state.revisions(&repo, from, to)?;
             Ok::<_, crate::state::StateError>(records.into_iter().find(|record| group.matches(record)))
         });

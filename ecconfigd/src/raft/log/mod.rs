@@ -23,15 +23,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use openraft::OptionalSend;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
-use openraft::{OptionalSend, alias};
 use tokio::sync::{mpsc, oneshot};
 
 use self::index::{Index, Place};
 use self::record::Record;
 use self::segment::{HEADER_BYTES, Segment};
-use self::writer::{Old, Request, Writer};
-use super::{Entry, LogId, TypeConfig, Vote};
+use self::writer::Old;
+pub(crate) use self::writer::{Request, Writer};
+use super::{Entry, Group, LogId, Vote};
 
 /// Requests that wait for the writer. Openraft has a handful in flight; when it is full, openraft waits.
 const QUEUE: usize = 256;
@@ -145,6 +146,19 @@ pub struct LogStore {
 impl LogStore {
     /// Opens the log in a directory, which is made if it is missing, and starts its writer.
     pub fn open(dir: &Path, segment_bytes: u64) -> Result<LogStore, LogError> {
+        let (log, writer, receiver) = LogStore::open_unwritten(dir, segment_bytes)?;
+        std::thread::Builder::new()
+            .name("log-writer".into())
+            .spawn(move || writer.run(receiver))
+            .map_err(|source| LogError::Io { action: "start the writer of", path: dir.to_owned(), source })?;
+        Ok(log)
+    }
+
+    /// The same without the thread: whoever calls this has to serve the writer's requests.
+    pub(crate) fn open_unwritten(
+        dir: &Path,
+        segment_bytes: u64,
+    ) -> Result<(LogStore, Writer, mpsc::Receiver<Request>), LogError> {
         let io = |action, source| LogError::Io { action, path: dir.to_owned(), source };
         std::fs::create_dir_all(dir).map_err(|e| io("create", e))?;
         let stats = Arc::new(LogStats::default());
@@ -153,11 +167,7 @@ impl LogStore {
         writer.synced = writer.next_sequence.saturating_sub(1);
         let index = writer.index.clone();
         let (requests, receiver) = mpsc::channel(QUEUE);
-        std::thread::Builder::new()
-            .name("log-writer".into())
-            .spawn(move || writer.run(receiver))
-            .map_err(|e| io("start the writer of", e))?;
-        Ok(LogStore { index, requests, stats })
+        Ok((LogStore { index, requests, stats }, writer, receiver))
     }
 
     /// Figures.
@@ -298,7 +308,7 @@ fn replay(
     Ok(highest)
 }
 
-impl RaftLogReader<TypeConfig> for LogStore {
+impl<C: Group> RaftLogReader<C> for LogStore {
     async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
         &mut self,
         range: RB,
@@ -325,10 +335,10 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 }
 
-impl RaftLogStorage<TypeConfig> for LogStore {
+impl<C: Group> RaftLogStorage<C> for LogStore {
     type LogReader = LogStore;
 
-    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+    async fn get_log_state(&mut self) -> Result<LogState<C>, io::Error> {
         let index = locked(&self.index);
         Ok(LogState { last_purged_log_id: index.purged, last_log_id: index.last() })
     }
@@ -337,7 +347,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.clone()
     }
 
-    async fn save_vote(&mut self, vote: &alias::VoteOf<TypeConfig>) -> Result<(), io::Error> {
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         locked(&self.index).vote = Some(*vote);
         self.ask(|done| Request::Vote { vote: *vote, done }).await
     }
@@ -352,7 +362,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         Ok(locked(&self.index).committed)
     }
 
-    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<C>) -> Result<(), io::Error>
     where
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
@@ -364,7 +374,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 index.push(entry.clone(), None, true).map_err(io::Error::other)?;
             }
         }
-        self.send(Request::Append { entries, done: callback }).await
+        let done = Box::new(move |result| callback.io_completed(result));
+        self.send(Request::Append { entries, done }).await
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {

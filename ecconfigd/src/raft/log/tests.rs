@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::raft::machine::Machine;
-use crate::raft::{Command, log_id};
+use crate::raft::{Command, TypeConfig, log_id};
 use crate::state::State;
 
 const SEGMENT: u64 = 64 << 10;
@@ -38,7 +38,7 @@ fn entry(term: u64, index: u64, body: Vec<u8>) -> Entry {
 
 async fn append(log: &mut LogStore, entries: Vec<Entry>) -> io::Result<()> {
     let (done, flushed) = <TypeConfig as openraft::type_config::TypeConfigExt>::oneshot();
-    log.append(entries, IOFlushed::signal(done)).await?;
+    log.append(entries, IOFlushed::<TypeConfig>::signal(done)).await?;
     flushed.await.map_err(|error| io::Error::other(format!("{error:?}")))?
 }
 
@@ -47,7 +47,7 @@ fn vote(term: u64) -> Vote {
 }
 
 async fn all(log: &mut LogStore) -> Vec<Entry> {
-    log.try_get_log_entries(..).await.unwrap()
+    RaftLogReader::<TypeConfig>::try_get_log_entries(log, ..).await.unwrap()
 }
 
 fn segments(dir: &Path) -> Vec<PathBuf> {
@@ -79,12 +79,12 @@ fn places(path: &Path) -> Vec<u64> {
 async fn everything_is_there_after_reopening() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = LogStore::open(dir.path(), SEGMENT).unwrap();
-    log.save_vote(&vote(3)).await.unwrap();
+    RaftLogStorage::<TypeConfig>::save_vote(&mut log, &vote(3)).await.unwrap();
     for index in 1..=200 {
         append(&mut log, vec![entry(3, index, vec![index as u8; 1000])]).await.unwrap();
     }
-    log.save_committed(Some(log_id(3, 1, 150))).await.unwrap();
-    log.truncate_after(Some(log_id(3, 1, 190))).await.unwrap();
+    RaftLogStorage::<TypeConfig>::save_committed(&mut log, Some(log_id(3, 1, 150))).await.unwrap();
+    RaftLogStorage::<TypeConfig>::truncate_after(&mut log, Some(log_id(3, 1, 190))).await.unwrap();
     append(&mut log, vec![entry(4, 191, b"again".to_vec())]).await.unwrap();
     let before = all(&mut log).await;
     log.close().await.unwrap();
@@ -94,30 +94,30 @@ async fn everything_is_there_after_reopening() {
     let mut log = LogStore::open(dir.path(), SEGMENT).unwrap();
     assert_eq!(all(&mut log).await, before);
     assert_eq!(before.last().unwrap(), &entry(4, 191, b"again".to_vec()));
-    assert_eq!(log.read_vote().await.unwrap(), Some(vote(3)));
-    assert_eq!(log.read_committed().await.unwrap(), Some(log_id(3, 1, 150)));
+    assert_eq!(RaftLogReader::<TypeConfig>::read_vote(&mut log).await.unwrap(), Some(vote(3)));
+    assert_eq!(RaftLogStorage::<TypeConfig>::read_committed(&mut log).await.unwrap(), Some(log_id(3, 1, 150)));
 }
 
 #[tokio::test]
 async fn purging_removes_whole_segments_and_remembers() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = LogStore::open(dir.path(), SEGMENT).unwrap();
-    log.save_vote(&vote(7)).await.unwrap();
+    RaftLogStorage::<TypeConfig>::save_vote(&mut log, &vote(7)).await.unwrap();
     for index in 1..=300 {
         append(&mut log, vec![entry(7, index, vec![0; 1000])]).await.unwrap();
     }
     let before = segments(dir.path()).len();
-    log.purge(log_id(7, 1, 250)).await.unwrap();
+    RaftLogStorage::<TypeConfig>::purge(&mut log, log_id(7, 1, 250)).await.unwrap();
     assert!(segments(dir.path()).len() < before - 2, "{before}");
     log.close().await.unwrap();
 
     let mut log = LogStore::open(dir.path(), SEGMENT).unwrap();
-    let state = log.get_log_state().await.unwrap();
+    let state = RaftLogStorage::<TypeConfig>::get_log_state(&mut log).await.unwrap();
     assert_eq!(state.last_purged_log_id, Some(log_id(7, 1, 250)));
     assert_eq!(state.last_log_id, Some(log_id(7, 1, 300)));
     assert_eq!(all(&mut log).await.first().unwrap().log_id.index, 251);
     // The vote was written to a segment that is gone; the next one repeated it.
-    assert_eq!(log.read_vote().await.unwrap(), Some(vote(7)));
+    assert_eq!(RaftLogReader::<TypeConfig>::read_vote(&mut log).await.unwrap(), Some(vote(7)));
 }
 
 #[tokio::test]
@@ -298,7 +298,7 @@ async fn run_step(log: &mut LogStore, model: &mut Model, dir: &Path, step: Step)
         Step::Truncate { back } => {
             let keep = model.last.saturating_sub(back).max(model.purged.map_or(0, |id| id.index));
             let last = model.entries.get(&keep).map(|entry| entry.log_id).or(model.purged);
-            log.truncate_after(last).await.unwrap();
+            RaftLogStorage::<TypeConfig>::truncate_after(log, last).await.unwrap();
             model.entries.retain(|index, _| *index <= keep);
             model.last = keep;
             model.term += 1;
@@ -306,18 +306,18 @@ async fn run_step(log: &mut LogStore, model: &mut Model, dir: &Path, step: Step)
         Step::Purge { share } => {
             let at = model.entries.len() * usize::from(share) / 256;
             let Some(upto) = model.entries.values().nth(at).map(|entry| entry.log_id) else { return };
-            log.purge(upto).await.unwrap();
+            RaftLogStorage::<TypeConfig>::purge(log, upto).await.unwrap();
             model.entries.retain(|index, _| *index > upto.index);
             model.purged = Some(upto);
         }
         Step::Vote => {
             model.term += 1;
             model.vote = Some(vote(model.term));
-            log.save_vote(&vote(model.term)).await.unwrap();
+            RaftLogStorage::<TypeConfig>::save_vote(log, &vote(model.term)).await.unwrap();
         }
         Step::Committed => {
             model.committed = model.entries.values().next_back().map(|entry| entry.log_id);
-            log.save_committed(model.committed).await.unwrap();
+            RaftLogStorage::<TypeConfig>::save_committed(log, model.committed).await.unwrap();
         }
         Step::Reopen => {
             log.close().await.unwrap();
@@ -326,11 +326,11 @@ async fn run_step(log: &mut LogStore, model: &mut Model, dir: &Path, step: Step)
     }
     let expected: Vec<Entry> = model.entries.values().cloned().collect();
     assert_eq!(all(log).await, expected);
-    let state = log.get_log_state().await.unwrap();
+    let state = RaftLogStorage::<TypeConfig>::get_log_state(log).await.unwrap();
     assert_eq!(state.last_purged_log_id, model.purged);
     assert_eq!(state.last_log_id.map_or(0, |id| id.index), model.last);
-    assert_eq!(log.read_vote().await.unwrap(), model.vote);
-    assert_eq!(log.read_committed().await.unwrap(), model.committed);
+    assert_eq!(RaftLogReader::<TypeConfig>::read_vote(log).await.unwrap(), model.vote);
+    assert_eq!(RaftLogStorage::<TypeConfig>::read_committed(log).await.unwrap(), model.committed);
 }
 
 proptest! {

@@ -9,21 +9,23 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use openraft::storage::IOFlushed;
 use tokio::sync::{mpsc, oneshot};
 
 use super::index::{Index, Place};
 use super::record::{self, Record};
 use super::segment::{HEADER_BYTES, Segment};
 use super::{LogStats, locked};
-use crate::raft::{Entry, LogId, TypeConfig, Vote};
+use crate::raft::{Entry, LogId, Vote};
 
 /// What is written with one call: enough that a sync is shared by everybody who waits, little enough to stay in the caches.
 const GROUP_BYTES: usize = 8 << 20;
 
+/// Tells openraft that its entries are on the disk, or why not.
+type Flushed = Box<dyn FnOnce(io::Result<()>) + Send>;
+
 /// Work for the writer.
-pub(super) enum Request {
-    Append { entries: Vec<Entry>, done: IOFlushed<TypeConfig> },
+pub(crate) enum Request {
+    Append { entries: Vec<Entry>, done: Flushed },
     Vote { vote: Vote, done: oneshot::Sender<io::Result<()>> },
     Committed { committed: Option<LogId> },
     Truncate { keep_upto: Option<u64>, done: oneshot::Sender<io::Result<()>> },
@@ -32,14 +34,14 @@ pub(super) enum Request {
 }
 
 enum Done {
-    Flushed(IOFlushed<TypeConfig>),
+    Flushed(Flushed),
     Told(oneshot::Sender<io::Result<()>>),
 }
 
 impl Done {
     fn tell(self, result: io::Result<()>) {
         match self {
-            Done::Flushed(done) => done.io_completed(result),
+            Done::Flushed(done) => done(result),
             // Whoever asked may have gone.
             Done::Told(done) => drop(done.send(result)),
         }
@@ -54,7 +56,7 @@ pub(super) struct Old {
 }
 
 /// The writer's state.
-pub(super) struct Writer {
+pub(crate) struct Writer {
     pub(super) dir: PathBuf,
     pub(super) segment_bytes: u64,
     pub(super) index: Arc<Mutex<Index>>,
@@ -89,17 +91,22 @@ impl Writer {
     pub(super) fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         let mut group = Group::default();
         while let Some(first) = requests.blocking_recv() {
-            self.add(&mut group, first);
-            while group.buffer.len() < GROUP_BYTES && !group.close {
-                match requests.try_recv() {
-                    Ok(next) => self.add(&mut group, next),
-                    Err(_) => break,
-                }
-            }
+            self.gather(&mut group, first, &mut requests);
             let close = group.close;
             self.finish(&mut group);
             if close {
                 return;
+            }
+        }
+    }
+
+    /// Puts the request and everything that waits behind it into the group.
+    fn gather(&mut self, group: &mut Group, first: Request, requests: &mut mpsc::Receiver<Request>) {
+        self.add(group, first);
+        while group.buffer.len() < GROUP_BYTES && !group.close {
+            match requests.try_recv() {
+                Ok(next) => self.add(group, next),
+                Err(_) => break,
             }
         }
     }

@@ -1,0 +1,72 @@
+//! What the replicated core needs from outside: clocks, randomness, and threads for what blocks.
+//!
+//! One seam, so that a simulation can decide all of it and replay a run by its seed. What always holds: nothing in `state/`, `commit/`,
+//! `watch/` and `raft/` asks the machine for the time, for random bytes or for a thread in any other way, and nothing of it goes into an
+//! apply: the leader's proposal carries the results.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use futures::future::BoxFuture;
+use tokio::sync::oneshot;
+
+/// The machine below the core.
+pub(crate) trait Outside: Send + Sync + 'static {
+    /// Time since an arbitrary point. Never goes back.
+    fn monotonic(&self) -> Duration;
+
+    /// The wall clock in milliseconds, which only people read. May be wrong and jump.
+    fn wall_ms(&self) -> u64;
+
+    /// Bytes nobody can guess.
+    fn random(&self) -> io::Result<[u8; 16]>;
+
+    /// Runs work that blocks, outside the async threads, to its end even if nobody waits for it.
+    fn run(&self, work: Box<dyn FnOnce() + Send>) -> BoxFuture<'static, ()>;
+}
+
+impl dyn Outside {
+    /// Runs work that blocks and answers its result; an error if it panicked or the runtime is going down.
+    pub(crate) async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+        let (done, answer) = oneshot::channel();
+        // Nobody waits any more when the receiver is gone.
+        self.run(Box::new(move || drop(done.send(work())))).await;
+        answer.await.map_err(|_| io::Error::other("blocking work panicked, or the runtime is going down"))
+    }
+}
+
+/// This machine.
+pub(crate) struct Machine {
+    start: Instant,
+}
+
+impl Machine {
+    /// This machine, whose monotonic clock starts now.
+    pub(crate) fn shared() -> Arc<dyn Outside> {
+        Arc::new(Machine { start: Instant::now() })
+    }
+}
+
+impl Outside for Machine {
+    fn monotonic(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn wall_ms(&self) -> u64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn random(&self) -> io::Result<[u8; 16]> {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes).map_err(|error| io::Error::other(error.to_string()))?;
+        Ok(bytes)
+    }
+
+    fn run(&self, work: Box<dyn FnOnce() + Send>) -> BoxFuture<'static, ()> {
+        let work = tokio::task::spawn_blocking(work);
+        // A panic drops the work's sender, which is what its caller sees.
+        Box::pin(async move { drop(work.await) })
+    }
+}
