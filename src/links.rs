@@ -11,6 +11,9 @@ use crate::PROGRAMS;
 pub(crate) struct Options {
     /// Where the links go; made when it is not there
     dir: PathBuf,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// Runs the command: prints each link, fails with the path that could not be made.
@@ -18,13 +21,20 @@ pub(crate) fn main(options: &Options) -> ExitCode {
     match install(&options.dir) {
         Ok(links) => {
             let mut out = io::stdout().lock();
-            for link in links {
-                let _ = writeln!(out, "{}", link.display());
-            }
+            let _ = if options.json {
+                let links: Vec<_> = links.iter().map(|link| link.to_string_lossy()).collect();
+                writeln!(out, "{}", serde_json::json!({ "links": links }))
+            } else {
+                links.iter().try_for_each(|link| writeln!(out, "{}", link.display()))
+            };
             ExitCode::SUCCESS
         }
         Err((path, cause)) => {
-            let _ = writeln!(io::stderr(), "error: cannot make {}: {cause}", path.display());
+            let mut err = io::stderr();
+            let _ = writeln!(err, "error: cannot make {}: {cause}", path.display());
+            if cause.kind() == io::ErrorKind::AlreadyExists {
+                let _ = writeln!(err, "hint: something else stands there; move it away, or name another directory");
+            }
             ExitCode::FAILURE
         }
     }

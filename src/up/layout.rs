@@ -32,6 +32,12 @@ pub(crate) struct Layout {
     dir: PathBuf,
 }
 
+/// The sockets that the host reaches a node through; they stay open over restarts of the node's programs.
+pub(crate) struct Sockets {
+    pub(crate) server: TcpListener,
+    pub(crate) web: TcpListener,
+}
+
 /// The ports of one node on the host's loopback address.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
@@ -84,23 +90,23 @@ impl Layout {
         self.data("n1").join("admin-password")
     }
 
-    /// The ports of these nodes: those of the last run, or the usual ones where they are free, or any free ones.
-    pub(crate) fn ports(&self, nodes: &[String]) -> anyhow::Result<BTreeMap<String, Ports>> {
+    /// Opens the ports of these nodes: those of the last run, or the usual ones where they are free, or any free ones. They
+    /// stay open from here on, so that nobody else can get them in between.
+    pub(crate) fn open_ports(&self, nodes: &[String]) -> anyhow::Result<BTreeMap<String, (Ports, Sockets)>> {
         let path = self.dir.join("up.toml");
         let mut remembered = read_remembered(&path)?;
-        let mut taken: Vec<u16> = remembered.node.values().flat_map(|ports| [ports.server, ports.web]).collect();
+        let mut opened = BTreeMap::new();
         for (step, node) in (0u16..).zip(nodes) {
-            if remembered.node.contains_key(node) {
-                continue;
-            }
-            let ports = Ports {
-                server: free_port(SERVER_PORT + step, &mut taken)?,
-                web: free_port(WEB_PORT + step, &mut taken)?,
+            let sockets = match remembered.node.get(node) {
+                Some(ports) => Sockets { server: known_port(ports.server, node)?, web: known_port(ports.web, node)? },
+                None => Sockets { server: free_port(SERVER_PORT + step)?, web: free_port(WEB_PORT + step)? },
             };
+            let ports = Ports { server: sockets.server.local_addr()?.port(), web: sockets.web.local_addr()?.port() };
             remembered.node.insert(node.clone(), ports);
+            opened.insert(node.clone(), (ports, sockets));
         }
         write_atomic(&path, toml::to_string(&remembered)?.as_bytes(), 0o600)?;
-        Ok(remembered.node)
+        Ok(opened)
     }
 
     /// Writes the files with which git, curl and eccfg find the cluster; the password goes into files, never into arguments.
@@ -151,16 +157,18 @@ fn read_remembered(path: &Path) -> anyhow::Result<Remembered> {
     }
 }
 
+/// A port of the last run: what people have cloned from it names it, so no other will do.
+fn known_port(port: u16, node: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).with_context(|| {
+        format!("cannot listen on 127.0.0.1:{port}, which {node} had at its last run and others may have noted")
+    })
+}
+
 /// The wanted port when it is free on the loopback address, else one that the kernel picks.
-fn free_port(wanted: u16, taken: &mut Vec<u16>) -> anyhow::Result<u16> {
-    let probe = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).and_then(|socket| socket.local_addr());
-    let mut port = if taken.contains(&wanted) { None } else { probe(wanted).ok().map(|address| address.port()) };
-    while port.is_none_or(|port| taken.contains(&port)) {
-        port = Some(probe(0).context("no free port on 127.0.0.1")?.port());
-    }
-    let port = port.unwrap_or(wanted);
-    taken.push(port);
-    Ok(port)
+fn free_port(wanted: u16) -> anyhow::Result<TcpListener> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, wanted))
+        .or_else(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
+        .context("no free port on 127.0.0.1")
 }
 
 #[cfg(test)]
@@ -172,12 +180,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::open(Some(dir.path().join("up"))).unwrap();
         let nodes: Vec<String> = ["n1", "n2", "n3"].map(String::from).to_vec();
-        let first = layout.ports(&nodes).unwrap();
-        let mut all: Vec<u16> = first.values().flat_map(|ports| [ports.server, ports.web]).collect();
+        let ports = |opened: BTreeMap<String, (Ports, Sockets)>| -> Vec<Ports> {
+            opened.into_values().map(|(ports, _)| ports).collect()
+        };
+        let opened = layout.open_ports(&nodes).unwrap();
+        let taken = layout.open_ports(&nodes).err().expect("they are open").to_string();
+        assert!(taken.contains("which n1 had at its last run"), "{taken}");
+        let first = ports(opened);
+        let mut all: Vec<u16> = first.iter().flat_map(|ports| [ports.server, ports.web]).collect();
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len(), 6);
-        assert_eq!(first, layout.ports(&nodes).unwrap());
+        assert_eq!(first, ports(layout.open_ports(&nodes).unwrap()));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use layout::Layout;
-use node::{Event, Network, Node, Role};
+use node::{Event, Means, Node, Role};
 
 /// How many events of processes may wait to be printed; printing is quicker than any process can end, so this never fills.
 const EVENT_QUEUE: usize = 64;
@@ -81,13 +81,14 @@ async fn run(options: Options) -> anyhow::Result<()> {
         "this release runs one node: replication to others is not part of it yet\nhint: leave out --nodes"
     );
     let layout = Layout::open(options.dir)?;
-    let _lock = DirLock::acquire(layout.dir(), &Owner::current("eccluster up", "n1"))?;
+    let _lock = DirLock::acquire(layout.dir(), &Owner::current("eccluster up", "n1"))
+        .map_err(|error| anyhow::anyhow!("{error}\nhint: end that one, or name another directory with --dir"))?;
     let mut ending = Ending::new()?;
-    let network = node::network().await;
+    let means = node::means(&layout).await;
     let names: Vec<String> = (1..=options.nodes).map(|number| format!("n{number}")).collect();
     let mut nodes = Vec::new();
-    for (name, ports) in layout.ports(&names)? {
-        nodes.push(Arc::new(Node::prepare(&layout, &name, ports, &network).await?));
+    for (name, opened) in layout.open_ports(&names)? {
+        nodes.push(Arc::new(Node::prepare(&layout, &name, opened, &means).await?));
     }
     let first = nodes.first().context("a cluster has at least one node")?.address();
     layout.write_credentials(first)?;
@@ -95,7 +96,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
         .map_err(|(path, cause)| anyhow::anyhow!("cannot make {}: {cause}", path.display()))?;
     let mut cluster = Cluster::start(nodes);
     let outcome = tokio::select! {
-        outcome = show_everything(&layout, &network, &mut cluster) => outcome,
+        outcome = show_everything(&layout, &means, &mut cluster) => outcome,
         () = ending.wait() => Ok(()),
     };
     show::line("Ending the cluster; the same command resumes it.");
@@ -104,7 +105,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
 }
 
 /// Prints how to reach the cluster once it serves, then what happens in it.
-async fn show_everything(layout: &Layout, network: &Network, cluster: &mut Cluster) -> anyhow::Result<()> {
+async fn show_everything(layout: &Layout, means: &Means, cluster: &mut Cluster) -> anyhow::Result<()> {
     let client = show::Client::new(layout, &cluster.nodes)?;
     let mut pids = Vec::new();
     while pids.len() < cluster.nodes.len() * Role::ALL.len() {
@@ -116,8 +117,8 @@ async fn show_everything(layout: &Layout, network: &Network, cluster: &mut Clust
     }
     client.wait_ready().await?;
     client.first_page().await?;
-    show::summary(layout, network, &cluster.nodes, &pids);
-    let mut commits = client.follow_commits();
+    let mut commits = client.follow_commits().await?;
+    show::summary(layout, means, &cluster.nodes, &pids);
     loop {
         tokio::select! {
             Some((name, event)) = cluster.events.recv() => show::event(&name, event)?,
@@ -157,6 +158,10 @@ impl Cluster {
         while let (Some(stop), Some(mut tasks)) = (self.stops.pop(), self.tasks.pop()) {
             let _ = stop.send(true);
             while tasks.join_next().await.is_some() {}
+        }
+        // Every task that shared a node has ended.
+        for node in self.nodes.into_iter().filter_map(Arc::into_inner) {
+            node.close().await;
         }
     }
 }

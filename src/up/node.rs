@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -15,7 +15,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
-use super::layout::{Layout, Ports};
+use super::layout::{Layout, Ports, Sockets};
 
 /// How long a process may take to end by itself after SIGTERM before it is killed.
 const END_DEADLINE: Duration = Duration::from_secs(10);
@@ -31,6 +31,13 @@ pub(crate) enum Network {
     Host(String),
 }
 
+/// What this machine lets the nodes have.
+pub(crate) struct Means {
+    pub(crate) network: Network,
+    /// Why the agent cannot run checks here (they need a private mount namespace).
+    pub(crate) no_checks: Option<String>,
+}
+
 /// What a node needs to know to start its programs.
 pub(crate) struct Node {
     pub(crate) name: String,
@@ -38,14 +45,8 @@ pub(crate) struct Node {
     dir: PathBuf,
     data: PathBuf,
     exe: PathBuf,
-    sockets: Option<Sockets>,
+    sockets: Sockets,
     holder: Option<Child>,
-}
-
-/// The sockets that the host reaches a node through; they stay open over restarts of the node's programs.
-struct Sockets {
-    server: TcpListener,
-    web: TcpListener,
 }
 
 /// A running program of a node.
@@ -79,23 +80,23 @@ pub(crate) enum Event {
 }
 
 impl Node {
-    /// Opens the node's sockets and its namespace, and sets up its data directory when this is its first run.
-    pub(crate) async fn prepare(layout: &Layout, name: &str, ports: Ports, network: &Network) -> anyhow::Result<Node> {
+    /// Opens the node's namespace, and sets up its data directory when this is its first run.
+    pub(crate) async fn prepare(
+        layout: &Layout,
+        name: &str,
+        (ports, sockets): (Ports, Sockets),
+        means: &Means,
+    ) -> anyhow::Result<Node> {
         let dir = layout.node(name);
         std::fs::create_dir_all(dir.join("run")).with_context(|| format!("cannot make {}", dir.display()))?;
         let exe = std::env::current_exe().context("cannot find this program's own file")?;
-        let mut node =
-            Node { name: name.to_owned(), ports, data: layout.data(name), dir, exe, sockets: None, holder: None };
-        if matches!(network, Network::Own(_)) {
-            let listen = |port: u16| {
-                TcpListener::bind((Ipv4Addr::LOCALHOST, port))
-                    .with_context(|| format!("cannot listen on 127.0.0.1:{port} for {name}"))
-            };
-            node.sockets = Some(Sockets { server: listen(ports.server)?, web: listen(ports.web)? });
-            node.holder = Some(hold_network(&node.exe).await?);
-        }
+        let holder = match means.network {
+            Network::Own(_) => Some(hold_network(&exe).await?),
+            Network::Host(_) => None,
+        };
+        let node = Node { name: name.to_owned(), ports, data: layout.data(name), dir, exe, sockets, holder };
         node.init().await?;
-        node.write_agent_files()?;
+        node.write_agent_files(means.no_checks.is_none())?;
         Ok(node)
     }
 
@@ -131,6 +132,13 @@ impl Node {
                 }
                 _ = stop.changed() => end(&mut child).await,
             }
+        }
+    }
+
+    /// Lets the namespace go, once the node's programs have ended.
+    pub(crate) async fn close(mut self) {
+        if let Some(holder) = &mut self.holder {
+            let _ = holder.kill().await;
         }
     }
 
@@ -187,10 +195,9 @@ impl Node {
 
     /// `dup` gives a copy without close-on-exec, which only the child started next inherits.
     fn inheritable(&self, role: Role) -> anyhow::Result<Option<std::os::fd::OwnedFd>> {
-        let Some(sockets) = &self.sockets else { return Ok(None) };
         let socket = match role {
-            Role::Server => &sockets.server,
-            Role::Web => &sockets.web,
+            Role::Server => &self.sockets.server,
+            Role::Web => &self.sockets.web,
             Role::Agent => return Ok(None),
         };
         Ok(Some(nix::unistd::dup(socket).context("cannot copy a listening socket")?))
@@ -223,8 +230,9 @@ impl Node {
     }
 
     /// `agent.toml` ties the files of the web service to its check, reload and verify; it is written anew at each run, because
-    /// it names this binary.
-    fn write_agent_files(&self) -> anyhow::Result<()> {
+    /// it names this binary. Where checks cannot be isolated every one would fail, and nothing would ever be put in place;
+    /// without them a bad document fails at `reload` and is taken back.
+    fn write_agent_files(&self, checks: bool) -> anyhow::Result<()> {
         let etc = self.dir.join("etc");
         std::fs::create_dir_all(&etc).with_context(|| format!("cannot make {}", etc.display()))?;
         let command = |verb: &str, more: &[&OsStr]| -> toml::Value {
@@ -237,7 +245,9 @@ impl Node {
         service.insert("name".into(), "web".into());
         let globs = ["default/web/**".to_owned(), "global/web/**".to_owned(), format!("{}/web/**", self.name)];
         service.insert("paths".into(), toml::Value::from(globs.to_vec()));
-        service.insert("check".into(), command("check", &wc));
+        if checks {
+            service.insert("check".into(), command("check", &wc));
+        }
         service.insert("reload".into(), command("reload", &[]));
         service.insert("verify".into(), command("verify", &[]));
         service.insert("timeout".into(), "10s".into());
@@ -248,16 +258,26 @@ impl Node {
     }
 }
 
-impl Drop for Node {
-    fn drop(&mut self) {
-        if let Some(holder) = &mut self.holder {
-            let _ = holder.start_kill();
-        }
+/// Finds out what this machine allows, by trying it.
+pub(crate) async fn means(layout: &Layout) -> Means {
+    Means { network: network().await, no_checks: try_check(layout.dir()).await.err().map(|error| format!("{error:#}")) }
+}
+
+/// Runs a check that does nothing, the way the agent runs its checks.
+async fn try_check(dir: &Path) -> anyhow::Result<()> {
+    let exe = std::env::current_exe().context("cannot find this program's own file")?;
+    let mut command = Command::new(&exe);
+    command.args(["eccfg", "agent-isolate", "--staged"]).arg(dir).arg("--over").arg(dir).arg("--");
+    let output = command.arg(&exe).arg("--version").stdin(Stdio::null()).output().await?;
+    if output.status.success() {
+        return Ok(());
     }
+    let words = String::from_utf8_lossy(&output.stderr);
+    bail!("{}", words.lines().next().unwrap_or_default().trim_start_matches("error: "))
 }
 
 /// Finds out whether this process may make network namespaces, by making one.
-pub(crate) async fn network() -> Network {
+async fn network() -> Network {
     let Ok(exe) = std::env::current_exe() else {
         return Network::Host("this program's own file cannot be found".into());
     };

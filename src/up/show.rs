@@ -10,7 +10,7 @@ use cluster::http_client::{ApiClient, Credentials, ServerUrl, escape};
 use tokio::sync::mpsc;
 
 use super::layout::{Layout, quoted};
-use super::node::{Event, Network, Node, Role};
+use super::node::{Event, Means, Network, Node, Role};
 
 /// How long a node may take to serve; a first start makes keys and repositories.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
@@ -40,15 +40,18 @@ pub(crate) fn event(node: &str, event: Event) -> anyhow::Result<()> {
 }
 
 /// Says where everything is and what to try.
-pub(crate) fn summary(layout: &Layout, network: &Network, nodes: &[Arc<Node>], pids: &[(String, Role, u32)]) {
+pub(crate) fn summary(layout: &Layout, means: &Means, nodes: &[Arc<Node>], pids: &[(String, Role, u32)]) {
     let count = nodes.len();
-    let (plural, network) = match (count, network) {
+    let (plural, network) = match (count, &means.network) {
         (1, Network::Own(why)) => ("node", format!("in a network namespace of its own ({why})")),
         (1, Network::Host(why)) => ("node", format!("on loopback ports ({why})")),
         (_, Network::Own(why)) => ("nodes", format!("each in a network namespace of its own ({why})")),
         (_, Network::Host(why)) => ("nodes", format!("on loopback ports ({why})")),
     };
     line(&format!("A cluster of {count} {plural} runs in {}, {network}.", layout.dir().display()));
+    if let Some(why) = &means.no_checks {
+        line(&format!("Changes are not checked before they are put in place, only taken back when they fail ({why})."));
+    }
     line("");
     for node in nodes {
         let pid = |role: Role| {
@@ -140,22 +143,13 @@ impl Client {
     }
 
     /// The commits of all repositories, as lines, from now on.
-    pub(crate) fn follow_commits(&self) -> mpsc::Receiver<String> {
+    pub(crate) async fn follow_commits(&self) -> anyhow::Result<mpsc::Receiver<String>> {
         let (lines, receiver) = mpsc::channel(COMMIT_QUEUE);
-        let api = self.api.clone();
-        tokio::spawn(async move {
-            let repos = match api.get_json::<Vec<RepoInfo>>("/api/v1/repos").await {
-                Ok(repos) => repos,
-                Err(error) => {
-                    let _ = lines.send(format!("cannot follow the commits: {error}")).await;
-                    return;
-                }
-            };
-            for repo in repos {
-                tokio::spawn(follow(api.clone(), repo, lines.clone()));
-            }
-        });
-        receiver
+        let repos: Vec<RepoInfo> = self.api.get_json("/api/v1/repos").await.context("cannot list the repositories")?;
+        for repo in repos {
+            tokio::spawn(follow(self.api.clone(), repo, lines.clone()));
+        }
+        Ok(receiver)
     }
 }
 

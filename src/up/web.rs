@@ -151,15 +151,21 @@ async fn page(State(service): State<Arc<Service>>) -> Html<String> {
     Html(service.page.borrow().html.clone())
 }
 
-/// The inherited socket, where `up` opened one for the host, and the node's own.
+/// The inherited socket, which `up` opened for the host, and the node's own. Without a network namespace of the node's own the two
+/// are one.
 fn listeners(listen: SocketAddr) -> anyhow::Result<Vec<TcpListener>> {
-    let mut all = Vec::new();
-    for socket in cluster::listen::inherited().context("cannot take the inherited socket")? {
-        all.push(TcpListener::from_std(socket)?);
+    let inherited = cluster::listen::inherited().context("cannot take the inherited socket")?;
+    let mut all = inherited.into_iter().map(TcpListener::from_std).collect::<Result<Vec<_>, _>>()?;
+    match std::net::TcpListener::bind(listen) {
+        Ok(own) => {
+            own.set_nonblocking(true)?;
+            all.push(TcpListener::from_std(own)?);
+        }
+        Err(taken)
+            if taken.kind() == std::io::ErrorKind::AddrInUse
+                && all.iter().any(|socket| socket.local_addr().is_ok_and(|address| address == listen)) => {}
+        Err(cause) => return Err(cause).with_context(|| format!("cannot listen on {listen}")),
     }
-    let own = std::net::TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
-    own.set_nonblocking(true)?;
-    all.push(TcpListener::from_std(own)?);
     Ok(all)
 }
 
