@@ -157,6 +157,27 @@ pub struct CreateRepo {
     pub name: String,
 }
 
+/// Copies a repository onto the one that the request names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct CopyRepo {
+    /// The repository that is copied.
+    pub from: String,
+    /// True creates a new repository with the whole history; else the newest tree becomes one new revision of a new or existing one.
+    #[serde(default)]
+    pub with_history: bool,
+}
+
+/// Pins the leadership to a node, or unpins it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct PinRequest {
+    /// The node: one that runs ecconfigd.
+    pub node: String,
+}
+
 /// One ref of a repository.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -431,6 +452,20 @@ pub struct Target {
     pub serial: u64,
     /// Repository name → revision and commit: the node's subcluster and `global`.
     pub repos: BTreeMap<String, Head>,
+    /// Those of the repositories that are frozen: nodes keep the revision of them that they have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub frozen: Vec<String>,
+}
+
+impl Target {
+    /// Keeps what a node has of the frozen repositories. Those that it has nothing of yet come as they are.
+    pub fn hold(&mut self, has: &BTreeMap<String, Head>) {
+        for name in &self.frozen {
+            if let (Some(head), Some(has)) = (self.repos.get_mut(name), has.get(name)) {
+                *head = has.clone();
+            }
+        }
+    }
 }
 
 // ── effective documents ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -613,6 +648,9 @@ pub struct ClusterInfo {
     pub leader: Option<String>,
     /// The Raft term.
     pub term: u64,
+    /// The node that the leadership is pinned to, where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<String>,
     /// The last log index applied here.
     pub applied: u64,
     /// The members of the Raft group.

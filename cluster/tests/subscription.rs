@@ -259,7 +259,7 @@ impl Fake {
             state.commits.insert(commit.clone(), tree);
             repos.insert(repo.to_owned(), Head { revision: serial, commit });
         }
-        state.target = Some(Target { serial, repos });
+        state.target = Some(Target { serial, repos, frozen: Vec::new() });
         drop(state);
         self.serial.send_replace(serial);
         serial

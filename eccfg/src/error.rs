@@ -302,9 +302,13 @@ fn refused_by_gate(problem: &Problem, shown: impl Fn(&str, &str) -> String) -> C
         let file = if finding.repo.is_empty() { finding.file.clone() } else { shown(&finding.repo, &finding.file) };
         if finding.line > 0 { format!("{file}:{}", finding.line) } else { file }
     };
+    let line = |finding: &cluster::api::Finding| match finding.file.as_str() {
+        "" => finding.message.clone(),
+        _ => format!("{}: {}", place(finding), finding.message),
+    };
     CommandError::Refused {
         message: "the change is refused; nothing was committed".to_owned(),
-        findings: problem.findings.iter().map(|finding| format!("{}: {}", place(finding), finding.message)).collect(),
+        findings: problem.findings.iter().map(line).collect(),
         hint: problem.hint.clone().or_else(|| problem.findings.iter().find_map(|finding| finding.hint.clone())),
     }
 }

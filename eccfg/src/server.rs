@@ -5,8 +5,9 @@
 use std::time::Duration;
 
 use cluster::api::{
-    CommitDetail, Diff, EffectiveDocument, Head, LogEntry, MultiCommitRequest, MultiCommitResponse, NodeInfo,
-    NodeReport, NodeTokenRequest, NodeTokenResponse, RevisionSpec, Target,
+    ClusterInfo, CommitDetail, CopyRepo, CreateRepo, Diff, EffectiveDocument, Head, LogEntry, MultiCommitRequest,
+    MultiCommitResponse, NodeInfo, NodeReport, NodeTokenRequest, NodeTokenResponse, PinRequest, RepoInfo, RevisionSpec,
+    Target,
 };
 use cluster::http_client::{ApiClient, Call, ClientError, EventStream, Payload, Reply, escape, escape_path};
 
@@ -44,6 +45,43 @@ impl Server {
     /// The server that is asked first, to be recorded with what came from it.
     pub fn name(&self) -> String {
         self.client.preferred_server().to_string()
+    }
+
+    /// The repositories that may be read.
+    pub async fn repos(&self) -> Result<Vec<RepoInfo>, ClientError> {
+        self.client.get_json("/api/v1/repos").await
+    }
+
+    /// Creates a subcluster's repository from the packaged templates.
+    pub async fn create_repo(&self, name: &str) -> Result<RepoInfo, ClientError> {
+        self.client.post_json("/api/v1/repos", &CreateRepo { name: name.to_owned() }).await
+    }
+
+    /// Copies one repository onto another.
+    pub async fn copy_repo(&self, to: &str, request: &CopyRepo) -> Result<RepoInfo, ClientError> {
+        let path = format!("/api/v1/repos/{}/copy", escape(to));
+        let call = Call::post(&path).json(request)?.timeout(COMMIT_TIMEOUT);
+        self.client.send(call).await?.json().await
+    }
+
+    /// Freezes a repository, or thaws it.
+    pub async fn freeze(&self, repo: &str, frozen: bool) -> Result<RepoInfo, ClientError> {
+        let what = if frozen { "freeze" } else { "thaw" };
+        let call = Call::post(&format!("/api/v1/repos/{}/{what}", escape(repo))).idempotency_key(&random_key());
+        self.client.send(call).await?.json().await
+    }
+
+    /// The Raft group.
+    pub async fn cluster(&self) -> Result<ClusterInfo, ClientError> {
+        self.client.get_json("/api/v1/cluster").await
+    }
+
+    /// Pins the leadership to a node, or unpins it.
+    pub async fn pin(&self, node: &str, pinned: bool) -> Result<(), ClientError> {
+        let path = if pinned { "/api/v1/cluster/pin" } else { "/api/v1/cluster/unpin" };
+        let request = PinRequest { node: node.to_owned() };
+        let call = Call::post(path).json(&request)?.idempotency_key(&random_key());
+        self.client.send(call).await.map(drop)
     }
 
     /// Where a repository's `main` stands.

@@ -37,6 +37,8 @@ pub struct Goal {
     pub serial: Option<u64>,
     /// Mount → revision and commit.
     pub targets: Targets,
+    /// Frozen repositories of which the working copy keeps what it has, because there is something newer.
+    pub held: Vec<String>,
 }
 
 /// An update that was not made. The working copy is as it was.
@@ -72,19 +74,45 @@ pub enum UpdateError {
 
 /// Where each mount of `wc` shall go.
 pub async fn resolve(server: &Server, wc: &WorkingCopy, follow: &Follow) -> Result<Goal, UpdateError> {
-    match follow {
+    let (serial, target) = match follow {
         Follow::Node(node) => {
             let target = server.target(node).await?;
-            Ok(Goal { serial: Some(target.serial), targets: targets_of(wc, &target.repos)? })
+            (Some(target.serial), target)
         }
-        Follow::Heads => {
-            let mut heads = BTreeMap::new();
-            for mount in wc.mounts() {
-                heads.insert(mount.name.clone(), server.head(&mount.name).await?);
+        Follow::Heads => (None, heads(server, wc).await?),
+    };
+    let mut kept = target.clone();
+    kept.hold(&bases(wc)?);
+    let held = target.frozen.iter().filter(|name| kept.repos.get(*name) != target.repos.get(*name)).cloned().collect();
+    Ok(Goal { serial, targets: targets_of(wc, &kept.repos)?, held })
+}
+
+/// Where `main` of each mounted repository stands.
+async fn heads(server: &Server, wc: &WorkingCopy) -> Result<cluster::api::Target, UpdateError> {
+    let mut heads = cluster::api::Target { serial: 0, repos: BTreeMap::new(), frozen: Vec::new() };
+    let mut repos: BTreeMap<_, _> = server.repos().await?.into_iter().map(|repo| (repo.name.clone(), repo)).collect();
+    for mount in wc.mounts() {
+        match repos.remove(&mount.name) {
+            Some(repo) => {
+                heads.repos.insert(repo.name.clone(), Head { revision: repo.revision, commit: repo.commit });
+                heads.frozen.extend(repo.frozen.then_some(repo.name));
             }
-            Ok(Goal { serial: None, targets: targets_of(wc, &heads)? })
+            // The server's own words say why it is not to be had.
+            None => drop(heads.repos.insert(mount.name.clone(), server.head(&mount.name).await?)),
         }
     }
+    Ok(heads)
+}
+
+/// Where each mount of the working copy stands.
+fn bases(wc: &WorkingCopy) -> Result<BTreeMap<String, Head>, WorktreeError> {
+    let mut heads = BTreeMap::new();
+    for mount in wc.mounts() {
+        if let Some(base) = wc.base(&mount.name)? {
+            heads.insert(mount.name.clone(), Head { revision: base.revision, commit: base.commit.to_string() });
+        }
+    }
+    Ok(heads)
 }
 
 /// The part of `heads` that `wc` has mounts for, as targets.
@@ -231,6 +259,9 @@ pub struct Pulled {
     pub carried: Vec<RepoPath>,
     /// True when the directory was exchanged, so that shells inside it see the old one.
     pub directory_replaced: bool,
+    /// Frozen repositories that stayed where they were although there is something newer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<String>,
 }
 
 /// One mount's way.
@@ -252,7 +283,8 @@ pub async fn pull(
     options: &StageOptions,
 ) -> Result<Pulled, UpdateError> {
     let goal = resolve(server, wc, follow).await?;
-    move_to(server, wc, &goal.targets, options).await
+    let pulled = move_to(server, wc, &goal.targets, options).await?;
+    Ok(Pulled { held: goal.held, ..pulled })
 }
 
 /// Every step after resolving.
@@ -316,6 +348,7 @@ async fn finish(wc: &WorkingCopy, staged: Staged, repos: BTreeMap<String, Step>)
         saved: exchanged.saved().to_vec(),
         carried: Vec::new(),
         directory_replaced: exchanged.directory_replaced(),
+        held: Vec::new(),
     };
     let settled = settle(exchanged).await?;
     pulled.saved.extend(settled.saved);

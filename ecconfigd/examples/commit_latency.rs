@@ -28,9 +28,9 @@ fn request(repo: &RepoName, path: String, number: usize) -> anyhow::Result<Commi
 
 fn first(repo: &RepoName, files: usize) -> anyhow::Result<Bootstrap> {
     let file = |number: usize| TemplateFile {
-        path: format!("default/d{}/f{number}.txt", number % 100),
+        path: format!("default/d{}/f{number}.txt", number % 100).parse().expect("a plain path"),
+        mode: repos::Mode::File,
         content: Bytes::from(format!("file {number}\n")),
-        executable: false,
     };
     let admin = UserRecord {
         name: "admin".into(),

@@ -6,7 +6,9 @@
 mod life;
 mod metrics;
 mod options;
+mod pin;
 mod reports;
+mod subclusters;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -132,6 +134,7 @@ impl Core {
             cluster: view.cluster.clone(),
             leader: metrics.current_leader.and_then(name),
             term: metrics.current_term,
+            pinned: view.pin.as_ref().map(ToString::to_string),
             applied: view.applied_index(),
             state_hash: hex::encode(view.hash),
             members: members.collect(),

@@ -1,6 +1,7 @@
 //! The files that new repositories begin with, compiled in: one binary is all there is to install.
 
 use bytes::Bytes;
+use repos::Mode;
 
 use crate::core::TemplateFile;
 
@@ -24,7 +25,8 @@ pub fn global(node: &FirstNode) -> Vec<TemplateFile> {
 }
 
 fn file(path: &str, content: Bytes) -> TemplateFile {
-    TemplateFile { path: path.to_owned(), content, executable: false }
+    let path = path.parse().expect("packaged files have plain paths");
+    TemplateFile { path, mode: Mode::File, content }
 }
 
 /// The node that a cluster begins with, as `global/cluster.toml` names it.

@@ -28,6 +28,8 @@ use crate::{Error, PackError, RefMap, RefName, Result};
 const PACK_SLOTS: u16 = 4096;
 /// From so many files on, one syncfs is cheaper than a sync of each.
 const SYNC_ALL_FROM_FILES: usize = 32;
+/// A consolidation runs at most every few seconds, a round of links takes milliseconds.
+const LINK_TRIES: usize = 5;
 
 /// One repository on disk. Clones share it; all threads may use it at once.
 #[derive(Clone)]
@@ -204,6 +206,43 @@ impl Store {
         fs::hard_link(&index, &staged.index).map_err(Error::io("link", &index))?;
         self.publish(&staged)?;
         Ok(Some(id))
+    }
+
+    /// Has every object that the other store has in packs from here on, by links to its files; the two stores go their own ways afterwards.
+    /// Both must lie on one file system. Again is harmless. Not synced.
+    pub fn link_packs_of(&self, other: &Store) -> Result<()> {
+        // A consolidation may replace packs while they are linked; what replaced them is there when they are listed again.
+        for _ in 0..LINK_TRIES {
+            if self.try_link_packs_of(other)? {
+                return Ok(());
+            }
+        }
+        let busy = std::io::Error::new(std::io::ErrorKind::ResourceBusy, "its packs keep changing");
+        Err(Error::io("link the packs of", other.path())(busy))
+    }
+
+    /// False if a pack was gone.
+    fn try_link_packs_of(&self, other: &Store) -> Result<bool> {
+        for info in other.packs()? {
+            let stem = self.staging_path("linked")?;
+            let staged = Staged {
+                id: info.id,
+                pack: stem.with_extension("pack"),
+                index: stem.with_extension("idx"),
+                objects: info.objects,
+                bytes: info.bytes,
+            };
+            let index = info.path.with_extension("idx");
+            for (from, to) in [(info.path.with_extension("pack"), &staged.pack), (index, &staged.index)] {
+                match fs::hard_link(&from, to) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+                    Err(error) => return Err(Error::io("link", &from)(error)),
+                }
+            }
+            self.publish(&staged)?;
+        }
+        Ok(true)
     }
 
     fn install_from(&self, pack: &mut dyn Read, limits: &PackLimits) -> Result<PackId> {

@@ -10,6 +10,7 @@ mod crash;
 mod history;
 mod nodes;
 mod session;
+mod subclusters;
 #[path = "../support/mod.rs"]
 mod support;
 mod terminal;

@@ -82,8 +82,13 @@ impl Server {
         loop {
             let Some(target) = self.pending.clone() else {
                 match self.targets.next().await {
-                    Ok(Incoming::Event(event)) => match serde_json::from_str(&event.data) {
-                        Ok(target) => self.pending = Some(target),
+                    Ok(Incoming::Event(event)) => match serde_json::from_str::<Target>(&event.data) {
+                        Ok(mut target) => {
+                            if let Some(last) = &self.last {
+                                target.hold(&last.repos);
+                            }
+                            self.pending = Some(target);
+                        }
                         Err(error) => {
                             return News::Away { why: format!("the server's target cannot be read: {error}") };
                         }
@@ -126,8 +131,11 @@ impl Server {
         let end = Instant::now() + self.backoff.clone().next_delay();
         while let Ok(news) = tokio::time::timeout_at(end, self.targets.next()).await {
             if let Ok(Incoming::Event(event)) = news
-                && let Ok(target) = serde_json::from_str(&event.data)
+                && let Ok(mut target) = serde_json::from_str::<Target>(&event.data)
             {
+                if let Some(last) = &self.last {
+                    target.hold(&last.repos);
+                }
                 self.pending = Some(target);
                 return;
             }
@@ -294,7 +302,11 @@ mod tests {
     #[test]
     fn paths_find_their_repository() {
         let head = |commit: &str| Head { revision: 1, commit: commit.into() };
-        let target = Target { serial: 1, repos: [("east".into(), head("e")), ("global".into(), head("g"))].into() };
+        let target = Target {
+            serial: 1,
+            repos: [("east".into(), head("e")), ("global".into(), head("g"))].into(),
+            frozen: Vec::new(),
+        };
         assert_eq!(locate(&target, "global/cluster.toml").unwrap(), ("global", &head("g"), "cluster.toml"));
         assert_eq!(locate(&target, "default/x").unwrap(), ("east", &head("e"), "default/x"));
         assert_eq!(mounts(&target, ""), [("east", ""), ("global", "global")]);

@@ -84,7 +84,7 @@ mod tests {
     fn an_older_target_never_replaces_a_newer_one() {
         let (sender, receiver) = watch::channel(None);
         for serial in [3, 2, 4, 4] {
-            offer(&sender, Target { serial, repos: Default::default() });
+            offer(&sender, Target { serial, repos: Default::default(), frozen: Vec::new() });
         }
         assert_eq!(receiver.borrow().as_ref().map(|target| target.serial), Some(4));
     }

@@ -293,12 +293,15 @@ impl Agent {
     /// What the node shall have. With `autoupdate = false` that is what somebody has put there: its services still follow.
     fn goal(&mut self, updater: &Updater) -> Result<Option<Target>, String> {
         let newest = self.targets.borrow_and_update().clone();
-        if self.config.boot.autoupdate != Autoupdate::Never {
-            return Ok(newest);
-        }
         let repos = updater.base().map_err(in_words)?;
+        if self.config.boot.autoupdate != Autoupdate::Never {
+            return Ok(newest.map(|mut target| {
+                target.hold(&repos);
+                target
+            }));
+        }
         let serial = newest.map_or(0, |target| target.serial);
-        Ok((!repos.is_empty()).then_some(Target { serial, repos }))
+        Ok((!repos.is_empty()).then_some(Target { serial, repos, frozen: Vec::new() }))
     }
 
     fn reread(&mut self, updater: &mut Updater) {

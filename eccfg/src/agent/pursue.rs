@@ -195,7 +195,7 @@ impl Updater {
         let mut steps = Vec::new();
         if base == underway.to {
             tracing::info!(serial = underway.serial, "finishing an update that was interrupted");
-            let target = Target { serial: underway.serial, repos: underway.to };
+            let target = Target { serial: underway.serial, repos: underway.to, frozen: Vec::new() };
             match self.activate(&services, &target, Failing::Stops, &mut steps).await {
                 None => self.finish(&target, steps)?,
                 Some(why) => self.turn_back(&target, why, steps).await?,
@@ -204,7 +204,7 @@ impl Updater {
         }
         if base != underway.from {
             // Somebody has moved the working copy since: the services must see what is there now.
-            let target = Target { serial: underway.serial, repos: base };
+            let target = Target { serial: underway.serial, repos: base, frozen: Vec::new() };
             self.activate(&services, &target, Failing::GoesOn, &mut steps).await;
         }
         // Otherwise it ended before the exchange, and no service has seen anything.
@@ -405,7 +405,7 @@ impl Updater {
             unreachable!("only an update that has failed is taken back");
         };
         let Failure { why, mut steps } = failure;
-        let target = Target { serial, repos: to };
+        let target = Target { serial, repos: to, frozen: Vec::new() };
         // What no service has seen was refused; what one has seen has failed.
         let state = if services.is_empty() { ReportState::Refused } else { ReportState::Failed };
         if from.is_empty() || from == target.repos {
@@ -428,7 +428,7 @@ impl Updater {
             fault::point("agent.back-exchanged");
         }
         let services = self.services.named(&services).into_iter().cloned().collect::<Vec<_>>();
-        let before = Target { serial: self.record.get().applied_serial, repos: from.clone() };
+        let before = Target { serial: self.record.get().applied_serial, repos: from.clone(), frozen: Vec::new() };
         let again = self.activate(&services, &before, Failing::GoesOn, &mut steps).await;
         if let Some(settling) = settling {
             self.settled(settling).await?;

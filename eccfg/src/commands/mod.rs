@@ -15,6 +15,7 @@ mod resolve;
 mod revert;
 mod show;
 mod status;
+mod subcluster;
 mod validate;
 mod watch;
 
@@ -49,6 +50,7 @@ pub enum Command {
     Effective(effective::Args),
     Validate(validate::Args),
     Watch(watch::Args),
+    Subcluster(subcluster::Args),
     Node(node::Args),
     Agent(agent::Args),
     #[command(hide = true)]
@@ -102,6 +104,7 @@ async fn run(command: Command, cx: &mut Context<'_>) -> Result<u8, CommandError>
         Command::Effective(args) => effective::run(&args, cx).await,
         Command::Validate(args) => validate::run(&args, cx).await,
         Command::Watch(args) => watch::run(&args, cx).await,
+        Command::Subcluster(args) => subcluster::run(&args, cx).await,
         Command::Node(args) => node::run(&args, cx).await,
         Command::Agent(args) => agent::run(&args, cx).await,
         Command::AgentIsolate(options) => Ok(crate::agent::isolate::main(&options)),

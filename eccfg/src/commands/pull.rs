@@ -100,6 +100,9 @@ fn show_changes(pulled: &Pulled, cx: &mut Context<'_>) -> Result<(), CommandErro
 
 /// Notes about edits that were carried over or put aside, and about the current directory.
 pub fn show_side_effects(pulled: &Pulled, wc: &WorkingCopy, cx: &mut Context<'_>) {
+    for repo in &pulled.held {
+        cx.ui.note(format!("{repo} is in CONFLICT and stays as it is; `eccfg subcluster resolve {repo}` ends that"));
+    }
     for path in &pulled.carried {
         cx.ui.note(format!("{path} was edited during the update; the edit was carried over"));
     }

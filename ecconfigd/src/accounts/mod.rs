@@ -130,6 +130,10 @@ pub enum Action<'a> {
     Commit(&'a RepoName),
     /// Create a repository.
     CreateRepo,
+    /// Freeze, thaw or copy onto a repository.
+    ManageRepo(&'a RepoName),
+    /// Pin the leadership to a node.
+    PinLeader,
     /// See members, nodes and their reports.
     SeeCluster,
     /// Follow a node's target and read its effective documents.
@@ -163,7 +167,12 @@ fn user_may(role: Role, action: Action<'_>) -> bool {
     match action {
         Action::Read(_) | Action::SeeCluster | Action::Follow(_) | Action::OwnAccount => true,
         Action::Commit(_) => matches!(role, Role::Admin | Role::Committer),
-        Action::CreateRepo | Action::IssueNodeToken | Action::AllAccounts | Action::Report(_) => role == Role::Admin,
+        Action::CreateRepo
+        | Action::ManageRepo(_)
+        | Action::PinLeader
+        | Action::IssueNodeToken
+        | Action::AllAccounts
+        | Action::Report(_) => role == Role::Admin,
         Action::Renew => false,
     }
 }
@@ -173,9 +182,13 @@ fn node_may(name: &NodeName, subcluster: &RepoName, role: NodeRole, action: Acti
         Action::Read(repo) => role != NodeRole::Client || repo == subcluster || repo.is_global(),
         Action::SeeCluster | Action::Renew => true,
         Action::Follow(node) | Action::Report(node) => node == name,
-        Action::Commit(_) | Action::CreateRepo | Action::IssueNodeToken | Action::OwnAccount | Action::AllAccounts => {
-            false
-        }
+        Action::Commit(_)
+        | Action::CreateRepo
+        | Action::ManageRepo(_)
+        | Action::PinLeader
+        | Action::IssueNodeToken
+        | Action::OwnAccount
+        | Action::AllAccounts => false,
     }
 }
 
@@ -184,6 +197,8 @@ fn words(action: Action<'_>) -> String {
         Action::Read(repo) => format!("read {repo}"),
         Action::Commit(repo) => format!("commit to {repo}"),
         Action::CreateRepo => "create repositories".into(),
+        Action::ManageRepo(repo) => format!("freeze, thaw or replace {repo}"),
+        Action::PinLeader => "pin the leadership".into(),
         Action::SeeCluster => "see the cluster".into(),
         Action::Follow(node) => format!("follow {node}"),
         Action::Report(node) => format!("report for {node}"),
@@ -397,6 +412,8 @@ mod tests {
             (Action::Read(&east), [true, true, true, false, true]),
             (Action::Commit(&default), [true, true, false, false, false]),
             (Action::CreateRepo, [true, false, false, false, false]),
+            (Action::ManageRepo(&default), [true, false, false, false, false]),
+            (Action::PinLeader, [true, false, false, false, false]),
             (Action::SeeCluster, [true, true, true, true, true]),
             (Action::Follow(&n1), [true, true, true, true, true]),
             (Action::Follow(&n2), [true, true, true, false, false]),

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use cluster::api::{ConflictPath, RevisionSpec};
 use cluster::gate::GateLimits;
 use repos::{
-    ApplyError, Change, Conflict, ConflictKind, Content, Draft, MergeMode, Mode, NewCommit, Oid, RefName, RepoPath,
-    Signature, TreeChange,
+    ApplyError, Change, Conflict, ConflictKind, Content, Draft, MergeMode, NewCommit, Oid, RefName, Signature,
+    TreeChange,
 };
 
 use super::judge::{self, Proposed};
@@ -162,7 +162,11 @@ impl Builder {
         if !self.work.contains_key(name) {
             let repo = self.view.repos.get(name).ok_or_else(|| Error::no_repo(name))?;
             if repo.record.frozen {
-                let finding = judge::path_finding(name, String::new(), "the repository is frozen".into());
+                let finding = judge::path_finding(
+                    name,
+                    String::new(),
+                    format!("{name} is in CONFLICT: it takes no commits until `eccfg subcluster resolve {name}`"),
+                );
                 return Err(Error::Refused { findings: vec![finding] });
             }
             let draft = Draft::new(&repo.store).map_err(Error::internal)?;
@@ -325,13 +329,12 @@ impl Builder {
     }
 
     fn first_commit(&mut self, new: &NewRepo) -> Result<(CommitRequest, BTreeMap<RepoName, Candidate>)> {
-        let mut changes = Vec::new();
-        for file in &new.files {
-            let path = RepoPath::new(file.path.as_str()).map_err(|e| Error::Invalid(e.to_string()))?;
-            let mode = Some(if file.executable { Mode::Exec } else { Mode::File });
-            changes.push(TreeChange::Put { path, mode, content: Content::Bytes(file.content.clone()) });
-        }
-        let change = RepoChange { base: RevisionSpec::Number(0), changes };
+        let put = |file: &TemplateFile| TreeChange::Put {
+            path: file.path.clone(),
+            mode: Some(file.mode),
+            content: Content::Bytes(file.content.clone()),
+        };
+        let change = RepoChange { base: RevisionSpec::Number(0), changes: new.files.iter().map(put).collect() };
         let request = CommitRequest {
             author: new.author.clone(),
             message: format!("Create {}", new.repo),

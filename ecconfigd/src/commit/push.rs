@@ -118,7 +118,7 @@ impl Builder {
         };
         for command in &request.commands {
             let result = if repo.record.frozen {
-                Err("the repository is frozen".into())
+                Err("the repository is in CONFLICT".into())
             } else if judged.refs.iter().any(|one| one.name == command.name) {
                 Err("the push names it twice".into())
             } else {

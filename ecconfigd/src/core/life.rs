@@ -52,6 +52,7 @@ struct Identity {
 pub(super) struct Tasks {
     pub(super) committer: JoinHandle<()>,
     pub(super) reporter: JoinHandle<()>,
+    pub(super) pin: JoinHandle<()>,
     pub(super) maintenance: JoinHandle<()>,
     pub(super) readiness: JoinHandle<()>,
 }
@@ -175,6 +176,7 @@ impl Core {
         let tasks = Tasks {
             committer,
             reporter: reporter_task,
+            pin: tokio::spawn(super::pin::keep(proposer.clone(), raft_id, stopping.clone())),
             maintenance: tokio::spawn(maintain(inner.proposer.clone(), inner.options.limits.clone(), stopping.clone())),
             readiness: tokio::spawn(follow_readiness(proposer, raft_id, readiness, stopping)),
         };
@@ -206,6 +208,7 @@ impl Core {
         inner.stopping.cancel();
         // Aborting maintenance could cut a checkpoint, which is safe; waiting for it is nicer.
         let _ = tasks.maintenance.await;
+        let _ = tasks.pin.await;
         let _ = tasks.readiness.await;
         if let Err(error) = inner.proposer.raft.shutdown().await {
             tracing::error!("raft ended badly: {error}");

@@ -79,15 +79,15 @@ pub struct Bootstrap {
     pub repos: Vec<(RepoName, Vec<TemplateFile>)>,
 }
 
-/// A file of a packaged template.
+/// A file that a new repository begins with.
 #[derive(Debug, Clone)]
 pub struct TemplateFile {
     /// The path from the repository's root.
-    pub path: String,
-    /// What is in it.
+    pub path: repos::RepoPath,
+    /// `File`, `Exec` or `Symlink`.
+    pub mode: repos::Mode,
+    /// What is in it; for a symbolic link, its target.
     pub content: bytes::Bytes,
-    /// Whether it can be executed.
-    pub executable: bool,
 }
 
 /// Whether this node may answer.
@@ -136,6 +136,8 @@ pub struct Group {
     pub leader: Option<String>,
     /// The term.
     pub term: u64,
+    /// The node that the leadership is pinned to.
+    pub pinned: Option<String>,
     /// The last index applied here.
     pub applied: u64,
     /// The hash of the state at that index, in hex.

@@ -26,9 +26,9 @@ pub(crate) fn author() -> Author {
 
 pub(crate) fn first() -> Bootstrap {
     let file = |path: &str, text: &'static str| TemplateFile {
-        path: path.into(),
+        path: path.parse().unwrap(),
+        mode: repos::Mode::File,
         content: Bytes::from_static(text.as_bytes()),
-        executable: false,
     };
     let admin = UserRecord {
         name: "admin".into(),

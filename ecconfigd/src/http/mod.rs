@@ -20,6 +20,7 @@ pub mod problem;
 mod read;
 mod repositories;
 mod stream;
+mod subclusters;
 mod trust;
 mod watch;
 pub mod web;
@@ -103,6 +104,7 @@ pub fn router(app: &Arc<App>) -> Router {
 fn requests() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .merge(repositories::routes())
+        .merge(subclusters::routes())
         .merge(files::routes())
         .merge(history::routes())
         .merge(commits::routes())

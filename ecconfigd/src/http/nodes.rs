@@ -55,6 +55,7 @@ async fn cluster_info(State(app): State<Arc<App>>, caller: Caller) -> Result<Jso
         node: app.core.node_name().to_string(),
         leader: group.leader,
         term: group.term,
+        pinned: group.pinned,
         applied: group.applied,
         members: members.collect(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -166,7 +167,7 @@ impl App {
             groups: Vec::new(),
             witness: false,
             search_path: SearchPath::of_node(record.name.as_str(), &[]).directories().to_vec(),
-            target: self.core.target(&record.name).ok().map(|event| event.record.api()),
+            target: self.core.target(&record.name).ok().map(|event| event.api()),
             reports,
         })
     }

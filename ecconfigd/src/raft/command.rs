@@ -133,6 +133,30 @@ pub enum Op {
     Report(ReportRecord),
     /// Only advances the cluster clock and drops what has expired.
     Tick,
+    /// Freezes or thaws a repository.
+    Freeze {
+        /// The repository.
+        repo: RepoName,
+        /// False thaws it.
+        frozen: bool,
+    },
+    /// Creates a repository with all that another one has: refs, revisions, objects.
+    CopyRepo {
+        /// The repository that is copied.
+        from: RepoName,
+        /// The new one.
+        to: RepoName,
+    },
+    /// Pins the leadership to a node. Another pin stays, and is named in the answer.
+    Pin {
+        /// The node.
+        node: NodeName,
+    },
+    /// Unpins the leadership from the node that it is pinned to.
+    Unpin {
+        /// The node.
+        node: NodeName,
+    },
 }
 
 /// The name of an upload: random bytes, chosen by the leader.

@@ -4,6 +4,8 @@
 //! map. Failures that every replica shares become the operation's [`Outcome`]; failures of this node (its disk) end the batch with an error and
 //! nothing of it is visible. Every write goes through [`Tables::put`] and [`Tables::remove`], which also feed the running hash.
 
+mod subclusters;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -214,6 +216,10 @@ impl Applying<'_, '_> {
             Op::Certificate { node, certificate } => self.certificate(node, certificate),
             Op::Report(report) => self.report(report),
             Op::Tick => self.tick(),
+            Op::Freeze { repo, frozen } => self.freeze(repo, *frozen),
+            Op::CopyRepo { from, to } => self.copy_repo(from, to),
+            Op::Pin { node } => self.pin(node),
+            Op::Unpin { node } => self.unpin(node),
         }
     }
 
@@ -402,7 +408,7 @@ impl Applying<'_, '_> {
 
     fn set_target(&mut self, name: &RepoName, record: TargetRecord) -> Result<(), StateError> {
         self.tables.put_record(&keys::target(name), &record)?;
-        let event = TargetEvent::new(record);
+        let event = TargetEvent::new(record, self.view.frozen(name));
         Arc::make_mut(&mut self.view.targets).insert(name.clone(), event.clone());
         self.effects.targets.insert(name.clone(), event);
         Ok(())

@@ -502,12 +502,19 @@ pub(super) fn load_view(db: &Database, data: &Path, outside: &Arc<dyn Outside>) 
     if let Some(value) = get(keys::ACCOUNTS)? {
         view.accounts = decode(keys::ACCOUNTS, &value)?;
     }
+    if let Some(value) = get(keys::PIN)? {
+        view.pin = Some(decode(keys::PIN, &value)?);
+    }
     view.repos = Arc::new(load_repos(&table, data)?);
     let nodes: Vec<NodeRecord> = scan_table(&table, keys::NODES, decode)?;
     view.nodes = Arc::new(nodes.into_iter().map(|node| (node.name.clone(), Arc::new(node))).collect());
     let targets: Vec<(RepoName, TargetRecord)> =
         scan_table(&table, keys::TARGETS, |key, value| Ok((repo_name(key, keys::TARGETS)?, decode(key, value)?)))?;
-    view.targets = Arc::new(targets.into_iter().map(|(name, record)| (name, TargetEvent::new(record))).collect());
+    let event = |(name, record)| {
+        let event = TargetEvent::new(record, view.frozen(&name));
+        (name, event)
+    };
+    view.targets = Arc::new(targets.into_iter().map(event).collect());
     Ok(view)
 }
 

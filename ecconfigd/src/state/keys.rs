@@ -21,6 +21,8 @@ pub(super) const CLOCK: &[u8] = b"m/clock";
 pub(super) const CLUSTER: &[u8] = b"m/cluster";
 /// Goes up with every change of an account or token.
 pub(super) const ACCOUNTS: &[u8] = b"m/accounts";
+/// The node that the leadership is pinned to; absent without one.
+pub(super) const PIN: &[u8] = b"m/pin";
 /// First and next number in the queue of idempotency keys.
 pub(super) const IDEMPOTENCY: &[u8] = b"m/idempotency";
 
@@ -47,6 +49,11 @@ pub(super) fn reference(repo: &RepoName, name: &RefName) -> Vec<u8> {
 
 pub(super) fn revision(repo: &RepoName, number: u64) -> Vec<u8> {
     join(&[b"rev/", repo.as_str().as_bytes(), b"/", &number.to_be_bytes()])
+}
+
+/// The start of the keys of [`revision`].
+pub(super) fn revisions(repo: &RepoName) -> Vec<u8> {
+    join(&[b"rev/", repo.as_str().as_bytes(), b"/"])
 }
 
 /// The revision of a commit.

@@ -104,9 +104,9 @@ pub struct TargetRecord {
 
 impl TargetRecord {
     /// The target as the API shows it.
-    pub fn api(&self) -> cluster::api::Target {
+    pub fn api(&self, frozen: &[RepoName]) -> cluster::api::Target {
         let repos = self.repos.iter().map(|(name, head)| (name.to_string(), (*head).into())).collect();
-        cluster::api::Target { serial: self.serial, repos }
+        cluster::api::Target { serial: self.serial, repos, frozen: frozen.iter().map(ToString::to_string).collect() }
     }
 }
 

@@ -12,7 +12,7 @@ use super::*;
 use crate::raft::command::{
     ChangeSet, IdempotencyKey, NewRevision, Op, Outcome, PackSource, RefUpdate, RepoUpdate, UploadId,
 };
-use crate::raft::{Applied, Entry, Proposal, log_id};
+use crate::raft::{Applied, Entry, Proposal, RaftNode, log_id};
 
 fn repo(text: &str) -> RepoName {
     text.parse().unwrap()
@@ -112,6 +112,9 @@ fn story() -> Vec<Entry> {
     let outcome = add(vec![used, change(vec![update("default", head, id)])], vec![]);
     assert_eq!(outcome[0], Outcome::Done);
     add(vec![Op::Tick], vec![]);
+    let copy = Op::CopyRepo { from: repo("default"), to: repo("east") };
+    let freeze = Op::Freeze { repo: repo("default"), frozen: true };
+    add(vec![copy, freeze], vec![]);
     log
 }
 
@@ -134,7 +137,7 @@ fn the_picture_is_what_the_table_says() {
     }
     let before = picture(&state);
     assert_eq!(state.view().head(&repo("default")).unwrap().revision, 6);
-    assert_eq!(state.view().targets[&repo("default")].record.serial, 6);
+    assert_eq!(state.view().targets[&repo("default")].record.serial, 7, "six revisions and a freeze");
     assert_eq!(state.user("u").unwrap().unwrap().generation, 1);
     state.checkpoint().unwrap();
     drop(state);
@@ -459,4 +462,95 @@ proptest! {
         prop_assert_eq!(loaded.hash, view.hash);
         prop_assert_eq!(&loaded.targets, &view.targets);
     }
+}
+
+/// The entry that makes these nodes the group's voters.
+fn voters(index: u64, names: &[&str]) -> Entry {
+    let nodes: BTreeMap<u64, RaftNode> = (1..)
+        .zip(names)
+        .map(|(id, name)| (id, RaftNode { name: (*name).to_owned(), address: String::new() }))
+        .collect();
+    let ids = nodes.keys().copied().collect();
+    let membership = openraft::Membership::new(vec![ids], nodes).unwrap();
+    Entry { log_id: log_id(1, 1, index), payload: EntryPayload::Membership(membership) }
+}
+
+#[test]
+fn a_copy_has_refs_revisions_and_objects_also_after_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path());
+    apply(&state, entry(1, vec![create("default")], vec![]));
+    let store = state.make_store(&repo("default")).unwrap();
+    let (one, first) = commit(&store, None, "a", "one");
+    let change = |old, new| change(vec![update("default", old, new)]);
+    apply(&state, entry(2, vec![pack("default"), change(Oid::NULL, one)], vec![first]));
+    let (two, second) = commit(&store, Some(one), "b", "two");
+    apply(&state, entry(3, vec![pack("default"), change(one, two)], vec![second]));
+    state.checkpoint().unwrap();
+
+    let copy = entry(4, vec![Op::CopyRepo { from: repo("default"), to: repo("east") }], vec![]);
+    assert_eq!(apply(&state, copy.clone()), [Outcome::Done]);
+    let (before, hash) = (state.dump(), state.view().hash);
+    // Not durable yet: a crash, and the entry comes again.
+    let dir = crash(dir.path());
+    drop(state);
+    let state = open(dir.path());
+    assert_eq!(state.view().repos.len(), 1);
+    assert_eq!(apply(&state, copy), [Outcome::Done]);
+    assert_eq!((state.dump(), state.view().hash), (before, hash));
+
+    let view = state.view();
+    let east = &view.repos[&repo("east")];
+    assert_eq!(east.record.head, Head { revision: 2, commit: two });
+    assert_eq!(east.refs, view.repos[&repo("default")].refs);
+    assert!(east.store.reader().unwrap().contains(one) && east.store.reader().unwrap().contains(two));
+    assert_eq!(state.revision(&repo("east"), 1).unwrap().unwrap().commit, one);
+    assert_eq!(state.revision_of(&repo("east"), one).unwrap(), Some(1));
+    assert_eq!(view.targets[&repo("east")].record.serial, 1);
+    let again = vec![
+        Op::CopyRepo { from: repo("default"), to: repo("east") },
+        Op::CopyRepo { from: repo("nosuch"), to: repo("west") },
+    ];
+    assert_eq!(apply(&state, entry(5, again, vec![])), [Outcome::Exists, Outcome::NotFound]);
+}
+
+#[test]
+fn freezing_is_told_to_the_nodes_and_refuses_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path());
+    apply(&state, entry(1, vec![create("default"), create("global")], vec![]));
+    let store = state.make_store(&repo("default")).unwrap();
+    let (one, first) = commit(&store, None, "a", "one");
+    let freeze = |frozen| Op::Freeze { repo: repo("default"), frozen };
+    assert_eq!(apply(&state, entry(2, vec![freeze(true), freeze(true)], vec![])), [Outcome::Done, Outcome::Done]);
+    let target = state.view().targets[&repo("default")].clone();
+    assert_eq!((target.record.serial, target.api().frozen), (1, vec!["default".to_owned()]));
+    let change = change(vec![update("default", Oid::NULL, one)]);
+    let outcomes = apply(&state, entry(3, vec![pack("default"), change], vec![first]));
+    assert!(matches!(&outcomes[1], Outcome::Refused(why) if why.contains("frozen")), "{outcomes:?}");
+    state.checkpoint().unwrap();
+    drop(state);
+    let state = open(dir.path());
+    assert_eq!(state.view().targets[&repo("default")].api().frozen, ["default"]);
+    assert_eq!(apply(&state, entry(4, vec![freeze(false)], vec![])), [Outcome::Done]);
+    let target = state.view().targets[&repo("default")].clone();
+    assert_eq!((target.record.serial, target.api().frozen.len()), (2, 0));
+}
+
+#[test]
+fn the_leadership_is_pinned_to_one_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path());
+    apply(&state, voters(1, &["n1", "n2"]));
+    let pin = |node: &str| Op::Pin { node: node.parse().unwrap() };
+    let unpin = |node: &str| Op::Unpin { node: node.parse().unwrap() };
+    let outcomes = apply(&state, entry(2, vec![pin("n9"), pin("n1"), pin("n1"), pin("n2"), unpin("n2")], vec![]));
+    use Outcome::{Done, Exists, NotFound};
+    assert_eq!(outcomes, [NotFound, Done, Done, Exists, NotFound]);
+    state.checkpoint().unwrap();
+    drop(state);
+    let state = open(dir.path());
+    assert_eq!(state.view().pin, Some("n1".parse().unwrap()));
+    assert_eq!(apply(&state, entry(3, vec![unpin("n1"), pin("n2")], vec![])), [Done, Done]);
+    assert_eq!(state.view().pin, Some("n2".parse().unwrap()));
 }

@@ -44,6 +44,8 @@ pub struct View {
     pub cluster: String,
     /// Goes up with every change of an account or token.
     pub accounts: u64,
+    /// The node that the leadership is pinned to.
+    pub pin: Option<NodeName>,
     /// The repositories.
     pub repos: Arc<BTreeMap<RepoName, RepoView>>,
     /// The nodes.
@@ -63,6 +65,7 @@ impl View {
             outside,
             cluster: String::new(),
             accounts: 0,
+            pin: None,
             repos: Arc::default(),
             nodes: Arc::default(),
             targets: Arc::default(),
@@ -78,6 +81,17 @@ impl View {
     /// Where `main` of a repository stands.
     pub fn head(&self, repo: &RepoName) -> Option<Head> {
         self.repos.get(repo).map(|repo| repo.record.head)
+    }
+
+    /// The repositories of a subcluster's target that are frozen: its own, `global`, or both.
+    pub fn frozen(&self, subcluster: &RepoName) -> Vec<RepoName> {
+        let frozen = |name: &&RepoName| self.repos.get(*name).is_some_and(|repo| repo.record.frozen);
+        [subcluster, &RepoName::global()].into_iter().filter(frozen).cloned().collect()
+    }
+
+    /// The number in the Raft group of a node that is in it.
+    pub fn raft_id(&self, node: &NodeName) -> Option<u64> {
+        self.membership.membership().nodes().find(|(_, member)| member.name == node.as_str()).map(|(id, _)| *id)
     }
 
     /// The last applied index.

@@ -162,10 +162,15 @@ impl Hub {
         for event in effects.events {
             let repo = repos.entry(event.record.repo.clone()).or_default();
             let revision = event.record.revision;
+            // A repository that came with its history: what is older than this event stands in the state only.
+            let jumped = revision > repo.newest + 1;
             repo.push(event.clone());
             repo.groups.retain(|_, group| match group.upgrade() {
                 None => false,
                 Some(group) => {
+                    if jumped {
+                        locked(&group.matched).floor = revision - 1;
+                    }
                     if group.matches(&event.record) {
                         group.note(revision);
                     }

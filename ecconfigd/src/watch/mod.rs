@@ -48,15 +48,22 @@ impl Event {
 pub struct TargetEvent {
     /// The target.
     pub record: TargetRecord,
+    /// Those of its repositories whose new revisions nobody takes for now.
+    pub frozen: Vec<RepoName>,
     /// Its JSON.
     pub json: Bytes,
 }
 
 impl TargetEvent {
     /// Makes the JSON.
-    pub fn new(record: TargetRecord) -> Arc<TargetEvent> {
-        let json = serde_json::to_vec(&record.api()).expect("a target is JSON").into();
-        Arc::new(TargetEvent { record, json })
+    pub fn new(record: TargetRecord, frozen: Vec<RepoName>) -> Arc<TargetEvent> {
+        let json = serde_json::to_vec(&record.api(&frozen)).expect("a target is JSON").into();
+        Arc::new(TargetEvent { record, frozen, json })
+    }
+
+    /// The target as the API shows it.
+    pub fn api(&self) -> cluster::api::Target {
+        self.record.api(&self.frozen)
     }
 }
 

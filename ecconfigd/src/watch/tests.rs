@@ -220,7 +220,7 @@ async fn targets_follow_both_repositories_and_only_the_newest_counts() {
     let target = watch.next().await.unwrap();
     assert_eq!((target.record.serial, target.record.repos.len()), (2, 2));
     let json: cluster::api::Target = serde_json::from_slice(&target.json).unwrap();
-    assert_eq!(json, target.record.api());
+    assert_eq!(json, target.api());
     // One entry that moves both is one step.
     let ops = vec![source.change("default", &["a"]), source.change("global", &["b"])];
     source.apply(ops);

@@ -1,0 +1,20 @@
+//! `eccfg subcluster resolve`.
+
+use crate::commands::{Context, Need};
+use crate::error::CommandError;
+
+/// Thaw a subcluster that is in CONFLICT
+///
+/// Only if every node that holds it has the same newest revision.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The subcluster
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
+/// Runs the command.
+pub async fn run(args: &Args, cx: &mut Context<'_>) -> Result<u8, CommandError> {
+    let info = super::server(cx, Need::Person).await?.freeze(&args.name, false).await?;
+    super::show(&info, format!("{} goes on at revision {}", info.name, info.revision), cx)
+}

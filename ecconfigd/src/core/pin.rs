@@ -1,0 +1,53 @@
+//! Keeps the leadership where it is pinned to.
+//!
+//! Only the leader acts: it hands over to the pinned node as soon as that node is a voter, answers heartbeats, and has the log to its end.
+//! While the node is away or behind the leadership stays where elections put it.
+
+use std::time::Duration;
+
+use openraft::async_runtime::Instant as _;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use tokio_util::sync::CancellationToken;
+
+use crate::commit::Proposer;
+use crate::raft::TypeConfig;
+
+/// How often the leader looks. A hand-over costs a few milliseconds without a leader, so it is not tried in a tight loop.
+const LOOK: Duration = Duration::from_millis(500);
+/// Log entries that the pinned node may lack: a hand-over waits for it to get them.
+const MAX_LAG: u64 = 64;
+/// How long ago the node may have answered last.
+const ANSWERED: Duration = Duration::from_millis(500);
+
+type Metrics = openraft::RaftMetrics<TypeConfig>;
+
+/// Runs until the core stops.
+pub(super) async fn keep(proposer: Proposer, raft_id: u64, stopping: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = stopping.cancelled() => return,
+        }
+        let view = proposer.state.view();
+        let Some(node) = &view.pin else { continue };
+        let metrics = proposer.raft.metrics().borrow_watched().clone();
+        let Some(to) = view.raft_id(node) else { continue };
+        if to == raft_id || !fit(&metrics, raft_id, to) {
+            continue;
+        }
+        tracing::info!(%node, "handing the leadership to the node that it is pinned to");
+        if let Err(error) = proposer.raft.trigger().transfer_leader(to).await {
+            tracing::warn!(%node, "the leadership could not be handed over: {error}");
+        }
+    }
+}
+
+/// Whether this node leads and the other one can take over now.
+fn fit(metrics: &Metrics, raft_id: u64, to: u64) -> bool {
+    let voter = metrics.membership_config.voter_ids().any(|id| id == to);
+    let matched = metrics.replication.as_ref().and_then(|all| all.get(&to).copied().flatten());
+    let caught_up = matched.is_some_and(|id| id.index + MAX_LAG >= metrics.last_log_index.unwrap_or(0));
+    let answered = metrics.heartbeat.as_ref().and_then(|all| all.get(&to).copied().flatten());
+    let alive = answered.is_some_and(|at| at.elapsed() < ANSWERED);
+    metrics.current_leader == Some(raft_id) && voter && caught_up && alive
+}
