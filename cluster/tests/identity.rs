@@ -395,3 +395,16 @@ fn a_request_decides_nothing_but_its_key() {
     wild.names = vec!["*.example".into()];
     trust.ca.issue(&csr, &wild, DEFAULT_VALIDITY).unwrap_err();
 }
+
+#[test]
+fn a_certificate_covers_the_names_it_was_issued_for() {
+    let trust = Trust::new();
+    let key = cluster::identity::KeyRequest::generate("n1").unwrap();
+    let cert =
+        NodeCert::new("n1", "default", NodeRole::Voter).reached_at("Web1.example:2027").reached_at("[fe80::1]:5");
+    let chain = trust.ca.issue(key.csr_pem(), &cert, DEFAULT_VALIDITY).unwrap();
+    let identity = key.certified(&chain.pem, &chain.ca_pem).unwrap();
+    let covers = |names: &[&str]| identity.covers(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+    assert!(covers(&["web1.EXAMPLE", "[FE80:0::1]:2027", "0.0.0.0:2027", "127.0.0.1:1", "localhost", "n1"]));
+    assert!(covers(&[]) && !covers(&["web1.example", "web2.example"]) && !covers(&["10.0.0.1:2027"]));
+}

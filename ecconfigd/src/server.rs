@@ -33,6 +33,8 @@ use crate::state::NodeName;
 
 /// How often the server looks whether its certificate shall be renewed.
 const RENEWAL_CHECK: Duration = Duration::from_secs(3600);
+/// How soon it tries again when that failed.
+const RENEWAL_RETRY: Duration = Duration::from_secs(60);
 /// Connections that the kernel holds until we accept them: a herd that reconnects at once fits.
 const BACKLOG: i32 = 4096;
 
@@ -264,16 +266,27 @@ fn certificate_names(listen: &[HostPort], advertise: Option<&HostPort>) -> Vec<S
     names
 }
 
-/// Renews the server's own certificate when two thirds of its life are over, for as long as the server runs.
+/// Renews the server's own certificate when two thirds of its life are over or it does not cover the names it is reached by (the
+/// settings or the host's name were changed), for as long as the server runs.
 async fn renew(app: Arc<App>, names: Vec<String>) {
     let Some(ca) = &app.ca else { return };
+    // What is issued is also written into the state, which takes a server that has caught up.
+    let mut readiness = app.core.watch_readiness();
+    let ready = readiness.wait_for(|readiness| *readiness == Readiness::Ready);
+    if !matches!(app.draining.run_until_cancelled(ready).await, Some(Ok(_))) {
+        return;
+    }
     loop {
-        if app.identity.current().peer().renewal_due() <= OffsetDateTime::now_utc()
+        let present = app.identity.current();
+        let due = present.peer().renewal_due() <= OffsetDateTime::now_utc();
+        let mut pause = RENEWAL_CHECK;
+        if (due || !present.covers(&names))
             && let Err(error) = renew_now(&app, ca, &names).await
         {
             tracing::error!(error = %Chain(error.as_ref()), "the server's certificate was not renewed");
+            pause = RENEWAL_RETRY;
         }
-        if app.draining.run_until_cancelled(tokio::time::sleep(RENEWAL_CHECK)).await.is_none() {
+        if app.draining.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
             return;
         }
     }
@@ -287,9 +300,10 @@ pub async fn renew_now(app: &App, ca: &Ca, names: &[String]) -> Result<(), Box<d
     let wanted = NodeCert::new(&peer.node, &peer.subcluster, NodeRole::Voter);
     let wanted = names.iter().fold(wanted, |certificate, name| certificate.reached_at(name));
     let chain = ca.issue(key.csr_pem(), &wanted, DEFAULT_VALIDITY)?;
-    app.identity.replace(&key.certified(&chain.pem, &chain.ca_pem)?)?;
     let record = crate::http::certificate_record(&chain.pem, chain.not_after)?;
+    // Known to all before it is shown to anybody: a node with a certificate that nobody knows is sent away.
     app.core.certificate_issued(app.core.node_name(), record).await?;
+    app.identity.replace(&key.certified(&chain.pem, &chain.ca_pem)?)?;
     tracing::info!(until = %chain.not_after, "the server's certificate is renewed");
     Ok(())
 }

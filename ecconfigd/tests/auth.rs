@@ -3,7 +3,12 @@
 
 mod support;
 
-use cluster::identity::KeyRequest;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cluster::documents::schema::ecconfigd::Limits as Settings;
+use cluster::identity::{KeyRequest, NodeCert, NodeRole, ReloadingIdentity};
+use ecconfigd::state::CertificateRecord;
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
 use support::{TestServer, problem};
@@ -212,4 +217,153 @@ async fn the_servers_own_certificate_is_replaced_without_a_restart() {
     assert_ne!(app.identity.current().peer().fingerprint, before);
     let fresh = support::client(&server.ca_pem, None, None);
     assert_eq!(fresh.get(server.url("/healthz")).send().await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_restart_under_a_herd_costs_one_password_check() {
+    let server = TestServer::start().await;
+    assert_eq!(server.get("/api/v1/whoami").await.status(), 200);
+    let server = TestServer::run(server.stop().await, Settings::default()).await;
+    for (password, expected) in [(server.password.clone(), 200), ("outdated".to_owned(), 401)] {
+        let before = server.server.app().accounts.password_runs();
+        // Each client is a connection of its own.
+        let herd = (0..150).map(|_| {
+            let client = support::client(&server.ca_pem, None, None);
+            let (url, password) = (server.url("/api/v1/whoami"), password.clone());
+            async move { client.get(url).basic_auth("admin", Some(password)).send().await.unwrap().status().as_u16() }
+        });
+        let statuses = futures::future::join_all(herd).await;
+        // Who comes after ten others have failed from the same address is slowed down instead.
+        let fits = |status: &u16| *status == expected || (expected == 401 && *status == 429);
+        assert!(statuses.iter().all(fits), "{statuses:?}");
+        assert_eq!(server.server.app().accounts.password_runs() - before, 1);
+    }
+}
+
+/// An identity of a registered node whose certificate ends so soon.
+async fn short_lived(server: &TestServer, node: &str, life: Duration) -> Arc<ReloadingIdentity> {
+    server.enroll(node).await;
+    let app = server.server.app();
+    let key = KeyRequest::generate(node).unwrap();
+    let wanted = NodeCert::new(node, "default", NodeRole::Client);
+    let chain = app.ca.as_ref().unwrap().issue(key.csr_pem(), &wanted, life).unwrap();
+    let identity = key.certified(&chain.pem, &chain.ca_pem).unwrap();
+    let record = CertificateRecord {
+        serial: String::new(),
+        fingerprint: identity.peer().fingerprint.to_string(),
+        issued_time_ms: 0,
+        not_after_time_ms: 0,
+    };
+    app.core.certificate_issued(&node.parse().unwrap(), record).await.unwrap();
+    let dir = server.dir.path().join(format!("short-{node}"));
+    identity.store(&dir).unwrap();
+    ReloadingIdentity::load(dir).unwrap()
+}
+
+#[tokio::test]
+async fn a_connection_ends_with_its_certificate() {
+    let server = TestServer::start().await;
+    for alpn in [&b"http/1.1"[..], b"h2"] {
+        let identity = short_lived(&server, "web1", Duration::from_secs(3)).await;
+        let client = support::client(&server.ca_pem, Some(identity), Some(alpn));
+        let stream = client.get(server.url("/api/v1/repos/default/watch")).header("accept", "text/event-stream");
+        let stream = stream.send().await.unwrap();
+        assert_eq!(stream.status(), 200);
+        let poll = tokio::spawn(client.get(server.url("/api/v1/repos/default/watch?after=1")).send());
+        let ended = tokio::time::timeout(support::PATIENCE, stream.text()).await.expect("the stream ends in time");
+        assert!(ended.is_err() || ended.unwrap().starts_with("retry:"));
+        assert!(poll.await.unwrap().is_err(), "the poll's connection is closed");
+        assert!(client.get(server.url("/api/v1/whoami")).send().await.is_err(), "TLS refuses the certificate by now");
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_was_replaced_often_is_sent_away_with_its_connection() {
+    let server = TestServer::start().await;
+    let identity = server.enroll("web1").await;
+    for alpn in [&b"http/1.1"[..], b"h2"] {
+        let client = support::client(&server.ca_pem, Some(identity.clone()), Some(alpn));
+        let whoami = || async { client.get(server.url("/api/v1/whoami")).send().await.unwrap() };
+        if alpn == b"h2" {
+            assert_eq!(whoami().await.status(), 403, "another connection changes nothing");
+            continue;
+        }
+        assert_eq!(whoami().await.status(), 200);
+        let mut events = client.get(server.url("/api/v1/repos/default/watch?after=1"));
+        events = events.header("accept", "text/event-stream");
+        let events = events.send().await.unwrap();
+        assert_eq!((events.status().as_u16(), events.headers()["x-revision"].to_str().unwrap()), (200, "1"));
+        for number in 0..4 {
+            let record = CertificateRecord {
+                serial: String::new(),
+                fingerprint: format!("{number}"),
+                issued_time_ms: 0,
+                not_after_time_ms: 0,
+            };
+            server.server.app().core.certificate_issued(&"web1".parse().unwrap(), record).await.unwrap();
+        }
+        let refused = whoami().await;
+        assert_eq!(refused.headers()["connection"], "close");
+        assert_eq!(refused.status(), 403);
+        problem(refused).await;
+        server.commit("default", &[("default/secret", "x\n")]).await;
+        let text = tokio::time::timeout(support::PATIENCE, events.text()).await.expect("the stream ends").unwrap();
+        assert!(!text.contains("default/secret"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_revoked_token_ends_its_streams_and_polls() {
+    let server = TestServer::start().await;
+    let token: Value = server.post("/api/v1/tokens", &json!({"name": "t"})).await.json().await.unwrap();
+    let watch = || {
+        let request = server.anonymous(Method::GET, "/api/v1/repos/default/watch?after=1");
+        request.bearer_auth(token["token"].as_str().unwrap())
+    };
+    let stream = watch().header("accept", "text/event-stream").send().await.unwrap();
+    assert_eq!(stream.status(), 200);
+    let poll = tokio::spawn(watch().send());
+    let deadline = Instant::now() + support::PATIENCE;
+    loop {
+        let metrics = server.anonymous(Method::GET, "/metrics").send().await.unwrap().text().await.unwrap();
+        if metrics.contains("ecconfigd_watchers 2") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{metrics}");
+    }
+    let id = token["id"].as_str().unwrap();
+    assert_eq!(server.request(Method::DELETE, &format!("/api/v1/tokens/{id}")).send().await.unwrap().status(), 204);
+    server.commit("default", &[("default/secret", "x\n")]).await;
+    let text = tokio::time::timeout(support::PATIENCE, stream.text()).await.expect("the stream ends").unwrap();
+    assert!(!text.contains("default/secret"), "{text}");
+    let polled = poll.await.unwrap().unwrap();
+    assert_eq!(polled.status(), 401);
+    problem(polled).await;
+}
+
+#[tokio::test]
+async fn a_server_that_moved_reissues_its_certificate_at_start() {
+    let server = TestServer::start().await;
+    let before = server.server.app().identity.current().peer().fingerprint;
+    let dir = server.stop().await;
+    let config = dir.path().join("data/ecconfigd.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("advertise = \"moved.example:2027\"\n{text}")).unwrap();
+    let server = TestServer::run(dir, Settings::default()).await;
+    let app = server.server.app().clone();
+    let deadline = Instant::now() + support::PATIENCE;
+    while !app.identity.current().covers(&["moved.example".into()]) {
+        assert!(Instant::now() < deadline, "the certificate stays as it was");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_ne!(app.identity.current().peer().fingerprint, before);
+    // Known to the state, so that whoever uses the node's identity is let in.
+    let node = server.client_of(app.identity.clone());
+    assert_eq!(node.get(server.url("/api/v1/whoami")).send().await.unwrap().status(), 200);
+    // A start with nothing new keeps it.
+    let kept = app.identity.current().peer().fingerprint;
+    drop(app);
+    let server = TestServer::run(server.stop().await, Settings::default()).await;
+    assert!(server.server.app().identity.current().covers(&["moved.example".into()]));
+    assert_eq!(server.server.app().identity.current().peer().fingerprint, kept);
 }

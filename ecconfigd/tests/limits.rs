@@ -3,35 +3,15 @@
 
 mod support;
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cluster::documents::schema::ecconfigd::Limits as Settings;
 use cluster::units::{HumanDuration, HumanSize};
 use reqwest::Method;
 use serde_json::json;
-use support::{PATIENCE, TestServer, client, problem};
+use support::{PATIENCE, TestServer, client, problem, raw, read_all};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
-
-/// A TLS connection that speaks HTTP/1.1, to be written by hand.
-async fn raw(server: &TestServer) -> TlsStream<TcpStream> {
-    let mut tls = cluster::tls::client_config(&server.ca_pem, None).unwrap();
-    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let tcp = TcpStream::connect(server.address).await.unwrap();
-    let name = rustls::pki_types::ServerName::from(server.address.ip());
-    TlsConnector::from(Arc::new(tls)).connect(name, tcp).await.unwrap()
-}
-
-/// Everything until the server closes.
-async fn read_all(stream: &mut TlsStream<TcpStream>) -> String {
-    let mut text = Vec::new();
-    // A close without close_notify is an end as well.
-    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut text)).await.expect("the server closes in time");
-    String::from_utf8_lossy(&text).into_owned()
-}
 
 #[tokio::test]
 async fn bodies_have_a_size() {
@@ -58,14 +38,46 @@ async fn heads_have_a_size_and_a_count() {
     let server = TestServer::with(settings).await;
     for alpn in [&b"http/1.1"[..], b"h2"] {
         let client = client(&server.ca_pem, None, Some(alpn));
-        let long = client.get(server.url("/healthz")).header("x-long", "x".repeat(16 << 10)).send().await;
-        assert!(long.is_err() || long.unwrap().status() == 431);
+        let long = client.get(server.url("/healthz")).header("x-long", "x".repeat(9 << 10)).send().await.unwrap();
+        assert_eq!(long.status(), 431);
+        assert_eq!(problem(long).await["code"], "head_too_large");
+        let mut many = client.get(server.url("/healthz"));
+        for number in 0..40 {
+            many = many.header(format!("x-{number}"), "1");
+        }
+        let many = many.send().await.unwrap();
+        assert_eq!(many.status(), 431);
+        assert_eq!(problem(many).await["code"], "head_too_large");
+        // Far beyond the limit HTTP/2 refuses by itself.
+        let huge = client.get(server.url("/healthz")).header("x-long", "x".repeat(40 << 10)).send().await;
+        assert!(huge.is_err() || huge.unwrap().status() == 431);
     }
-    let mut many = client(&server.ca_pem, None, Some(b"http/1.1")).get(server.url("/healthz"));
-    for number in 0..40 {
-        many = many.header(format!("x-{number}"), "1");
+}
+
+#[tokio::test]
+async fn heads_that_make_no_sense_are_problems_too() {
+    let server = TestServer::start().await;
+    for (head, status, code) in [
+        ("GET /healthz HTTP/1.1\r\nbad header\r\n\r\n".to_owned(), 400, "bad_request"),
+        ("G@T /healthz HTTP/1.1\r\n\r\n".to_owned(), 400, "bad_request"),
+        ("GET /\x01 HTTP/1.1\r\n\r\n".to_owned(), 400, "bad_request"),
+        (format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(70 << 10)), 414, "uri_too_long"),
+    ] {
+        let mut stream = raw(&server).await;
+        // One request that is fine in front: what comes after it is judged alike.
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        assert!(support::read_answer(&mut stream).await.starts_with("HTTP/1.1 200 "));
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let answer = read_all(&mut stream).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")) || status == 414 && answer.starts_with("HTTP/1.1 431 "),
+            "{answer}"
+        );
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        let body: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert!(body["code"] == code || status == 414, "{answer}");
+        assert!(answer.contains(&format!("x-request-id: {}\r\n", body["request_id"].as_str().unwrap())), "{answer}");
     }
-    assert_eq!(many.send().await.unwrap().status(), 431);
 }
 
 #[tokio::test]
@@ -89,8 +101,8 @@ async fn slow_clients_are_let_go() {
     // A body that stops.
     let mut stalled = raw(&server).await;
     let head = format!(
-        "POST /api/v1/tokens HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\nAuthorization: Basic {}\r\n\r\n{{",
-        base64(&format!("admin:{}", server.password))
+        "POST /api/v1/tokens HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\nAuthorization: {}\r\n\r\n{{",
+        support::basic(&server)
     );
     stalled.write_all(head.as_bytes()).await.unwrap();
     let answer = read_all(&mut stalled).await;
@@ -105,11 +117,6 @@ async fn slow_clients_are_let_go() {
     // A long poll is not idle.
     let poll = server.request(Method::GET, "/api/v1/repos/default/watch?after=1").header("prefer", "wait=1");
     assert_eq!(poll.send().await.unwrap().status(), 304);
-}
-
-fn base64(text: &str) -> String {
-    use base64::Engine as _;
-    base64::engine::general_purpose::STANDARD.encode(text)
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use futures::StreamExt as _;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use support::{PATIENCE, TestServer, problem};
+use tokio::io::AsyncWriteExt as _;
 
 /// Reads an event stream event by event.
 struct Events {
@@ -230,4 +231,52 @@ async fn over_http1_a_stream_is_the_last_answer_of_its_connection() {
     server.stop().await;
     assert_eq!((events.next().await, resumed.next().await), (None, None));
     assert!(started.elapsed() < Duration::from_secs(5), "took {:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_long_poll_leaves_its_http1_connection_open() {
+    let server = TestServer::start().await;
+    let mut stream = support::raw(&server).await;
+    let head = |path: &str, more: &str| {
+        let login = support::basic(&server);
+        format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: {login}\r\n{more}\r\n")
+    };
+    let watch = "/api/v1/repos/default/watch?after=1";
+    // Nothing in time; the next request comes along with the poll's last byte.
+    stream.write_all(head(watch, "Prefer: wait=1\r\n").as_bytes()).await.unwrap();
+    stream.write_all(head("/api/v1/repos/default/head", "").as_bytes()).await.unwrap();
+    let poll = support::read_answer(&mut stream).await;
+    assert!(poll.starts_with("HTTP/1.1 304 ") && poll.contains("x-revision: 1\r\n"), "{poll}");
+    assert!(poll.contains("x-request-id: ") && !poll.contains("content-length"), "{poll}");
+    let after = support::read_answer(&mut stream).await;
+    assert!(after.starts_with("HTTP/1.1 200 ") && after.contains("\"revision\":1"), "{after}");
+    // An event, then one more poll that the client wants to be the last.
+    stream.write_all(head(watch, "").as_bytes()).await.unwrap();
+    server.commit("default", &[("default/a", "x\n")]).await;
+    let event = support::read_answer(&mut stream).await;
+    assert!(event.starts_with("HTTP/1.1 200 ") && event.contains("\"paths\":[\"default/a\"]"), "{event}");
+    stream
+        .write_all(head("/api/v1/repos/default/watch?after=2", "Prefer: wait=0\r\nConnection: close\r\n").as_bytes())
+        .await
+        .unwrap();
+    let last = support::read_all(&mut stream).await;
+    assert!(last.starts_with("HTTP/1.1 304 ") && last.contains("connection: close\r\n"), "{last}");
+}
+
+#[tokio::test]
+async fn watches_take_min_revision() {
+    let server = TestServer::start().await;
+    let waiting =
+        tokio::spawn(server.request(Method::GET, "/api/v1/repos/default/watch?after=0&min_revision=2").send());
+    let next = server.json("/api/v1/nodes/n1/target").await["serial"].as_u64().unwrap() + 1;
+    let target = format!("/api/v1/nodes/n1/target?min_revision={next}");
+    let target = tokio::spawn(server.request(Method::GET, &target).send());
+    server.commit("default", &[("default/a", "x\n")]).await;
+    let event = waiting.await.unwrap().unwrap();
+    assert_eq!((event.status().as_u16(), event.headers()["x-revision"].to_str().unwrap()), (200, "1"));
+    let target: Value = target.await.unwrap().unwrap().json().await.unwrap();
+    assert_eq!(target["serial"], next, "{target}");
+    let response = server.get("/api/v1/repos/default/watch?min_revision=x").await;
+    assert_eq!(response.status(), 400);
+    problem(response).await;
 }

@@ -58,13 +58,16 @@ impl NodeCert {
     /// Adds a name or address; of `host:port`, `[v6]:port` and `[v6]` only the host is taken. Wildcards such as `0.0.0.0` are skipped,
     /// because nobody connects to them.
     pub fn reached_at(mut self, address: &str) -> Self {
-        let host = host_of(address);
-        let wildcard = host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
-        if !host.is_empty() && !wildcard {
-            self.names.push(host.into());
-        }
+        self.names.extend(reached_at(address).map(str::to_owned));
         self
     }
+}
+
+/// The host of an address that others can connect to.
+pub(super) fn reached_at(address: &str) -> Option<&str> {
+    let host = host_of(address);
+    let wildcard = host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
+    (!host.is_empty() && !wildcard).then_some(host)
 }
 
 /// A certificate and the CA that issued it.

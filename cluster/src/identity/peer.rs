@@ -1,6 +1,7 @@
 //! What a certificate says about a node, and the fingerprint by which a CA is recognised.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use rustls_pki_types::CertificateDer;
@@ -131,6 +132,22 @@ pub(super) fn cluster_name_of(ca: &CertificateDer<'_>) -> String {
     X509Certificate::from_der(ca).map(|(_, certificate)| organization(certificate.subject())).unwrap_or_default()
 }
 
+/// The host names (in lower case) and IP addresses that a certificate is good for.
+pub(super) fn names_of(certificate: &CertificateDer<'_>) -> Vec<String> {
+    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Vec::new() };
+    let named = alternative_names(&certificate).filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+        GeneralName::IPAddress(bytes) => ip(bytes).map(|ip| ip.to_string()),
+        _ => None,
+    });
+    named.collect()
+}
+
+fn ip(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+}
+
 fn node_uri(certificate: &X509Certificate<'_>) -> Option<(String, String, String)> {
     uris(certificate).find_map(|uri| {
         let mut parts = uri.strip_prefix("eccluster://")?.split('/').map(str::to_owned);
@@ -140,17 +157,17 @@ fn node_uri(certificate: &X509Certificate<'_>) -> Option<(String, String, String
 }
 
 fn uris<'a>(certificate: &'a X509Certificate<'_>) -> impl Iterator<Item = &'a str> {
-    certificate
-        .extensions()
-        .iter()
-        .flat_map(|extension| match extension.parsed_extension() {
-            ParsedExtension::SubjectAlternativeName(names) => names.general_names.as_slice(),
-            _ => &[],
-        })
-        .filter_map(|name| match name {
-            GeneralName::URI(uri) => Some(*uri),
-            _ => None,
-        })
+    alternative_names(certificate).filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    })
+}
+
+fn alternative_names<'a>(certificate: &'a X509Certificate<'a>) -> impl Iterator<Item = &'a GeneralName<'a>> {
+    certificate.extensions().iter().flat_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::SubjectAlternativeName(names) => names.general_names.as_slice(),
+        _ => &[],
+    })
 }
 
 fn organization(subject: &X509Name<'_>) -> String {

@@ -10,6 +10,7 @@
 //! A directory that somebody filled by hand, with three plain files and no `current`, is read as well.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -174,6 +175,14 @@ impl Identity {
     /// The CA's fingerprint.
     pub fn ca_fingerprint(&self) -> Fingerprint {
         Fingerprint::of(&self.ca)
+    }
+
+    /// Whether the certificate is good for all these names and addresses, written as for [`super::NodeCert::reached_at`].
+    pub fn covers(&self, names: &[String]) -> bool {
+        let normal = |host: &str| host.parse().map_or_else(|_| host.to_ascii_lowercase(), |ip: IpAddr| ip.to_string());
+        let mut wanted = names.iter().filter_map(|name| super::ca::reached_at(name)).map(normal);
+        let named = self.certified.cert.first().map(super::peer::names_of).unwrap_or_default();
+        wanted.all(|name| named.contains(&name))
     }
 
     /// Key and chain for rustls.

@@ -9,12 +9,14 @@
 //! commits in its own name.
 
 pub mod cache;
+pub mod flight;
+pub mod login;
 pub mod password;
+mod rights;
 pub mod throttle;
 pub mod token;
 
 use std::net::IpAddr;
-use std::time::Instant;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -24,28 +26,41 @@ use http::{HeaderMap, header};
 
 use crate::core::Core;
 use crate::http::problem::{ApiError, Code};
-use crate::state::{Author, NodeKind, NodeName, RepoName, Role, TokenRecord, UserRecord};
-use cache::CredentialCache;
-use password::{PasswordError, Secret, Verifier};
-use throttle::Throttle;
+use crate::state::{Author, NodeKind, NodeName, NodeRecord, RepoName, Role, TokenRecord, UserRecord};
+use login::{Denied, Logins};
+use password::{PasswordError, Secret};
+use time::OffsetDateTime;
 
-/// How a caller proved who it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub use rights::{Action, authorize};
+
+/// How a caller proved who it is, with what tells later whether that still holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Proof {
     /// The account's password.
-    Password,
+    Password {
+        /// The account's generation: it goes up with every change of password and role.
+        generation: u64,
+    },
     /// An API token.
-    Token,
+    Token {
+        /// The token's id.
+        id: String,
+    },
     /// A node's certificate.
-    Certificate,
+    Certificate {
+        /// Its fingerprint in hex.
+        fingerprint: String,
+        /// When it ends.
+        not_after: OffsetDateTime,
+    },
 }
 
 impl Proof {
-    fn as_str(self) -> &'static str {
+    fn as_str(&self) -> &'static str {
         match self {
-            Self::Password => "password",
-            Self::Token => "token",
-            Self::Certificate => "certificate",
+            Self::Password { .. } => "password",
+            Self::Token { .. } => "token",
+            Self::Certificate { .. } => "certificate",
         }
     }
 }
@@ -121,100 +136,10 @@ impl Caller {
     }
 }
 
-/// What somebody wants to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action<'a> {
-    /// Read a repository, fetch from it, watch it.
-    Read(&'a RepoName),
-    /// Commit to a repository or push to it.
-    Commit(&'a RepoName),
-    /// Create a repository.
-    CreateRepo,
-    /// Freeze, thaw or copy onto a repository.
-    ManageRepo(&'a RepoName),
-    /// Pin the leadership to a node.
-    PinLeader,
-    /// See members, nodes and their reports.
-    SeeCluster,
-    /// Follow a node's target and read its effective documents.
-    Follow(&'a NodeName),
-    /// Report for a node.
-    Report(&'a NodeName),
-    /// Make tokens for new nodes.
-    IssueNodeToken,
-    /// Make, list and revoke one's own API tokens and change one's password.
-    OwnAccount,
-    /// See and revoke everybody's tokens.
-    AllAccounts,
-    /// Get a fresh certificate for one's own name.
-    Renew,
-}
-
-/// The one place that decides.
-pub fn authorize(caller: &Caller, action: Action<'_>) -> Result<(), ApiError> {
-    let allowed = match &caller.who {
-        Who::User { role, .. } => user_may(*role, action),
-        Who::Node { name, subcluster, role } => node_may(name, subcluster, *role, action),
-    };
-    if allowed {
-        return Ok(());
-    }
-    let what = words(action);
-    Err(ApiError::new(Code::Forbidden, format!("{} may not {what}", caller.name())))
-}
-
-fn user_may(role: Role, action: Action<'_>) -> bool {
-    match action {
-        Action::Read(_) | Action::SeeCluster | Action::Follow(_) | Action::OwnAccount => true,
-        Action::Commit(_) => matches!(role, Role::Admin | Role::Committer),
-        Action::CreateRepo
-        | Action::ManageRepo(_)
-        | Action::PinLeader
-        | Action::IssueNodeToken
-        | Action::AllAccounts
-        | Action::Report(_) => role == Role::Admin,
-        Action::Renew => false,
-    }
-}
-
-fn node_may(name: &NodeName, subcluster: &RepoName, role: NodeRole, action: Action<'_>) -> bool {
-    match action {
-        Action::Read(repo) => role != NodeRole::Client || repo == subcluster || repo.is_global(),
-        Action::SeeCluster | Action::Renew => true,
-        Action::Follow(node) | Action::Report(node) => node == name,
-        Action::Commit(_)
-        | Action::CreateRepo
-        | Action::ManageRepo(_)
-        | Action::PinLeader
-        | Action::IssueNodeToken
-        | Action::OwnAccount
-        | Action::AllAccounts => false,
-    }
-}
-
-fn words(action: Action<'_>) -> String {
-    match action {
-        Action::Read(repo) => format!("read {repo}"),
-        Action::Commit(repo) => format!("commit to {repo}"),
-        Action::CreateRepo => "create repositories".into(),
-        Action::ManageRepo(repo) => format!("freeze, thaw or replace {repo}"),
-        Action::PinLeader => "pin the leadership".into(),
-        Action::SeeCluster => "see the cluster".into(),
-        Action::Follow(node) => format!("follow {node}"),
-        Action::Report(node) => format!("report for {node}"),
-        Action::IssueNodeToken => "make node tokens".into(),
-        Action::OwnAccount => "manage an account".into(),
-        Action::AllAccounts => "manage other accounts".into(),
-        Action::Renew => "renew a node's certificate".into(),
-    }
-}
-
 /// Finds out who calls.
 pub struct Accounts {
     core: Core,
-    verifier: Verifier,
-    cache: CredentialCache,
-    throttle: Throttle,
+    logins: Logins,
 }
 
 /// What a request brings to prove who sent it.
@@ -226,12 +151,7 @@ enum Credentials {
 impl Accounts {
     /// Accounts as the core has them.
     pub fn new(core: Core, password_checks: usize) -> anyhow::Result<Self> {
-        Ok(Self {
-            core,
-            verifier: Verifier::new(password_checks)?,
-            cache: CredentialCache::new().map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?,
-            throttle: Throttle::default(),
-        })
+        Ok(Self { core, logins: Logins::new(password_checks)? })
     }
 
     /// Who calls: `None` for nobody in particular, an error for credentials that do not hold.
@@ -251,9 +171,32 @@ impl Accounts {
         }
     }
 
+    /// Whether the caller would still be let in as the same: what outlasts a request (an event stream) asks again and again.
+    pub fn stands(&self, caller: &Caller) -> bool {
+        match (&caller.who, &caller.by) {
+            (Who::User { name, .. }, Proof::Password { generation }) => {
+                matches!(self.core.user(name), Ok(Some(record)) if record.generation == *generation)
+            }
+            (Who::User { name, role, .. }, Proof::Token { id }) => {
+                let token = self.core.token(id).ok().flatten().filter(|token| token.user == *name);
+                token.is_some() && matches!(self.core.user(name), Ok(Some(record)) if record.role == *role)
+            }
+            (Who::Node { name, subcluster, .. }, Proof::Certificate { fingerprint, not_after }) => {
+                let record = self.core.node(name).ok().filter(|record| record.subcluster == *subcluster);
+                record.is_some_and(|record| issued_to(&record, fingerprint)) && *not_after > OffsetDateTime::now_utc()
+            }
+            _ => false,
+        }
+    }
+
     /// Hashes a new password under the bounds that verifications have.
     pub async fn hash_password(&self, password: Secret) -> Result<String, ApiError> {
-        self.verifier.hash(password).await.map_err(password_error)
+        self.logins.hash(password).await.map_err(password_error)
+    }
+
+    /// Runs of argon2 since the start.
+    pub fn password_runs(&self) -> u64 {
+        self.logins.runs()
     }
 
     async fn basic(&self, user: String, password: Secret, address: IpAddr) -> Result<Caller, ApiError> {
@@ -262,18 +205,10 @@ impl Accounts {
         }
         let record = self.core.user(&user)?;
         let stored = record.as_ref().map(|record| record.password_hash.as_str());
-        let now = Instant::now();
-        let known = stored.is_some_and(|stored| self.cache.knows(&user, &password, stored, now));
-        if !known {
-            self.unthrottled(address)?;
-            let fits = self.verifier.verify(password.clone(), stored).await.map_err(password_error)?;
-            let Some(stored) = stored.filter(|_| fits) else { return Err(self.failed(address)) };
-            self.cache.remember(&user, &password, stored, now);
-        }
-        match record {
-            Some(record) => Ok(self.caller(record, Proof::Password)),
-            None => Err(self.failed(address)),
-        }
+        self.logins.check(&user, &password, stored, address).await.map_err(denied)?;
+        let record = record.ok_or_else(|| denied(Denied::Wrong))?;
+        let generation = record.generation;
+        Ok(self.caller(record, Proof::Password { generation }))
     }
 
     /// A token is its owner; where a user name came along it must be the owner's, or empty, or one of the usual stand-ins.
@@ -284,14 +219,14 @@ impl Accounts {
             Some(user) => user == record.user,
         };
         let owner = match found.filter(named) {
-            Some(record) => self.core.user(&record.user)?,
+            Some(token) => self.core.user(&token.user)?.map(|owner| (owner, token.id)),
             None => None,
         };
         match owner {
-            Some(owner) => Ok(self.caller(owner, Proof::Token)),
+            Some((owner, id)) => Ok(self.caller(owner, Proof::Token { id })),
             None => {
-                self.unthrottled(address)?;
-                Err(self.failed(address))
+                self.logins.unthrottled(address).map_err(denied)?;
+                Err(denied(self.logins.failed(address)))
             }
         }
     }
@@ -302,8 +237,14 @@ impl Accounts {
         Ok(record.filter(|record| token::fits(secret, &record.secret_sha256)))
     }
 
+    /// The node behind a certificate, which held when the connection was made. What has happened since is looked at here, at every
+    /// request: a connection may live longer than its certificate and its node.
     fn node(&self, peer: &Peer) -> Result<Caller, ApiError> {
         let gone = || ApiError::new(Code::Forbidden, format!("the node {} is not registered", peer.node));
+        if peer.not_after <= OffsetDateTime::now_utc() {
+            let words = format!("the certificate of node {} has ended", peer.node);
+            return Err(ApiError::new(Code::Unauthorized, words).hint("connect with the renewed one, or enrol again"));
+        }
         let name: NodeName = peer.node.parse().map_err(|_| gone())?;
         let record = self.core.node(&name).map_err(|_| gone())?;
         if record.subcluster.as_str() != peer.subcluster {
@@ -311,13 +252,18 @@ impl Accounts {
                 format!("the node {name} belongs to {}, its certificate says {}", record.subcluster, peer.subcluster);
             return Err(ApiError::new(Code::Forbidden, words).hint("enrol it again"));
         }
+        let fingerprint = peer.fingerprint.to_string();
+        if !issued_to(&record, &fingerprint) {
+            let words = format!("this certificate is not among the newest that node {name} was given");
+            return Err(ApiError::new(Code::Forbidden, words).hint("connect with the newest one, or enrol again"));
+        }
         let role = match record.kind {
             NodeKind::Client => NodeRole::Client,
             NodeKind::Server if peer.role == NodeRole::Voter => NodeRole::Voter,
             NodeKind::Server => NodeRole::Learner,
         };
         let who = Who::Node { name, subcluster: record.subcluster.clone(), role };
-        Ok(Caller { who, by: Proof::Certificate })
+        Ok(Caller { who, by: Proof::Certificate { fingerprint, not_after: peer.not_after } })
     }
 
     fn caller(&self, record: UserRecord, by: Proof) -> Caller {
@@ -329,21 +275,21 @@ impl Accounts {
         };
         Caller { who: Who::User { name: record.name, role: record.role, author }, by }
     }
+}
 
-    fn unthrottled(&self, address: IpAddr) -> Result<(), ApiError> {
-        match self.throttle.wait(address, Instant::now()) {
-            None => Ok(()),
-            Some(wait) => {
-                let words = "too many failed logins from this address";
-                Err(ApiError::new(Code::TooMany, words).retry_after(wait))
-            }
+/// Whether a certificate is one of those that the node as it is registered now was given. A name that was removed and given to another
+/// machine does not let the first machine in again.
+fn issued_to(record: &NodeRecord, fingerprint: &str) -> bool {
+    record.certificates.is_empty() || record.certificates.iter().any(|known| known.fingerprint == fingerprint)
+}
+
+fn denied(denied: Denied) -> ApiError {
+    match denied {
+        Denied::Wrong => ApiError::new(Code::Unauthorized, "wrong user, password or token"),
+        Denied::Throttled(wait) => {
+            ApiError::new(Code::TooMany, "too many failed logins from this address").retry_after(wait)
         }
-    }
-
-    fn failed(&self, address: IpAddr) -> ApiError {
-        self.throttle.failed(address, Instant::now());
-        tracing::info!(%address, "a login failed");
-        ApiError::new(Code::Unauthorized, "wrong user, password or token")
+        Denied::Failed(error) => password_error(error),
     }
 }
 
@@ -383,52 +329,6 @@ fn credentials(headers: &HeaderMap) -> Result<Option<Credentials>, ApiError> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    fn user(role: Role) -> Caller {
-        let author = Author { user: "u".into(), name: "u".into(), email: "u@c".into() };
-        Caller { who: Who::User { name: "u".into(), role, author }, by: Proof::Password }
-    }
-
-    fn node(role: NodeRole) -> Caller {
-        let who = Who::Node { name: "n1".parse().unwrap(), subcluster: "default".parse().unwrap(), role };
-        Caller { who, by: Proof::Certificate }
-    }
-
-    #[test]
-    fn who_may_do_what() {
-        let repo = |text: &str| text.parse::<RepoName>().unwrap();
-        let (default, global, east) = (repo("default"), repo("global"), repo("east"));
-        let (n1, n2): (NodeName, NodeName) = ("n1".parse().unwrap(), "n2".parse().unwrap());
-        let callers = [
-            user(Role::Admin),
-            user(Role::Committer),
-            user(Role::Reader),
-            node(NodeRole::Client),
-            node(NodeRole::Learner),
-        ];
-        let table = [
-            (Action::Read(&default), [true, true, true, true, true]),
-            (Action::Read(&global), [true, true, true, true, true]),
-            (Action::Read(&east), [true, true, true, false, true]),
-            (Action::Commit(&default), [true, true, false, false, false]),
-            (Action::CreateRepo, [true, false, false, false, false]),
-            (Action::ManageRepo(&default), [true, false, false, false, false]),
-            (Action::PinLeader, [true, false, false, false, false]),
-            (Action::SeeCluster, [true, true, true, true, true]),
-            (Action::Follow(&n1), [true, true, true, true, true]),
-            (Action::Follow(&n2), [true, true, true, false, false]),
-            (Action::Report(&n1), [true, false, false, true, true]),
-            (Action::Report(&n2), [true, false, false, false, false]),
-            (Action::IssueNodeToken, [true, false, false, false, false]),
-            (Action::OwnAccount, [true, true, true, false, false]),
-            (Action::AllAccounts, [true, false, false, false, false]),
-            (Action::Renew, [false, false, false, true, true]),
-        ];
-        for (action, expected) in table {
-            let got = callers.each_ref().map(|caller| authorize(caller, action).is_ok());
-            assert_eq!(got, expected, "{action:?}");
-        }
-    }
 
     #[test]
     fn headers_are_read_or_refused() {

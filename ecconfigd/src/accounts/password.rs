@@ -6,12 +6,13 @@
 //! comes along, they would stay behind in every thread's heap.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use argon2::password_hash::{Output, ParamsString, PasswordHash, Salt, SaltString};
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use subtle::ConstantTimeEq as _;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use zeroize::Zeroizing;
 
 /// Callers that may wait for a run: two seconds of work. More are refused with [`PasswordError::Busy`].
@@ -42,7 +43,7 @@ impl fmt::Debug for Secret {
 }
 
 /// Why a password could not be hashed or verified. A wrong password is not an error.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum PasswordError {
     /// Too many verifications wait already.
     #[error("too many passwords are being verified")]
@@ -138,6 +139,8 @@ pub struct Verifier {
     memories: Arc<Mutex<Vec<Memory>>>,
     /// What an unknown user's password is compared with, so that the time does not tell who exists.
     decoy: Arc<str>,
+    /// Runs of argon2 so far.
+    runs: Arc<AtomicU64>,
 }
 
 impl Verifier {
@@ -149,39 +152,64 @@ impl Verifier {
             running: Arc::new(Semaphore::new(parallel)),
             memories: Arc::default(),
             decoy: decoy.into(),
+            runs: Arc::default(),
         })
     }
 
-    /// Whether the password fits; with no stored hash the answer is no, after the same work.
-    pub async fn verify(&self, password: Secret, stored: Option<&str>) -> Result<bool, PasswordError> {
+    /// Runs of argon2 since the start.
+    pub fn runs(&self) -> u64 {
+        self.runs.load(Ordering::Relaxed)
+    }
+
+    /// Waits for a turn; [`PasswordError::Busy`] when too many wait already.
+    pub async fn turn(&self) -> Result<Turn, PasswordError> {
+        let queued = self.queue.clone().try_acquire_owned().map_err(|_| PasswordError::Busy)?;
+        let running = self.running.clone().acquire_owned().await.map_err(|_| PasswordError::Busy)?;
+        Ok(Turn { verifier: self.clone(), permits: (queued, running) })
+    }
+}
+
+/// The right to run argon2 once.
+#[derive(Debug)]
+pub struct Turn {
+    verifier: Verifier,
+    permits: Permits,
+}
+
+/// Held until the next one's turn may begin.
+type Permits = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
+impl Turn {
+    /// Whether the password fits; with no stored hash the answer is no, after the same work. The next one's turn begins when the
+    /// permits are dropped.
+    pub async fn verify(self, password: Secret, stored: Option<&str>) -> Result<(bool, Permits), PasswordError> {
         if password.expose().len() > MAX_PASSWORD_BYTES {
-            return Ok(false);
+            return Ok((false, self.permits));
         }
         let known = stored.is_some();
-        let stored: Arc<str> = stored.map_or_else(|| self.decoy.clone(), Arc::from);
-        let fits = self.run(move |memory| verify(&password, &stored, memory)).await?;
-        Ok(fits && known)
+        let stored: Arc<str> = stored.map_or_else(|| self.verifier.decoy.clone(), Arc::from);
+        let (fits, permits) = self.run(move |memory| verify(&password, &stored, memory)).await?;
+        Ok((fits && known, permits))
     }
 
     /// Hashes a new password under the same bounds.
-    pub async fn hash(&self, password: Secret) -> Result<String, PasswordError> {
-        self.run(move |memory| hash_with(&password, memory)).await
+    pub async fn hash(self, password: Secret) -> Result<String, PasswordError> {
+        let (hash, _) = self.run(move |memory| hash_with(&password, memory)).await?;
+        Ok(hash)
     }
 
     async fn run<T: Send + 'static>(
-        &self,
+        self,
         work: impl FnOnce(&mut Memory) -> Result<T, PasswordError> + Send + 'static,
-    ) -> Result<T, PasswordError> {
-        let queued = self.queue.clone().try_acquire_owned().map_err(|_| PasswordError::Busy)?;
-        let running = self.running.clone().acquire_owned().await.map_err(|_| PasswordError::Busy)?;
-        let memories = self.memories.clone();
+    ) -> Result<(T, Permits), PasswordError> {
         // The permits travel with the work: a caller that goes away does not free a thread that is still busy.
         let task = tokio::task::spawn_blocking(move || {
-            let _permits = (queued, running);
-            let mut memory = lock(&memories).pop().unwrap_or_default();
+            let Self { verifier, permits } = self;
+            verifier.runs.fetch_add(1, Ordering::Relaxed);
+            let mut memory = lock(&verifier.memories).pop().unwrap_or_default();
             let done = work(&mut memory);
-            lock(&memories).push(memory);
-            done
+            lock(&verifier.memories).push(memory);
+            done.map(|done| (done, permits))
         });
         task.await.map_err(|_| PasswordError::Busy)?
     }
@@ -203,11 +231,15 @@ mod tests {
     #[tokio::test]
     async fn a_password_fits_only_its_own_hash() {
         let verifier = Verifier::new(2).unwrap();
-        let stored = verifier.hash(secret("correct horse")).await.unwrap();
+        let stored = verifier.turn().await.unwrap().hash(secret("correct horse")).await.unwrap();
         assert!(stored.starts_with("$argon2id$"));
-        assert!(verifier.verify(secret("correct horse"), Some(&stored)).await.unwrap());
-        assert!(!verifier.verify(secret("battery staple"), Some(&stored)).await.unwrap());
-        assert!(!verifier.verify(secret("nobody's password"), None).await.unwrap());
+        let fits = async |password: &str, stored: Option<&str>| {
+            verifier.turn().await.unwrap().verify(secret(password), stored).await.unwrap().0
+        };
+        assert!(fits("correct horse", Some(&stored)).await);
+        assert!(!fits("battery staple", Some(&stored)).await);
+        assert!(!fits("nobody's password", None).await);
+        assert_eq!(verifier.runs(), 4);
     }
 
     #[test]
@@ -221,7 +253,8 @@ mod tests {
     #[tokio::test]
     async fn memory_is_used_again() {
         let verifier = Verifier::new(2).unwrap();
-        let runs = (0..6).map(|_| verifier.verify(secret("x"), None));
+        let runs =
+            (0..6).map(|_| async { verifier.turn().await?.verify(secret("x"), None).await.map(|(fits, _)| fits) });
         futures::future::join_all(runs).await;
         assert!(lock(&verifier.memories).len() <= 2);
     }
@@ -230,7 +263,7 @@ mod tests {
     async fn a_flood_is_refused_instead_of_queued() {
         let verifier = Verifier::new(2).unwrap();
         let _all = verifier.queue.clone().acquire_many_owned((2 + WAITING) as u32).await.unwrap();
-        assert!(matches!(verifier.verify(secret("x"), None).await, Err(PasswordError::Busy)));
+        assert!(matches!(verifier.turn().await, Err(PasswordError::Busy)));
     }
 
     #[test]

@@ -129,7 +129,7 @@ async fn password(
     Json(request): Json<PasswordRequest>,
 ) -> Result<StatusCode, ApiError> {
     let user = user_of(&caller)?;
-    if caller.by != Proof::Password {
+    if !matches!(caller.by, Proof::Password { .. }) {
         return Err(ApiError::new(Code::Forbidden, "changing the password needs the old password, not a token"));
     }
     let mut record = app.core.user(user)?.ok_or_else(|| ApiError::not_found(format!("no such user: {user}")))?;

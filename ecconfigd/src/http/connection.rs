@@ -1,127 +1,57 @@
 //! One accepted connection, from the first byte to the last: admission, TLS, HTTP/1.1 or HTTP/2 by ALPN, idle time, shutdown.
 //!
 //! Ten thousand of these are open at once and most do nothing, so their memory counts: the protocol is known from ALPN and only its state
-//! is kept, buffers are small, and idle time is watched by one timer per connection. An event stream over HTTP/1.1 is the last answer of
-//! its connection: it is taken away from hyper and its buffers, and only TLS and the events remain (see [`stream`]). A connection over the bounds is still answered, with
-//! 429 or 503, as long as few are; then it is dropped before TLS costs anything.
+//! is kept, buffers are small, and idle time is watched by one timer per connection. What lasts over HTTP/1.1 is taken away from hyper and
+//! its buffers (see [`super::http1`]). A connection over the bounds is still answered, with 429 or 503, as long as few are; then it is
+//! dropped before TLS costs anything. A connection that was opened with a node's certificate ends with that certificate.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::pin;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::IntoResponse as _;
 use cluster::identity::Peer;
-use http::{HeaderValue, Request, Response, header};
+use cluster::telemetry::RequestId;
+use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use time::OffsetDateTime;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::stream;
+use super::activity::ConnectionInfo;
+use super::wire;
 use crate::limits::{ConnectionGate, ConnectionPlace, Limits};
 
 /// Connections over the bounds that are answered at a time; the others are closed without a word.
 const REFUSALS: usize = 32;
 
-/// What a request's handler may know about its connection.
-#[derive(Debug)]
-pub struct ConnectionInfo {
-    /// The other end.
-    pub remote: SocketAddr,
-    /// The node behind a verified client certificate.
-    pub peer: Option<Peer>,
-    activity: Activity,
-}
-
-/// When the connection was last of use: how many requests are in flight, and since when none is.
-#[derive(Debug)]
-struct Activity {
-    opened: Instant,
-    in_flight: AtomicU32,
-    idle_since_ms: AtomicU64,
-    served: AtomicU64,
-}
-
-impl Activity {
-    fn new() -> Self {
-        Self {
-            opened: Instant::now(),
-            in_flight: AtomicU32::new(0),
-            idle_since_ms: AtomicU64::new(0),
-            served: AtomicU64::new(0),
-        }
-    }
-
-    /// How long no request has been in flight.
-    fn idle(&self) -> Duration {
-        if self.in_flight.load(Ordering::Relaxed) > 0 {
-            return Duration::ZERO;
-        }
-        self.opened.elapsed().saturating_sub(Duration::from_millis(self.idle_since_ms.load(Ordering::Relaxed)))
-    }
-}
-
-/// A request in flight on its connection; it ends when the last byte of the answer is sent.
-#[derive(Debug)]
-pub struct InFlight(Arc<ConnectionInfo>);
-
-impl InFlight {
-    /// Counts a request.
-    pub fn begin(info: &Arc<ConnectionInfo>) -> Self {
-        info.activity.in_flight.fetch_add(1, Ordering::Relaxed);
-        info.activity.served.fetch_add(1, Ordering::Relaxed);
-        Self(info.clone())
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        let activity = &self.0.activity;
-        activity.idle_since_ms.store(activity.opened.elapsed().as_millis() as u64, Ordering::Relaxed);
-        activity.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// A connection's TLS.
-type Tls = TlsStream<TcpStream>;
+pub(super) type Tls = TlsStream<TcpStream>;
 
 /// In an answer's extensions: nothing follows it on its connection, and it may last for hours.
 #[derive(Debug, Clone, Copy)]
 pub struct LastAnswer;
 
-/// Where a connection's last answer waits for its loop.
-#[derive(Default)]
-struct LastSlot {
-    answer: Mutex<Option<Response<Body>>>,
-    there: Notify,
-}
+/// An answer that may take minutes in which nothing happens.
+pub type LaterAnswer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 
-impl LastSlot {
-    fn put(&self, answer: Response<Body>) {
-        *self.answer.lock().expect("no code panics while it holds this lock") = Some(answer);
-        self.there.notify_one();
-    }
-
-    /// Waits for the answer. Cancel safe: nothing is taken before it is returned.
-    async fn taken(&self) -> Response<Body> {
-        loop {
-            self.there.notified().await;
-            if let Some(answer) = self.answer.lock().expect("no code panics while it holds this lock").take() {
-                return answer;
-            }
-        }
-    }
+/// What a handler has to say.
+pub enum Answer {
+    /// This.
+    Now(Response<Body>),
+    /// Something that is waited for.
+    Later(LaterAnswer),
 }
 
 /// Answers one request; what the router is to connections.
@@ -131,7 +61,7 @@ pub trait Handler: Send + Sync + 'static {
         self: Arc<Self>,
         request: Request<Incoming>,
         info: Arc<ConnectionInfo>,
-    ) -> impl Future<Output = Response<Body>> + Send;
+    ) -> impl Future<Output = Answer> + Send;
 }
 
 /// What all connections share.
@@ -210,14 +140,20 @@ impl<H: Handler> Acceptor<H> {
             tracing::warn!(%remote, %error, "a client certificate of our CA names no node");
             None
         });
-        let info = Arc::new(ConnectionInfo { remote, peer, activity: Activity::new() });
-        if is_http2 {
-            Box::pin(self.serve_http2(stream, info)).await;
-        } else {
-            let last = Box::pin(self.serve_http1(stream, info)).await;
-            if let Some((stream, answer)) = last {
-                Box::pin(stream::send(stream, answer, self.limits.body_idle_time)).await;
+        let info = ConnectionInfo::new(remote, peer);
+        let serving = async {
+            if is_http2 {
+                Box::pin(self.serve_http2(stream, info.clone())).await;
+            } else {
+                self.serve_http1(stream, info.clone()).await;
             }
+        };
+        match info.peer.as_ref().map(|peer| peer.not_after) {
+            None => serving.await,
+            Some(not_after) => tokio::select! {
+                () = serving => {}
+                () = until(not_after) => tracing::info!(%remote, "a connection ended with its certificate"),
+            },
         }
         drop(place);
     }
@@ -227,7 +163,7 @@ impl<H: Handler> Acceptor<H> {
         let handshake = async {
             let mut first = [0u8; 1];
             if stream.peek(&mut first).await.ok()? > 0 && first[0].is_ascii_uppercase() {
-                let _ = stream.write_all(plain_http().as_bytes()).await;
+                let _ = stream.write_all(&plain_http()).await;
                 return None;
             }
             self.tls.accept(stream).await.ok().map(Box::new)
@@ -238,45 +174,22 @@ impl<H: Handler> Acceptor<H> {
         }
     }
 
-    /// Serves requests until the connection ends, or until an answer is its last one and is not hyper's business.
-    async fn serve_http1(&self, stream: Box<Tls>, info: Arc<ConnectionInfo>) -> Option<(Box<Tls>, Response<Body>)> {
-        let last = LastSlot::default();
-        let service = service_fn(|request| self.answer(request, &info, &last));
-        let mut builder = http1::Builder::new();
-        builder
-            .timer(TokioTimer::new())
-            .max_headers(self.limits.header_count)
-            .max_buf_size(self.limits.header_bytes.max(8192))
-            .header_read_timeout(None)
-            .half_close(false);
-        let mut connection = builder.serve_connection(TokioIo::new(stream), service);
-        let mut draining = false;
-        loop {
-            tokio::select! {
-                _ = &mut connection => return None,
-                answer = last.taken() => {
-                    let stream = connection.into_parts().io.into_inner();
-                    return Some((stream, answer));
-                }
-                () = self.draining.cancelled(), if !draining => {
-                    draining = true;
-                    Pin::new(&mut connection).graceful_shutdown();
-                }
-                () = self.idle_too_long(&info) => return None,
-            }
-        }
-    }
-
     async fn serve_http2(&self, stream: Box<Tls>, info: Arc<ConnectionInfo>) {
         let service = service_fn(|request| {
             let (handler, info) = (self.handler.clone(), info.clone());
-            async move { Ok::<_, Infallible>(handler.handle(request, info).await) }
+            async move {
+                match handler.handle(request, info).await {
+                    Answer::Now(response) => Ok::<_, Infallible>(response),
+                    Answer::Later(later) => Ok(later.await),
+                }
+            }
         });
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(self.limits.streams_per_connection)
-            .max_header_list_size(self.limits.header_bytes as u32)
+            // Heads over the limit are refused with words, by `Web`; those over twice the limit by HTTP/2 itself, without.
+            .max_header_list_size((self.limits.header_bytes as u32).saturating_mul(2))
             // Large enough that a push over a 20 ms link is not throttled, small enough that a stalled one holds little.
             .initial_stream_window_size(256 << 10)
             .initial_connection_window_size(1 << 20)
@@ -285,12 +198,19 @@ impl<H: Handler> Acceptor<H> {
             .keep_alive_interval(Duration::from_secs(30))
             .keep_alive_timeout(Duration::from_secs(20));
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let mut draining = false;
+        let mut leaving = false;
+        let leave = async {
+            tokio::select! {
+                () = self.draining.cancelled() => {}
+                () = info.left() => {}
+            }
+        };
+        let mut leave = pin!(leave);
         loop {
             tokio::select! {
                 _ = connection.as_mut() => return,
-                () = self.draining.cancelled(), if !draining => {
-                    draining = true;
+                () = leave.as_mut(), if !leaving => {
+                    leaving = true;
                     connection.as_mut().graceful_shutdown();
                 }
                 () = self.idle_too_long(&info) => return,
@@ -298,31 +218,12 @@ impl<H: Handler> Acceptor<H> {
         }
     }
 
-    async fn answer(
-        &self,
-        request: Request<Incoming>,
-        info: &Arc<ConnectionInfo>,
-        last: &LastSlot,
-    ) -> Result<Response<Body>, Infallible> {
-        // Boxed: hyper keeps room for this future between requests.
-        let mut response = Box::pin(self.handler.clone().handle(request, info.clone())).await;
-        if response.extensions_mut().remove::<LastAnswer>().is_some() {
-            last.put(response);
-            // The connection's loop takes over and drops this future.
-            return std::future::pending().await;
-        }
-        if self.draining.is_cancelled() {
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
-        Ok(response)
-    }
-
     /// Ends when no request has been in flight for the idle time, or none came at all within the head's time.
-    async fn idle_too_long(&self, info: &ConnectionInfo) {
+    pub(super) async fn idle_too_long(&self, info: &ConnectionInfo) {
         loop {
-            let fresh = info.activity.served.load(Ordering::Relaxed) == 0;
+            let fresh = info.served() == 0;
             let bound = if fresh { self.limits.header_time } else { self.limits.idle_time };
-            let idle = info.activity.idle();
+            let idle = info.idle();
             if idle >= bound {
                 return;
             }
@@ -342,6 +243,8 @@ async fn refuse_http1(stream: &mut Tls, response: Response<Body>) {
     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
         return;
     }
+    let mut response = response;
+    super::web::mark(&mut response, &RequestId::random());
     let response = Mutex::new(Some(response));
     let service = service_fn(|_: Request<Incoming>| {
         let answer = response.lock().expect("no code panics while it holds this lock").take();
@@ -353,8 +256,8 @@ async fn refuse_http1(stream: &mut Tls, response: Response<Body>) {
 }
 
 /// What a client that speaks plain HTTP to the TLS port is told.
-fn plain_http() -> String {
-    let problem = cluster::api::Problem {
+fn plain_http() -> bytes::Bytes {
+    wire::raw(cluster::api::Problem {
         kind: "urn:eccluster:problem:plain_http".into(),
         title: "This port speaks HTTPS".into(),
         status: 400,
@@ -362,12 +265,20 @@ fn plain_http() -> String {
         code: "plain_http".into(),
         hint: Some("use https:// and the cluster's CA, ca.pem".into()),
         ..Default::default()
-    };
-    let body = serde_json::to_string(&problem).expect("a problem has no map with keys that are not text");
-    format!(
-        "HTTP/1.1 400 Bad Request\r\nContent-Type: application/problem+json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
+    })
+}
+
+/// Waits for a moment of the wall clock. Looks again every hour: clocks are set, and machines sleep.
+async fn until(moment: OffsetDateTime) {
+    const AGAIN: Duration = Duration::from_secs(3600);
+    loop {
+        let left = moment - OffsetDateTime::now_utc();
+        let Ok(left) = Duration::try_from(left) else { return };
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(AGAIN)).await;
+    }
 }
 
 /// Small messages leave at once, and a peer that vanished is noticed.

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
 use super::App;
-use super::connection::ConnectionInfo;
+use super::activity::ConnectionInfo;
 use super::problem::{ApiError, Code};
 use crate::accounts::Caller;
 use crate::limits::Limits;

@@ -5,6 +5,7 @@
 //! and [`crate::core::Core`] and decide nothing else; every failure becomes words in [`problem`].
 
 mod account;
+pub mod activity;
 pub mod bridge;
 mod commits;
 pub mod connection;
@@ -13,6 +14,7 @@ pub mod extract;
 mod files;
 mod git;
 mod history;
+mod http1;
 pub mod metrics;
 mod nodes;
 mod operations;
@@ -24,6 +26,7 @@ mod subclusters;
 mod trust;
 mod watch;
 pub mod web;
+mod wire;
 
 use std::sync::{Arc, OnceLock};
 
@@ -33,7 +36,7 @@ use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use cluster::identity::{Ca, ReloadingIdentity};
-use http::{Extensions, HeaderMap};
+use http::{Extensions, HeaderMap, header};
 use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
@@ -79,7 +82,12 @@ impl App {
     /// Who sent a request.
     async fn authenticate(&self, headers: &HeaderMap, extensions: &Extensions) -> Result<Option<Caller>, ApiError> {
         let info = extract::connection(extensions)?;
-        self.accounts.authenticate(headers, info.peer.as_ref(), info.remote.ip()).await
+        let caller = self.accounts.authenticate(headers, info.peer.as_ref(), info.remote.ip()).await;
+        // A certificate that does not hold any more will not hold for the next request either: connecting anew is all that helps.
+        if caller.is_err() && info.peer.is_some() && !headers.contains_key(header::AUTHORIZATION) {
+            info.leave();
+        }
+        caller
     }
 }
 

@@ -61,6 +61,10 @@ codes! {
     KeyReused = UNPROCESSABLE_ENTITY, "idempotency_key_reused", "The idempotency key belongs to another request";
     /// The body is larger than the limit.
     TooLarge = PAYLOAD_TOO_LARGE, "too_large", "The request is too large";
+    /// The request's target is longer than the limit.
+    UriTooLong = URI_TOO_LONG, "uri_too_long", "The request's target is too long";
+    /// The request's head is larger than the limit.
+    HeadTooLarge = REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large", "The request's head is too large";
     /// The content type is not one this endpoint takes.
     MediaType = UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "Unsupported media type";
     /// The gate refuses the change.

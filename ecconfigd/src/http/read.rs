@@ -17,7 +17,7 @@ use crate::core::Resolved;
 use crate::state::RepoName;
 
 /// How long a read waits for its `min_revision` unless it says otherwise.
-const MIN_REVISION_WAIT: Duration = Duration::from_secs(10);
+pub(super) const MIN_REVISION_WAIT: Duration = Duration::from_secs(10);
 
 /// The commit behind an answer, next to `X-Revision`.
 const X_COMMIT: HeaderName = HeaderName::from_static("x-commit");

@@ -1,15 +1,15 @@
-//! The last answer of an HTTP/1.1 connection, sent without hyper: a head, then bytes until the connection closes.
+//! Answers over HTTP/1.1 that are written without hyper (see [`super::http1`] for why).
 //!
-//! hyper keeps 16 KiB of buffers and its machinery for as long as a connection may carry another request. An event stream lasts for hours
-//! and nothing follows it, so it needs none of that: what remains is the TLS session and the events' source. The body ends with the
-//! connection (RFC 9112, 6.3), which event streams expect anyway. HTTP/2 connections are shared by many requests and stay with hyper.
+//! An event stream is a head, then bytes until the connection closes: the body ends with the connection (RFC 9112, 6.3), which event streams
+//! expect anyway. A long poll's answer is small and has a length.
 
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
 use http::response::Parts;
-use http::{Response, header};
+use http::{Response, StatusCode, header};
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
@@ -23,7 +23,7 @@ const DATE: &[BorrowedFormatItem<'_>] =
 /// Sends the answer, until it ends, the client leaves, or the client takes nothing for the stall time.
 pub(super) async fn send(mut io: impl AsyncRead + AsyncWrite + Unpin, answer: Response<Body>, stall: Duration) {
     let (parts, mut body) = answer.into_parts();
-    let head = head(&parts);
+    let head = head(&parts, Framing::UntilClose);
     drop(parts);
     if write(&mut io, &head, stall).await.is_none() {
         return;
@@ -48,6 +48,31 @@ pub(super) async fn send(mut io: impl AsyncRead + AsyncWrite + Unpin, answer: Re
     let _ = tokio::time::timeout(stall, io.shutdown()).await;
 }
 
+/// Sends an answer whose length is known, after which the connection goes on unless this is the last one. `None`: it cannot go on.
+pub(super) async fn answer(
+    io: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    answer: Response<Body>,
+    last: bool,
+    stall: Duration,
+) -> Option<()> {
+    let (parts, mut body) = answer.into_parts();
+    let Some(length) = body.size_hint().exact() else {
+        send(io, Response::from_parts(parts, body), stall).await;
+        return None;
+    };
+    let mut bytes = head(&parts, Framing::Length { length, last });
+    while let Some(frame) = body.frame().await {
+        bytes.extend_from_slice(&frame.ok()?.into_data().unwrap_or_default());
+    }
+    write(io, &bytes, stall).await?;
+    // Dropped after its last byte is out: until then the request is in flight.
+    drop(body);
+    if last {
+        let _ = tokio::time::timeout(stall, io.shutdown()).await;
+    }
+    Some(())
+}
+
 async fn write(io: &mut (impl AsyncWrite + Unpin), data: &[u8], stall: Duration) -> Option<()> {
     let writing = async {
         io.write_all(data).await?;
@@ -56,12 +81,19 @@ async fn write(io: &mut (impl AsyncWrite + Unpin), data: &[u8], stall: Duration)
     tokio::time::timeout(stall, writing).await.ok()?.ok()
 }
 
-fn head(parts: &Parts) -> Vec<u8> {
+/// How the client knows where the body ends.
+#[derive(Clone, Copy)]
+enum Framing {
+    UntilClose,
+    Length { length: u64, last: bool },
+}
+
+fn head(parts: &Parts, framing: Framing) -> Vec<u8> {
     let status = parts.status;
     let mut head =
         format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or_default()).into_bytes();
     for (name, value) in &parts.headers {
-        // The body has no length and ends with the connection.
+        // These say how the body is framed, which is decided here.
         if *name == header::CONTENT_LENGTH || *name == header::TRANSFER_ENCODING || *name == header::CONNECTION {
             continue;
         }
@@ -73,8 +105,21 @@ fn head(parts: &Parts) -> Vec<u8> {
     if let Ok(date) = OffsetDateTime::now_utc().format(DATE) {
         head.extend_from_slice(format!("date: {date}\r\n").as_bytes());
     }
-    head.extend_from_slice(b"connection: close\r\n\r\n");
+    let (length, close) = match framing {
+        Framing::UntilClose => (None, true),
+        // An answer that has no body by its status does not name its length either (RFC 9110, 8.6).
+        Framing::Length { last, .. } if bodiless(status) => (None, last),
+        Framing::Length { length, last } => (Some(length), last),
+    };
+    if let Some(length) = length {
+        head.extend_from_slice(format!("content-length: {length}\r\n").as_bytes());
+    }
+    head.extend_from_slice(if close { b"connection: close\r\n\r\n".as_slice() } else { b"\r\n" });
     head
+}
+
+fn bodiless(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
 #[cfg(test)]
@@ -101,6 +146,22 @@ mod tests {
         assert!(head.starts_with("HTTP/1.1 200 OK\r\nx-a: b\r\ndate: "), "{head}");
         assert!(head.ends_with(" GMT\r\nconnection: close"), "{head}");
         assert_eq!(body, "id: 0\n\nid: 1\n\nid: 2\n\n");
+    }
+
+    #[tokio::test]
+    async fn an_answer_with_a_length_leaves_the_connection_open() {
+        let (mut client, mut server) = tokio::io::duplex(1024);
+        for (body, status, last) in [("abc", 200, false), ("", 304, false), ("abc", 503, true)] {
+            let mut response = Response::new(Body::from(body));
+            *response.status_mut() = StatusCode::from_u16(status).unwrap();
+            answer(&mut server, response, last, Duration::from_secs(60)).await.unwrap();
+        }
+        let mut text = String::new();
+        client.read_to_string(&mut text).await.unwrap();
+        let answers: Vec<_> = text.split("HTTP/1.1 ").skip(1).collect();
+        assert!(answers[0].ends_with("content-length: 3\r\n\r\nabc") && !answers[0].contains("close"), "{text}");
+        assert!(answers[1].ends_with(" GMT\r\n\r\n") && !answers[1].contains("content-length"), "{text}");
+        assert!(answers[2].ends_with("content-length: 3\r\nconnection: close\r\n\r\nabc"), "{text}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,10 +1,12 @@
 //! Watching: long polls and event streams of repositories and targets.
 //!
-//! Thousands of these wait at a time, so one holds a place among the watchers, a position, and little else. A stream repeats nothing and
-//! leaves nothing out: `id:` is the revision (or serial), and `Last-Event-ID` goes on after it. Shutdown ends them all at once with words
-//! that send the client to another server.
+//! Thousands of these wait at a time, so one holds a place among the watchers, a position, and little else: a long poll's answer is made
+//! outside of the handler ([`Later`]), whose layers are gone while it waits. A stream repeats nothing and leaves nothing out: `id:` is the
+//! revision (or serial), and `Last-Event-ID` goes on after it. Who may not watch any more (a revoked token, a removed node) gets no further
+//! event. Shutdown ends them all at once with words that send the client to another server.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,8 +26,11 @@ use utoipa_axum::routes;
 use super::App;
 use super::extract::{Path, Query, accepts, preferred_wait_s, revision_number};
 use super::problem::{ApiError, Code};
-use crate::accounts::{Action, Caller, authorize};
+use super::read::MIN_REVISION_WAIT;
+use super::web::Later;
+use crate::accounts::{Action, Caller, Who, authorize};
 use crate::state::{NodeName, RepoName};
+use crate::watch::TargetEvent;
 
 /// What a long poll waits unless `Prefer: wait=` says otherwise.
 const WAIT_DEFAULT: Duration = Duration::from_secs(60);
@@ -49,6 +54,8 @@ struct WatchQuery {
     /// pattern that names a directory means everything in it.
     #[param(required = false)]
     path: Vec<String>,
+    /// Wait until this server has at least this revision; 503 when it takes too long.
+    min_revision: Option<u64>,
 }
 
 impl WatchQuery {
@@ -58,6 +65,7 @@ impl WatchQuery {
         for (name, value) in pairs {
             match name.as_str() {
                 "after" => parsed.after = Some(number(&value)?),
+                "min_revision" => parsed.min_revision = Some(number(&value)?),
                 "path" if parsed.path.len() < GLOBS_MAX => parsed.path.push(value),
                 "path" => return Err(ApiError::bad_request(format!("a watch has at most {GLOBS_MAX} globs"))),
                 _ => {}
@@ -92,7 +100,7 @@ fn number(text: &str) -> Result<u64, ApiError> {
 ), responses(
     (status = 200, description = "The revision, or a stream of them", content(
         (WatchEvent = "application/json"), (String = "text/event-stream"),
-    ), headers(("X-Revision" = u64, description = "The event's revision"))),
+    ), headers(("X-Revision" = u64, description = "The event's revision; of a stream, the one after which it begins"))),
     (status = 304, description = "Nothing matched in time",
         headers(("X-Revision" = u64, description = "The last revision looked at: go on after it"))),
     (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
@@ -107,21 +115,34 @@ async fn watch(
     authorize(&caller, Action::Read(&repo))?;
     let query = WatchQuery::parse(uri.query())?;
     let place = app.places.watchers.take().await?;
+    app.may_read(&caller, &repo, query.min_revision).await?;
     let after = last_event_id(&headers)?.or(query.after);
     let mut watch = app.core.watch(&repo, after, &query.path)?;
     if accepts(&headers, EVENT_STREAM) {
+        let position = watch.position();
         let events = watch.into_stream().map(|event| frame("revision", event.record.revision, &event.json));
-        return Ok(event_stream(&app, events, place));
+        return Ok(event_stream(app, caller, position, events, place));
     }
     let wait = wait(&app, &headers);
-    // The head's bytes are 8 KiB of somebody's buffer: not needed while waiting.
-    drop((headers, uri, query, caller));
-    let event = tokio::select! {
-        event = watch.next() => event.ok_or_else(ended)?,
-        () = tokio::time::sleep(wait) => return Ok(not_modified(watch.position())),
-        () = app.draining.cancelled() => return Err(ended()),
-    };
-    Ok(json(event.record.revision, event.json.clone()))
+    Ok(Later::answer(async move {
+        let _place = place;
+        let event = tokio::select! {
+            event = watch.next() => event,
+            () = tokio::time::sleep(wait) => return not_modified(watch.position()),
+            () = app.draining.cancelled() => None,
+        };
+        let event = event.map(|event| (event.record.revision, event.json.clone()));
+        polled(&app, &caller, event)
+    }))
+}
+
+/// What a long poll came to; `None`: it was ended.
+fn polled(app: &App, caller: &Caller, event: Option<(u64, Bytes)>) -> Response {
+    match event {
+        None => ended().into_response(),
+        Some(_) if !app.accounts.stands(caller) => no_more().into_response(),
+        Some((revision, body)) => json(revision, body),
+    }
 }
 
 /// Where a target watch begins.
@@ -131,6 +152,9 @@ struct TargetQuery {
     /// The serial that is known; the answer is the next one. Without it, the present target at once.
     #[serde(default, deserialize_with = "revision_number")]
     after: Option<u64>,
+    /// Wait until this server has at least this serial; 503 when it takes too long.
+    #[serde(default, deserialize_with = "revision_number")]
+    min_revision: Option<u64>,
 }
 
 /// What a node shall have, numbered by its own serial; with the same waiting and streaming as watch.
@@ -143,7 +167,8 @@ struct TargetQuery {
     (status = 200, description = "The target, or a stream of them", content(
         (Target = "application/json"), (String = "text/event-stream"),
     ), headers(("X-Revision" = u64, description = "The target's serial"))),
-    (status = 304, description = "The target did not change in time"),
+    (status = 304, description = "The target did not change in time",
+        headers(("X-Revision" = u64, description = "The target's serial"))),
     (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
 ))]
 async fn target(
@@ -155,26 +180,55 @@ async fn target(
 ) -> Result<Response, ApiError> {
     authorize(&caller, Action::Follow(&node))?;
     let after = last_event_id(&headers)?.or(query.after);
-    if accepts(&headers, EVENT_STREAM) {
-        let place = app.places.watchers.take().await?;
-        let targets = app.core.watch_target(&node, after.unwrap_or(0))?;
-        let events = targets.into_stream().map(|event| frame("target", event.record.serial, &event.json));
-        return Ok(event_stream(&app, events, place));
-    }
-    let now = app.core.target(&node)?;
-    if after.is_none_or(|after| after != now.record.serial) {
+    let mut now = app.core.target(&node)?;
+    let streams = accepts(&headers, EVENT_STREAM);
+    let known = after.is_some_and(|after| after == now.record.serial);
+    let reached = query.min_revision.is_none_or(|min| min <= now.record.serial);
+    if !streams && !known && reached {
         return Ok(json(now.record.serial, now.json.clone()));
     }
-    let _place = app.places.watchers.take().await?;
+    let place = app.places.watchers.take().await?;
+    if let Some(min) = query.min_revision.filter(|_| !reached) {
+        now = app.target_at_least(&node, min).await?;
+        if !streams && after != Some(now.record.serial) {
+            return Ok(json(now.record.serial, now.json.clone()));
+        }
+    }
+    if streams {
+        let targets = app.core.watch_target(&node, after.unwrap_or(0))?;
+        let events = targets.into_stream().map(|event| frame("target", event.record.serial, &event.json));
+        return Ok(event_stream(app, caller, now.record.serial, events, place));
+    }
     let mut targets = app.core.watch_target(&node, now.record.serial)?;
-    let wait = wait(&app, &headers);
-    drop((headers, caller));
-    let event = tokio::select! {
-        event = targets.next() => event.ok_or_else(ended)?,
-        () = tokio::time::sleep(wait) => return Ok(not_modified(now.record.serial)),
-        () = app.draining.cancelled() => return Err(ended()),
-    };
-    Ok(json(event.record.serial, event.json.clone()))
+    let (wait, serial) = (wait(&app, &headers), now.record.serial);
+    Ok(Later::answer(async move {
+        let _place = place;
+        let event = tokio::select! {
+            event = targets.next() => event,
+            () = tokio::time::sleep(wait) => return not_modified(serial),
+            () = app.draining.cancelled() => None,
+        };
+        let event = event.map(|event| (event.record.serial, event.json.clone()));
+        polled(&app, &caller, event)
+    }))
+}
+
+impl App {
+    /// The node's target, once it has at least this serial here.
+    async fn target_at_least(&self, node: &NodeName, serial: u64) -> Result<Arc<TargetEvent>, ApiError> {
+        let mut targets = self.core.watch_target(node, 0)?;
+        let reached = async {
+            while let Some(target) = targets.next().await {
+                if target.record.serial >= serial {
+                    return Some(target);
+                }
+            }
+            None
+        };
+        let reached = tokio::time::timeout(MIN_REVISION_WAIT, reached).await;
+        let late = || ApiError::new(Code::NotYet, format!("the target of {node} has not serial {serial} here yet"));
+        reached.map_err(|_| late())?.ok_or_else(ended)
+    }
 }
 
 const EVENT_STREAM: &str = "text/event-stream";
@@ -182,6 +236,10 @@ const EVENT_STREAM: &str = "text/event-stream";
 fn ended() -> ApiError {
     ApiError::new(Code::Unavailable, "the server is stopping, or the watch fell behind")
         .hint("ask again, or another server")
+}
+
+fn no_more() -> ApiError {
+    ApiError::new(Code::Unauthorized, "what this watch was opened with does not hold any more").hint("log in again")
 }
 
 fn wait(app: &App, headers: &HeaderMap) -> Duration {
@@ -221,30 +279,58 @@ fn frame(name: &str, id: u64, json: &Bytes) -> Bytes {
     frame.into()
 }
 
-/// Events, and comments while there are none; ends when the source ends or the server drains.
+/// Events, and comments while there are none; ends when the source ends, the server drains, or the caller may not watch any more.
 fn event_stream(
-    app: &Arc<App>,
+    app: Arc<App>,
+    caller: Caller,
+    position: u64,
     events: impl Stream<Item = Bytes> + Send + 'static,
     place: OwnedSemaphorePermit,
 ) -> Response {
     let first = Bytes::from_static(b"retry: 1000\n\n");
     let draining = app.draining.clone().cancelled_owned();
     let events = Box::pin(events);
-    let rest = futures::stream::unfold((events, place), |(mut events, place)| async move {
-        match tokio::time::timeout(KEEP_ALIVE, events.next()).await {
-            Ok(None) => None,
-            Ok(Some(event)) => Some((event, (events, place))),
-            Err(_) => Some((Bytes::from_static(b": still here\n\n"), (events, place))),
-        }
+    let watcher =
+        Watcher { events: Box::pin(events), accounts: app.core.accounts_version(), app, caller, _place: place };
+    let rest = futures::stream::unfold(watcher, |mut watcher| async move {
+        let bytes = watcher.next().await?;
+        Some((bytes, watcher))
     });
     let stream = futures::stream::once(std::future::ready(first)).chain(rest).take_until(draining);
     let mut response = Response::new(Body::from_stream(stream.map(Ok::<_, Infallible>)));
+    stamp(&mut response, position);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response.extensions_mut().insert(super::connection::LastAnswer);
     response
+}
+
+/// What an event stream holds.
+struct Watcher<S> {
+    events: Pin<Box<S>>,
+    app: Arc<App>,
+    caller: Caller,
+    /// The version of the accounts that the caller was last found in.
+    accounts: u64,
+    _place: OwnedSemaphorePermit,
+}
+
+impl<S: Stream<Item = Bytes>> Watcher<S> {
+    async fn next(&mut self) -> Option<Bytes> {
+        let next = tokio::time::timeout(KEEP_ALIVE, self.events.next()).await;
+        if !self.stands() {
+            return None;
+        }
+        next.unwrap_or(Some(Bytes::from_static(b": still here\n\n")))
+    }
+
+    /// Asked before every event, so users are looked up only when some account has changed; nodes are in memory.
+    fn stands(&mut self) -> bool {
+        let version = self.app.core.accounts_version();
+        let unchanged = std::mem::replace(&mut self.accounts, version) == version;
+        (unchanged && matches!(self.caller.who, Who::User { .. })) || self.app.accounts.stands(&self.caller)
+    }
 }
 
 #[cfg(test)]
@@ -255,7 +341,7 @@ mod tests {
     #[test]
     fn globs_repeat_and_are_bounded() {
         let query = WatchQuery::parse(Some("after=r47&path=a%2F**&path=b&x=y")).unwrap();
-        assert_eq!(query, WatchQuery { after: Some(47), path: vec!["a/**".into(), "b".into()] });
+        assert_eq!(query, WatchQuery { after: Some(47), path: vec!["a/**".into(), "b".into()], min_revision: None });
         assert_eq!(WatchQuery::parse(None).unwrap(), WatchQuery::default());
         assert!(WatchQuery::parse(Some("after=main")).is_err());
         assert!(WatchQuery::parse(Some(&"path=a&".repeat(65))).is_err());

@@ -13,6 +13,10 @@ use ecconfigd::init;
 use ecconfigd::server::{Options, Server};
 use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// The longest that any test waits for anything.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -157,4 +161,44 @@ pub async fn problem(response: Response) -> Value {
     assert_eq!(body["request_id"], id);
     assert_eq!(body["type"], format!("urn:eccluster:problem:{}", body["code"].as_str().unwrap()));
     body
+}
+
+/// A TLS connection that speaks HTTP/1.1, to be written by hand.
+pub async fn raw(server: &TestServer) -> TlsStream<TcpStream> {
+    let mut tls = cluster::tls::client_config(&server.ca_pem, None).unwrap();
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let tcp = TcpStream::connect(server.address).await.unwrap();
+    let name = rustls::pki_types::ServerName::from(server.address.ip());
+    TlsConnector::from(Arc::new(tls)).connect(name, tcp).await.unwrap()
+}
+
+/// Everything until the server closes.
+pub async fn read_all(stream: &mut TlsStream<TcpStream>) -> String {
+    let mut text = Vec::new();
+    // A close without close_notify is an end as well.
+    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut text)).await.expect("the server closes in time");
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// One answer: its head, and as much body as its length says.
+pub async fn read_answer(stream: &mut TlsStream<TcpStream>) -> String {
+    let reading = async {
+        let mut text = String::new();
+        while !text.ends_with("\r\n\r\n") {
+            text.push(char::from(stream.read_u8().await.unwrap()));
+        }
+        let length =
+            text.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |n| n.parse().unwrap());
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).await.unwrap();
+        text + &String::from_utf8_lossy(&body)
+    };
+    tokio::time::timeout(PATIENCE, reading).await.expect("an answer in time")
+}
+
+/// `admin`'s credentials as an `Authorization` header.
+pub fn basic(server: &TestServer) -> String {
+    use base64::Engine as _;
+    let credentials = format!("admin:{}", server.password);
+    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(credentials))
 }
