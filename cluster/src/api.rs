@@ -329,7 +329,8 @@ pub struct CommitRequest {
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ChangeRequest {
-    /// The path from the repository's root.
+    /// The path from the repository's root. One that is not UTF-8, or begins with a quotation mark, is written as git quotes it:
+    /// `"caf\351"`, quotation marks included.
     pub path: String,
     /// The file's new text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -343,7 +344,7 @@ pub struct ChangeRequest {
     /// True deletes the file, or the directory with all it holds.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub delete: bool,
-    /// Renames the file or directory.
+    /// Renames the file or directory; written like `path`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rename_to: Option<String>,
 }

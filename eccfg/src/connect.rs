@@ -42,6 +42,9 @@ impl Context<'_> {
         let identity = node_identity(&self.environment, need)?;
         if let (Need::Node, Some(identity)) = (need, &identity) {
             let ca_pem = identity.current().ca_pem().to_owned();
+            if known_ca(&settings, wc, None)?.is_some_and(|known| !is_among(identity, &known)) {
+                return Err(of_another_cluster(&self.environment));
+            }
             let client = ApiClient::as_node(servers, identity.clone())?;
             return Ok(Server::new(client, ca_pem));
         }
@@ -49,6 +52,8 @@ impl Context<'_> {
             Some(pem) => pem,
             None => self.ask_for_ca(&servers).await?,
         };
+        // A machine may be a node of one cluster and have working copies of another: there it is a stranger.
+        let identity = identity.filter(|identity| is_among(identity, &ca_pem));
         let credentials = self.credentials(&settings, &info, identity, need)?;
         tracing::debug!(?servers, ?credentials, "connecting");
         Ok(Server::new(ApiClient::new(servers, &ca_pem, credentials)?, ca_pem))
@@ -156,6 +161,18 @@ fn known_ca(
         return read_ca(&file).map(Some);
     }
     Ok(identity.map(|identity| identity.current().ca_pem().to_owned()))
+}
+
+/// True if the CA that issued `identity` is one of those in `trusted`. A file without any is told about when it is used.
+fn is_among(identity: &ReloadingIdentity, trusted: &str) -> bool {
+    let trusted = Fingerprint::all_in(trusted);
+    trusted.is_empty() || trusted.contains(&identity.current().ca_fingerprint())
+}
+
+fn of_another_cluster(environment: &Environment) -> CommandError {
+    let dir = environment.identity();
+    CommandError::failed(format!("the identity in {} is not of the cluster that is asked for", dir.display()))
+        .or_hint("ECCFG_IDENTITY names another one; without --auto a login will do")
 }
 
 fn read_ca(file: &PathBuf) -> Result<String, CommandError> {

@@ -18,6 +18,7 @@ pub mod environment;
 pub mod error;
 pub mod local_agent;
 pub mod output;
+pub mod ownership;
 pub mod place;
 pub mod prompt;
 pub mod server;
@@ -41,6 +42,11 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 /// Runs one command, `args` without the program's name, with everything it may see of its surroundings handed in, and returns the exit status. What
 /// [`main`] calls, and what tests call in process.
 pub fn run(args: impl IntoIterator<Item = OsString>, environment: Environment, ui: &mut Ui) -> u8 {
+    let args: Vec<OsString> = args.into_iter().collect();
+    // The agent calls this program so; people never do, and neither help nor completions mention it.
+    if args.first().is_some_and(|first| first == agent::isolate::NAME) {
+        return agent::isolate::called(&args);
+    }
     let cli = match cli::parse(args, ui) {
         Ok(cli) => cli,
         Err(status) => return status,

@@ -31,6 +31,8 @@ pub struct CopyInfo {
 
 const INFO_FILE: &str = "client.toml";
 const CA_FILE: &str = "ca.pem";
+/// Where `repos::worktree` puts the tree that is not in use.
+const SPARE_TREE: &str = "spare";
 
 impl CopyInfo {
     /// What `wc` remembers; the default for one that was made by other means.
@@ -110,6 +112,11 @@ pub fn shown(wc: &WorkingCopy, repo: &str, path: &str) -> String {
         Some(_) => path.to_owned(),
         None => format!("{repo}:{path}"),
     }
+}
+
+/// True if the directory the command was called in lies in a tree of `wc` that an earlier update has displaced.
+pub fn is_displaced(wc: &WorkingCopy, environment: &Environment) -> bool {
+    inside(environment.current_dir(), &wc.state_dir().join(SPARE_TREE))
 }
 
 /// True if the directory the command was called in lies in `wc`: after an exchange the caller's shell is in the displaced tree.

@@ -11,8 +11,8 @@ use cluster::api::Head;
 use cluster::http_client::ClientError as ClientHttpError;
 use repos::protocol::client::{ClientError, FetchRequest, fetch_request, read_fetch_response};
 use repos::worktree::{
-    Base, ConflictState, CreateOptions, Exchanged, Mount, SavedEdit, Settled, StageOptions, Staged, Target, Targets,
-    WorkingCopy, WorktreeError,
+    Base, ConflictState, CreateOptions, Exchanged, Mount, Ownership, SavedEdit, Settled, StageOptions, Staged, Target,
+    Targets, WorkingCopy, WorktreeError,
 };
 use repos::{Oid, PackLimits, RepoPath};
 use serde::Serialize;
@@ -131,7 +131,12 @@ fn target_of(repo: &str, head: &Head) -> Result<Target, UpdateError> {
 
 /// Makes an empty working copy at `root` for the subcluster that `info` names; the first update fills it. One that an interrupted
 /// run left is taken up.
-pub async fn create(root: &Path, info: &CopyInfo, ca_pem: &str) -> Result<WorkingCopy, CommandError> {
+pub async fn create(
+    root: &Path,
+    info: &CopyInfo,
+    ca_pem: &str,
+    ownership: Ownership,
+) -> Result<WorkingCopy, CommandError> {
     let first = info.servers.first().map(String::as_str).unwrap_or_default().trim_end_matches('/').to_owned();
     let mount = |name: &str, at: &str| Mount {
         name: name.to_owned(),
@@ -139,10 +144,7 @@ pub async fn create(root: &Path, info: &CopyInfo, ca_pem: &str) -> Result<Workin
         remote_url: format!("{first}/{name}.git"),
         ca: None,
     };
-    let options = CreateOptions {
-        mounts: vec![mount(&info.subcluster, ""), mount("global", "global")],
-        ..CreateOptions::default()
-    };
+    let options = CreateOptions { mounts: vec![mount(&info.subcluster, ""), mount("global", "global")], ownership };
     let (root, info, ca_pem) = (root.to_owned(), info.clone(), ca_pem.to_owned());
     blocking(move || {
         if let Some(parent) = root.parent() {

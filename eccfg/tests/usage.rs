@@ -19,6 +19,16 @@ const COMMANDS: &[&[&str]] = &[
     &["effective"],
     &["validate"],
     &["watch"],
+    &["subcluster"],
+    &["subcluster", "clusters"],
+    &["subcluster", "create"],
+    &["subcluster", "copy"],
+    &["subcluster", "master"],
+    &["subcluster", "slaves"],
+    &["subcluster", "override"],
+    &["subcluster", "resume"],
+    &["subcluster", "conflict"],
+    &["subcluster", "resolve"],
     &["node"],
     &["node", "token"],
     &["node", "enroll"],
@@ -208,6 +218,7 @@ fn versions_completions_and_manual_pages() {
         let script = session.run(&["completions", shell]);
         assert_eq!((script.status, script.err.as_str()), (0, ""));
         assert!(script.out.contains("bootstrap") && script.out.contains("password-file"), "{shell}");
+        assert!(!script.out.contains("agent-isolate"), "{shell} would offer what is not for people");
     }
     let pages = session.run(&["man", "pages"]);
     assert_eq!((pages.status, pages.err.as_str()), (0, ""));

@@ -143,6 +143,9 @@ fn parse(args: Vec<OsString>) -> Result<Option<Cli>, Failure> {
             let _ = error.print();
             Ok(None)
         }
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            Err(Failure::new(USAGE, "no command was given").hint("ecconfigd --help shows them"))
+        }
         Err(error) => {
             let text = error.render().to_string();
             let text = text.strip_prefix("error: ").unwrap_or(&text);
@@ -312,5 +315,6 @@ mod tests {
         assert!(failure.message.contains("--data") && !failure.message.contains('\n'), "{}", failure.message);
         let args = ["ecconfigd", "init", "--data", "d", "--node", "n1", "--listen", "nowhere"].map(OsString::from);
         assert!(parse(args.into()).unwrap_err().message.contains("nowhere"));
+        assert_eq!(parse(vec!["ecconfigd".into()]).unwrap_err().message, "no command was given");
     }
 }

@@ -131,6 +131,8 @@ fn overlaps_are_refused_and_resolved() {
     session.run("b", &["status"]);
     session.run("b", &["commit", "-m", "with markers"]);
     session.run("b", &["pull"]);
+    session.run("b", &["resolve", "."]);
+    session.run("b", &["resolve", "--revert", "--force", "."]);
     session.edit("b/default/nginx/site.conf", &SITE.replace("listen 80", "listen 83"));
     session.run("b", &["resolve", "default/nginx/site.conf"]);
     session.run("b", &["resolve", "default/nginx/site.conf"]);
@@ -151,7 +153,7 @@ fn overlaps_are_refused_and_resolved() {
     session.say("b gives one side up after --manual");
     session.edit("b/default/nginx/site.conf", &SITE.replace("listen 80", "listen 87"));
     session.run("b", &["pull", "--manual"]);
-    session.run("b", &["resolve", "--revert", "default/nginx/site.conf"]);
+    session.run("b", &["resolve", "--revert", "."]);
     assert!(session.read("b/default/nginx/site.conf").contains("listen 86"));
     session.run("b", &["status"]);
     insta::assert_snapshot!(session.transcript());
@@ -198,17 +200,32 @@ fn modes_links_and_odd_names_travel() {
     insta::assert_snapshot!(session.transcript());
 }
 
-/// JSON has no words for such names, git has: nothing is sent, and the hint says what works.
+/// Such names go through the API in git's quoted form, as do names that begin with a quotation mark.
 #[test]
-fn names_that_are_not_text_need_git() {
+fn names_that_are_not_text_travel() {
     use std::os::unix::ffi::OsStrExt;
+    let name = |wc: &[u8]| std::path::PathBuf::from(std::ffi::OsStr::from_bytes(&[wc, b"/default/caf\xe9"].concat()));
     let server = Server::start();
     let mut session = two_people(&server);
-    let name = std::ffi::OsStr::from_bytes(b"a/default/caf\xe9");
-    std::fs::write(session.dir().join(name), "x\n").expect("a file");
+    let (a, b) = (session.dir().join(name(b"a")), session.dir().join(name(b"b")));
+    std::fs::write(&a, "one\n").expect("a file");
+    std::fs::write(session.dir().join("a/default/\"quoted\""), "x\n").expect("a file");
     session.run("a", &["status"]);
     session.run("a", &["commit", "--add-all", "-m", "latin"]);
     session.run("b", &["pull"]);
+    assert_eq!(std::fs::read(&b).expect("a file"), b"one\n");
+    assert_eq!(session.read("b/default/\"quoted\""), "x\n");
+    session.say("edited on both sides, and deleted");
+    std::fs::write(&a, "two\n").expect("a file");
+    session.run("a", &["commit", "-m", "two"]);
+    std::fs::write(&b, "three\n").expect("a file");
+    session.run("b", &["commit", "-m", "three"]);
+    session.run("b", &["pull", "--theirs"]);
+    assert_eq!(std::fs::read(&b).expect("a file"), b"two\n");
+    std::fs::remove_file(&b).expect("a file");
+    session.run("b", &["commit", "--delete-all", "-m", "gone"]);
+    session.run("a", &["pull"]);
+    assert!(!a.exists());
     insta::assert_snapshot!(session.transcript());
 }
 

@@ -8,7 +8,9 @@
 mod commits;
 mod crash;
 mod history;
+mod lost_answer;
 mod nodes;
+mod odd;
 mod session;
 mod subclusters;
 #[path = "../support/mod.rs"]

@@ -35,6 +35,11 @@ impl Server {
         self.inner.borrow_mut().kill();
     }
 
+    /// A client that acts as the admin user, past whatever stands between a session and the server.
+    pub fn client(&self) -> cluster::http_client::ApiClient {
+        self.inner.borrow().client()
+    }
+
     pub fn url(&self) -> String {
         self.url.clone()
     }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer as _, GeneralName, ParsedExtension, X509Certificate, X509Name};
@@ -20,6 +21,11 @@ impl Fingerprint {
     /// The fingerprint of a certificate.
     pub fn of(certificate: &CertificateDer<'_>) -> Self {
         Self(Sha256::digest(certificate).into())
+    }
+
+    /// The fingerprints of all certificates in a PEM text; what is no certificate there counts for nothing.
+    pub fn all_in(pem: &str) -> Vec<Self> {
+        CertificateDer::pem_slice_iter(pem.as_bytes()).flatten().map(|certificate| Self::of(&certificate)).collect()
     }
 }
 

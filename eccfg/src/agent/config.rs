@@ -6,14 +6,18 @@ use cluster::documents::schema::agent::Agent;
 use cluster::documents::schema::boot::Boot;
 use cluster::documents::{LocalError, load_local};
 use cluster::http_client::ServerUrl;
+use repos::worktree::Ownership;
 
 use super::services::Services;
+use crate::ownership;
 
 /// What the node-local files say.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     /// How this node keeps its working copy.
     pub(crate) boot: Boot,
+    /// Who owns a working copy that the agent makes.
+    pub(crate) ownership: Ownership,
     /// What follows the files.
     pub(crate) services: Services,
 }
@@ -27,6 +31,9 @@ pub enum ConfigError {
     /// All patterns together are more than a matcher takes.
     #[error("{path}: the patterns of the services are too many", path = .0.display())]
     Patterns(PathBuf, #[source] globset::Error),
+    /// The owner is nobody on this machine.
+    #[error("{path}: owner: {reason}", path = .0.display(), reason = .1)]
+    Owner(PathBuf, String),
     /// No server is named anywhere.
     #[error("no server is named")]
     NoServer,
@@ -38,11 +45,14 @@ pub enum ConfigError {
 impl Config {
     /// Reads both files; one that is missing says nothing.
     pub(crate) fn load(dir: &Path) -> Result<Config, ConfigError> {
-        let boot = load_local::<Boot>(&dir.join("boot.toml"))?.unwrap_or_default();
+        let path = dir.join("boot.toml");
+        let boot = load_local::<Boot>(&path)?.unwrap_or_default();
+        let owner = boot.owner.as_deref().map(ownership::parse_owner).transpose();
+        let ownership = ownership::of(owner.map_err(|reason| ConfigError::Owner(path, reason))?, boot.umask.0);
         let path = dir.join("agent.toml");
         let agent = load_local::<Agent>(&path)?.unwrap_or_default();
         let services = Services::from_document(&agent).map_err(|cause| ConfigError::Patterns(path, cause))?;
-        Ok(Config { boot, services })
+        Ok(Config { boot, ownership, services })
     }
 
     /// The servers to try: those of the options, else those of `boot.toml`.

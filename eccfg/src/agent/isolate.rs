@@ -12,16 +12,19 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use clap::{Args as _, FromArgMatches as _};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{getgid, getuid};
 
+/// The first argument of such a call.
+pub const NAME: &str = "agent-isolate";
 /// The exit status of a check that could not be isolated; `env(1)` and the shell use 125 to 127 for their own failures too.
 const CANNOT_ISOLATE: u8 = 125;
 
 /// Internal: run a check with the staged tree bound over the working copy
 #[derive(Debug, clap::Args)]
-pub struct Options {
+struct Options {
     /// The staged tree
     #[arg(long)]
     staged: PathBuf,
@@ -33,8 +36,20 @@ pub struct Options {
     command: Vec<OsString>,
 }
 
+/// Runs the step that `args` ask for, which begin with [`NAME`].
+pub fn called(args: &[OsString]) -> u8 {
+    let command = Options::augment_args(clap::Command::new(NAME));
+    match command.try_get_matches_from(args).and_then(|matches| Options::from_arg_matches(&matches)) {
+        Ok(options) => main(&options),
+        Err(refusal) => {
+            let _ = refusal.print();
+            2
+        }
+    }
+}
+
 /// Becomes the check; returns only when that failed, with the exit status.
-pub fn main(options: &Options) -> u8 {
+fn main(options: &Options) -> u8 {
     let error = match isolate(options) {
         Ok(never) => match never {},
         Err(error) => error,
@@ -50,7 +65,7 @@ pub fn main(options: &Options) -> u8 {
 /// The arguments that run `command` through this module; they follow the name of this program.
 pub(crate) fn arguments(staged: &Path, over: &Path, command: &[String]) -> Vec<OsString> {
     let mut all: Vec<OsString> =
-        vec!["agent-isolate".into(), "--staged".into(), staged.into(), "--over".into(), over.into(), "--".into()];
+        vec![NAME.into(), "--staged".into(), staged.into(), "--over".into(), over.into(), "--".into()];
     all.extend(command.iter().map(OsString::from));
     all
 }

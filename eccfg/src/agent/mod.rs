@@ -368,7 +368,8 @@ impl Agent {
         };
         let mut mounts: Vec<Mount> = target.repos.keys().map(mount).collect();
         mounts.sort_by(|a, b| a.at.cmp(&b.at));
-        let wc = WorkingCopy::create(&self.options.wc, CreateOptions { mounts, ..CreateOptions::default() })?;
+        let options = CreateOptions { mounts, ownership: self.config.ownership };
+        let wc = WorkingCopy::create(&self.options.wc, options)?;
         fault::point("agent.created");
         self.make_known(&wc);
         tracing::info!(path = %self.options.wc.display(), "made the working copy");

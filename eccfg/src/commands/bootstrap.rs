@@ -4,6 +4,7 @@ use repos::worktree::{StageOptions, WorkingCopy};
 
 use crate::commands::{Context, Need, pull};
 use crate::error::CommandError;
+use crate::ownership::{self, Owner};
 use crate::place::{self, CopyInfo};
 use crate::update::{self, Follow};
 
@@ -23,6 +24,12 @@ pub struct Args {
     /// The node that this working copy belongs to [default: the name in the node's identity, else the short host name]
     #[arg(long, value_name = "NAME")]
     node: Option<String>,
+    /// Who owns the files: a user, `user:group` or `:group`; needs root [default: whoever runs this]
+    #[arg(long, value_name = "USER[:GROUP]", value_parser = ownership::parse_owner)]
+    owner: Option<Owner>,
+    /// The permissions that are taken away from everything that is written
+    #[arg(long, value_name = "OCTAL", default_value = "022", value_parser = ownership::parse_umask)]
+    umask: u32,
 }
 
 const DEFAULT_SUBCLUSTER: &str = "default";
@@ -64,7 +71,8 @@ pub async fn run(args: &Args, cx: &mut Context<'_>) -> Result<u8, CommandError> 
         node: Some(node),
         username: cx.settings()?.username.clone(),
     };
-    let wc = update::create(&root, &info, server.ca_pem()).await?;
+    let ownership = ownership::of(args.owner, args.umask);
+    let wc = update::create(&root, &info, server.ca_pem(), ownership).await?;
     let options = StageOptions { server: server.name(), reason: "bootstrap".into(), ..StageOptions::default() };
     let pulled = update::pull(&server, &wc, &Follow::Heads, &options).await?;
     cx.ui.progress(format!("Working copy {}", wc.root().display()))?;

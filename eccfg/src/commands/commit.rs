@@ -176,7 +176,7 @@ fn line_of(wc: &WorkingCopy, mount: &MountStatus, change: &TreeChange) -> (&'sta
     }
 }
 
-/// The same change in the API's words.
+/// The same change in the API's words, which are those of `RepoPath`'s `Display` for names that are not UTF-8.
 fn api_change(store: &repos::Store, change: TreeChange) -> Result<ChangeRequest, CommandError> {
     Ok(match change {
         TreeChange::Put { path, mode, content } => {
@@ -184,21 +184,13 @@ fn api_change(store: &repos::Store, change: TreeChange) -> Result<ChangeRequest,
                 Content::Bytes(bytes) => bytes.to_vec(),
                 Content::Blob(id) => store.reader()?.blob(id, u64::MAX)?,
             };
-            ChangeRequest::put(text(&path)?, data).with_mode(mode.unwrap_or(Mode::File).to_string())
+            ChangeRequest::put(path.to_string(), data).with_mode(mode.unwrap_or(Mode::File).to_string())
         }
-        TreeChange::Delete { path } => ChangeRequest::delete(text(&path)?),
-        TreeChange::Rename { from, to } => ChangeRequest::rename(text(&from)?, text(&to)?),
+        TreeChange::Delete { path } => ChangeRequest::delete(path.to_string()),
+        TreeChange::Rename { from, to } => ChangeRequest::rename(from.to_string(), to.to_string()),
         TreeChange::Chmod { path, mode } => {
-            ChangeRequest { path: text(&path)?, mode: Some(mode.to_string()), ..ChangeRequest::default() }
+            ChangeRequest { path: path.to_string(), mode: Some(mode.to_string()), ..ChangeRequest::default() }
         }
-    })
-}
-
-/// The API speaks JSON, which has no words for names that are not UTF-8; git has.
-fn text(path: &repos::RepoPath) -> Result<String, CommandError> {
-    path.as_str().map(str::to_owned).ok_or_else(|| {
-        CommandError::failed(format!("the name of {path} is not UTF-8"))
-            .or_hint("rename it, or commit it with plain `git push`")
     })
 }
 

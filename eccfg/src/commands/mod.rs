@@ -53,8 +53,6 @@ pub enum Command {
     Subcluster(subcluster::Args),
     Node(node::Args),
     Agent(agent::Args),
-    #[command(hide = true)]
-    AgentIsolate(crate::agent::isolate::Options),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -107,7 +105,6 @@ async fn run(command: Command, cx: &mut Context<'_>) -> Result<u8, CommandError>
         Command::Subcluster(args) => subcluster::run(&args, cx).await,
         Command::Node(args) => node::run(&args, cx).await,
         Command::Agent(args) => agent::run(&args, cx).await,
-        Command::AgentIsolate(options) => Ok(crate::agent::isolate::main(&options)),
         Command::Completions(args) => completions::run(&args, cx),
         Command::Man(args) => man::run(&args, cx),
     }
@@ -143,7 +140,18 @@ impl Context<'_> {
     /// The working copy that the command is about.
     pub fn working_copy(&mut self) -> Result<WorkingCopy, CommandError> {
         let settings = self.settings()?.clone();
-        Ok(place::find(&settings, &self.environment)?)
+        let wc = place::find(&settings, &self.environment)?;
+        self.warn_of_stale_directory(&wc);
+        Ok(wc)
+    }
+
+    /// A shell that an update left behind in the displaced tree shows and edits files that are not the working copy's any more.
+    fn warn_of_stale_directory(&mut self, wc: &WorkingCopy) {
+        if place::is_displaced(wc, &self.environment) {
+            self.ui.warning(
+                "the current directory was replaced by an update and is not the working copy any more; `cd \"$PWD\"` enters the new one",
+            );
+        }
     }
 
     /// The same for commands that go without one, unless one was named that does not exist.

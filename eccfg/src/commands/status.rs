@@ -113,6 +113,9 @@ fn print(args: &Args, report: &Report, cx: &mut Context<'_>) -> Result<(), Comma
         let place = saved.file.as_ref().map(|file| format!(", kept in {}", file.display())).unwrap_or_default();
         cx.ui.line(format!("Put aside: {} ({}{place})", saved.path, saved.reason))?;
     }
+    if !report.local.saved.is_empty() {
+        cx.ui.note("`eccfg resolve --put-aside FILE…` drops what was put aside, once it is not needed any more");
+    }
     if let Some(node) = &report.node {
         print_node(args, node, cx)?;
     }

@@ -172,8 +172,8 @@ impl WorkingCopy {
         self.stage(targets, options)?.exchange()?.settle()
     }
 
-    /// Undoes local edits, additions that `git` knows, and deletions at or below `paths`; the upstream base comes
-    /// back. Untracked files stay. Returns what was brought back.
+    /// Undoes local edits, additions that `git` knows, and deletions at or below `paths` (everywhere, if there is none);
+    /// the upstream base comes back. Untracked files stay. Returns what was brought back.
     pub fn revert(&self, paths: &[RepoPath]) -> Result<Vec<RepoPath>> {
         self.inner.revert(paths)
     }
@@ -185,7 +185,7 @@ impl WorkingCopy {
         self.inner.schedule_delete(paths, force)
     }
 
-    /// Ends the conflict of files at or below `paths`. Returns those that were in conflict.
+    /// Ends the conflict of files at or below `paths` (of all, if there is none). Returns those that were in conflict.
     pub fn resolve(&self, paths: &[RepoPath], to: ResolveTo) -> Result<Vec<RepoPath>> {
         self.inner.resolve(paths, to)
     }

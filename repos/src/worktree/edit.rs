@@ -59,6 +59,9 @@ impl Inner {
     }
 
     pub(crate) fn schedule_delete(&self, paths: &[RepoPath], force: bool) -> Result<Vec<RepoPath>> {
+        if paths.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut edit = self.edit()?;
         let mut chosen = Vec::new();
         for (mount, line) in edit.survey.lines.iter().enumerate() {
@@ -122,8 +125,9 @@ impl Inner {
     }
 }
 
+/// No path at all stands for the whole working copy.
 fn is_chosen(path: &RepoPath, paths: &[RepoPath]) -> bool {
-    paths.iter().any(|p| path.starts_with(p))
+    paths.is_empty() || paths.iter().any(|p| path.starts_with(p))
 }
 
 impl Edit<'_> {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::values::FileMode;
 use super::{Checker, Context, DocumentKind, Schema, names};
 use crate::documents::place::KeyPath;
 use crate::units::HumanDuration;
@@ -22,6 +23,10 @@ pub struct RawBoot {
     pub reload_config_on_update: Option<bool>,
     /// How often to ask when watching does not work.
     pub poll: Option<HumanDuration>,
+    /// Who owns the working copy.
+    pub owner: Option<String>,
+    /// Permissions that are taken away from everything in it.
+    pub umask: Option<FileMode>,
 }
 
 /// When a working copy follows its target.
@@ -88,6 +93,10 @@ pub struct Boot {
     pub reload_config_on_update: bool,
     /// How often to ask when watching does not work.
     pub poll: HumanDuration,
+    /// Who owns the working copy that the agent makes, as `user`, `user:group` or `:group`; whose names they are is this machine's business.
+    pub owner: Option<String>,
+    /// Permissions of group and others that are taken away from everything in it.
+    pub umask: FileMode,
 }
 
 impl Default for Boot {
@@ -99,6 +108,8 @@ impl Default for Boot {
             servers: Vec::new(),
             reload_config_on_update: true,
             poll: HumanDuration::from_secs(60),
+            owner: None,
+            umask: FileMode(0o022),
         }
     }
 }
@@ -121,6 +132,10 @@ impl Schema for Boot {
         if poll < HumanDuration::from_secs(1) {
             check.refuse(&KeyPath::keys(["poll"]), "asking more often than once a second helps nobody");
         }
+        let umask = raw.umask.unwrap_or(usual.umask);
+        if umask.0 & !0o077 != 0 {
+            check.refuse(&KeyPath::keys(["umask"]), "only permissions of group and others can be taken away");
+        }
         Self {
             autoupdate: raw.autoupdate.unwrap_or_default(),
             node: raw.node,
@@ -128,6 +143,8 @@ impl Schema for Boot {
             servers,
             reload_config_on_update: raw.reload_config_on_update.unwrap_or(usual.reload_config_on_update),
             poll,
+            owner: raw.owner,
+            umask,
         }
     }
 }
