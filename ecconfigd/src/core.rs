@@ -9,6 +9,9 @@ mod options;
 mod pin;
 mod reports;
 mod subclusters;
+mod peers;
+mod reports;
+mod steward;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -16,7 +19,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cluster::api::RevisionSpec;
-use openraft::ReadPolicy;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use repos::{Oid, RefMap, Store};
 use tokio::sync::{oneshot, watch};
@@ -31,6 +33,7 @@ use crate::commit::{
     PushRequest, Queue, large_pack,
 };
 use crate::error::{Error, Result};
+use crate::peer;
 use crate::raft::command::{Op, Outcome};
 use crate::raft::log::LogStore;
 use crate::state::{
@@ -57,6 +60,10 @@ struct Inner {
     reporter: Mutex<Option<Reporter>>,
     readiness: watch::Sender<Readiness>,
     stopping: CancellationToken,
+    /// Calls other members; absent without an identity.
+    client: Option<peer::Client>,
+    /// Answers them.
+    peers: peer::Server,
     tasks: tokio::sync::Mutex<Option<life::Tasks>>,
 }
 
@@ -261,13 +268,17 @@ impl Core {
         }
     }
 
+    /// Takes connections of other members, once TLS has chosen their protocol.
+    pub fn peers(&self) -> &peer::Server {
+        &self.inner.peers
+    }
+
     // ── repositories ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    /// Waits until this node has applied everything that was committed when the call began (a read-index). For linearizable reads without
-    /// `min_revision`, such as git's ref advertisement.
+    /// Waits until this node has applied everything that was committed when the call began (a read-index, asked of the leader). For
+    /// linearizable reads without `min_revision`, such as git's ref advertisement.
     pub async fn linearize(&self) -> Result<()> {
-        let done = self.inner.proposer.raft.ensure_linearizable(ReadPolicy::ReadIndex).await;
-        done.map(drop).map_err(|error| Error::Unavailable(error.to_string()))
+        peers::linearize(&self.inner.proposer, self.inner.raft_id, self.inner.client.as_ref()).await
     }
 
     /// All repositories by name.

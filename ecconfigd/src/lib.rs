@@ -12,6 +12,7 @@ pub mod http;
 pub mod init;
 pub mod limits;
 mod outside;
+pub mod peer;
 pub mod raft;
 pub mod server;
 pub mod state;

@@ -108,22 +108,23 @@ impl Server {
             (None, Some(first)) => first.to_string(),
             (None, None) => return Err(StartError::Other("there is no address to listen on".into())),
         };
-        let core = Core::open(CoreOptions {
+        let wanted_core = CoreOptions {
             data: options.data.clone(),
             node: node_name(&identity)?,
             address,
             limits: core_limits(&settings),
-        })
-        .await?;
+        };
+        let core = Core::open_with(wanted_core, identity.clone()).await?;
         let app = application(&options.data, core, limits, identity)?;
-        let tls = cluster::tls::server_config(app.identity.clone(), app.identity.current().ca_pem())?;
+        let tls = tls(&app.identity)?;
         let acceptor = Acceptor::new(
             Arc::new(tls),
             Web::new(app.clone()),
             app.limits.clone(),
             app.connections.clone(),
             app.draining.clone(),
-        );
+        )
+        .with_peers(app.core.peers().clone());
         for listener in listeners {
             tokio::spawn(acceptor.clone().listen(listener));
         }
@@ -183,6 +184,13 @@ fn local(options: &Options) -> Result<(DirLock, Arc<ReloadingIdentity>, Ecconfig
     };
     let lock = DirLock::acquire(data, &Owner::current("ecconfigd", identity.current().node()))?;
     Ok((lock, identity, config))
+}
+
+/// TLS for clients and for other members, who choose their own protocol.
+pub(crate) fn tls(identity: &Arc<ReloadingIdentity>) -> Result<rustls::ServerConfig, IdentityError> {
+    let mut config = cluster::tls::server_config(identity.clone(), identity.current().ca_pem())?;
+    config.alpn_protocols.push(crate::peer::ALPN.to_vec());
+    Ok(config)
 }
 
 fn node_name(identity: &ReloadingIdentity) -> Result<NodeName, StartError> {

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::ReadPolicy;
+use cluster::identity::ReloadingIdentity;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
@@ -16,15 +16,18 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::peers::PeerService;
 use super::options::{Bootstrap, CoreOptions, Readiness};
 use super::reports::Reporter;
+use super::steward;
 use super::{Core, Inner};
 use crate::commit::{Builder, NewRepo, Proposer, Queue, Verdict};
 use crate::error::{Error, Result};
+use crate::peer;
 use crate::raft::command::{Op, Outcome};
 use crate::raft::log::LogStore;
 use crate::raft::machine::Machine;
-use crate::raft::network::Unreachable;
+use crate::raft::network::Network;
 use crate::raft::{Raft, RaftNode, config};
 use crate::state::{Author, NodeKind, NodeRecord, State, has_state};
 
@@ -38,6 +41,8 @@ const LOOK: Duration = Duration::from_millis(200);
 const CONSOLIDATE_LOOK: u64 = 16;
 /// The cluster clock is written down at least this often, so that a restart loses no more of it.
 const TICK: Duration = Duration::from_secs(60);
+/// How long a stopping leader waits for its successor.
+const HAND_OVER: Duration = Duration::from_secs(2);
 
 /// Who this node is in the Raft group. Written once, beside the log it belongs to.
 #[derive(Debug, Serialize, Deserialize)]
@@ -55,6 +60,7 @@ pub(super) struct Tasks {
     pub(super) pin: JoinHandle<()>,
     pub(super) maintenance: JoinHandle<()>,
     pub(super) readiness: JoinHandle<()>,
+    pub(super) steward: JoinHandle<()>,
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
@@ -71,7 +77,7 @@ impl Core {
         let data = options.data.clone();
         let identity = Identity { version: 1, raft_id: FIRST_ID, node: options.node.to_string() };
         blocking(move || prepare_directory(&data, &identity)).await?;
-        let core = Core::start(options.clone(), FIRST_ID).await?;
+        let core = Core::start(options.clone(), FIRST_ID, None).await?;
         match core.first_state(&options, first).await {
             Ok(()) => {}
             Err(error) => {
@@ -104,6 +110,7 @@ impl Core {
             }
             let mut batch = builder.finish()?;
             batch.ops.push(Op::PutUser(first.admin));
+            let member = steward::first_member(&options, FIRST_ID);
             let record = NodeRecord {
                 name: options.node,
                 subcluster: first.subcluster,
@@ -114,6 +121,7 @@ impl Core {
                 certificates: Vec::new(),
             };
             batch.ops.push(Op::RegisterNode { record, token: None });
+            batch.ops.push(Op::PutMember(member));
             Ok(batch)
         })
         .await?;
@@ -131,18 +139,27 @@ impl Core {
         self.checkpoint().await
     }
 
-    /// Starts the core of an existing data directory. Answers as soon as it runs; it may not be ready yet.
+    /// Starts the core of an existing data directory, alone: without an identity it reaches no other member.
     pub async fn open(options: CoreOptions) -> Result<Core> {
+        Self::open_as(options, None).await
+    }
+
+    /// Starts the core of an existing data directory as the node of this identity. Answers as soon as it runs; it may not be ready yet.
+    pub async fn open_with(options: CoreOptions, identity: Arc<ReloadingIdentity>) -> Result<Core> {
+        Self::open_as(options, Some(identity)).await
+    }
+
+    async fn open_as(options: CoreOptions, tls: Option<Arc<ReloadingIdentity>>) -> Result<Core> {
         let data = options.data.clone();
         let identity = blocking(move || read_identity(&data)).await?;
         if identity.node != options.node.as_str() {
             let text = format!("{} belongs to node {}, not {}", options.data.display(), identity.node, options.node);
             return Err(Error::Invalid(text));
         }
-        Core::start(options, identity.raft_id).await
+        Core::start(options, identity.raft_id, tls).await
     }
 
-    async fn start(options: CoreOptions, raft_id: u64) -> Result<Core> {
+    async fn start(options: CoreOptions, raft_id: u64, tls: Option<Arc<ReloadingIdentity>>) -> Result<Core> {
         let limits = options.limits.clone();
         let data = options.data.clone();
         let (state, log) = blocking(move || {
@@ -154,8 +171,10 @@ impl Core {
         .await?;
         let limits = options.limits.clone();
         let config = config("eccluster", limits.compact_entries / 2).map_err(Error::internal)?;
-        let (network, machine) = (Unreachable, Machine::new(state.clone()));
+        let client = tls.map(|identity| peer::Client::new(identity, raft_id));
+        let (network, machine) = (Network::new(client.clone()), Machine::new(state.clone()));
         let raft = Raft::new(raft_id, config, network, log.clone(), machine).await.map_err(Error::internal)?;
+        let service = PeerService::new(raft.clone(), raft_id, state.clone(), options.data.clone());
         let proposer = Proposer { raft, state };
         let (queue, committer) = Queue::start(proposer.clone(), limits.gate, limits.commit_queue);
         let (reporter, reporter_task) = Reporter::start(proposer.clone(), limits.report_queue);
@@ -171,14 +190,24 @@ impl Core {
             reporter: std::sync::Mutex::new(Some(reporter)),
             readiness: readiness.clone(),
             stopping: stopping.clone(),
+            client,
+            peers: peer::Server::new(service.clone()),
             tasks: tokio::sync::Mutex::new(None),
         });
+        let _ = service.core.set(Arc::downgrade(&inner));
         let tasks = Tasks {
             committer,
             reporter: reporter_task,
             pin: tokio::spawn(super::pin::keep(proposer.clone(), raft_id, stopping.clone())),
             maintenance: tokio::spawn(maintain(inner.proposer.clone(), inner.options.limits.clone(), stopping.clone())),
-            readiness: tokio::spawn(follow_readiness(proposer, raft_id, readiness, stopping)),
+            readiness: tokio::spawn(follow_readiness(inner.clone().into(), readiness, stopping.clone())),
+            steward: tokio::spawn(steward::run(
+                proposer,
+                raft_id,
+                inner.options.clone(),
+                inner.client.clone(),
+                stopping,
+            )),
         };
         *inner.tasks.lock().await = Some(tasks);
         Ok(Core { inner })
@@ -210,14 +239,38 @@ impl Core {
         let _ = tasks.maintenance.await;
         let _ = tasks.pin.await;
         let _ = tasks.readiness.await;
+        let _ = tasks.steward.await;
+        self.hand_over().await;
         if let Err(error) = inner.proposer.raft.shutdown().await {
             tracing::error!("raft ended badly: {error}");
         }
+        inner.peers.close().await;
         if let Err(error) = self.checkpoint().await {
             tracing::error!("the last checkpoint failed, the next start reads more of the log: {error}");
         }
         if let Err(error) = inner.log.close().await {
             tracing::error!("the log could not be closed: {error}");
+        }
+    }
+
+    /// A leader that stops names its successor, the voter that has most of the log: the others then wait milliseconds, not an election.
+    async fn hand_over(&self) {
+        let raft = &self.inner.proposer.raft;
+        let mut metrics = raft.metrics();
+        let now = metrics.borrow_watched().clone();
+        let own = self.inner.raft_id;
+        let voters: BTreeSet<u64> = now.membership_config.voter_ids().filter(|id| *id != own).collect();
+        let matched = now.replication.iter().flatten().filter(|(id, _)| voters.contains(id));
+        let Some((next, _)) = matched.max_by_key(|(_, matched)| **matched) else { return };
+        if now.current_leader != Some(own) || raft.trigger().transfer_leader(*next).await.is_err() {
+            return;
+        }
+        let handed = async {
+            while metrics.borrow_and_update().current_leader == Some(own) && metrics.changed().await.is_ok() {}
+        };
+        match tokio::time::timeout(HAND_OVER, handed).await {
+            Ok(()) => tracing::info!(successor = next, "handed the leadership over"),
+            Err(_) => tracing::warn!(successor = next, "nobody took the leadership over; the others will elect"),
         }
     }
 
@@ -299,11 +352,11 @@ fn read_identity(data: &Path) -> Result<Identity> {
 
 /// Ready once everything that was committed before the start is applied and the group has a leader; failed when raft stops by itself.
 async fn follow_readiness(
-    proposer: Proposer,
-    raft_id: u64,
+    group: Group,
     readiness: watch::Sender<Readiness>,
     stopping: CancellationToken,
 ) {
+    let Group { proposer, raft_id, .. } = &group;
     let mut metrics = proposer.raft.metrics();
     let mut caught_up = false;
     let mut asked = false;
@@ -315,7 +368,7 @@ async fn follow_readiness(
             }
             return;
         }
-        let only_voter = now.membership_config.voter_ids().eq([raft_id]);
+        let only_voter = now.membership_config.voter_ids().eq([*raft_id]);
         if only_voter && now.current_leader.is_none() && !asked {
             // Alone there is nobody to wait for.
             asked = true;
@@ -324,7 +377,7 @@ async fn follow_readiness(
             }
         }
         if !caught_up && now.current_leader.is_some() {
-            caught_up = catch_up(&proposer, now.current_leader == Some(raft_id)).await;
+            caught_up = group.catch_up().await;
         }
         let next = match (caught_up, now.current_leader) {
             (true, Some(_)) => Readiness::Ready,
@@ -340,22 +393,38 @@ async fn follow_readiness(
         });
         tokio::select! {
             changed = metrics.changed() => if changed.is_err() { return },
+            // A leader that could not be asked is asked again although nothing changes here.
+            () = tokio::time::sleep(LOOK), if !caught_up => {}
             () = stopping.cancelled() => return,
         }
     }
 }
 
-async fn catch_up(proposer: &Proposer, leader: bool) -> bool {
-    let missing = proposer.state.missing_objects();
-    if !missing.is_empty() {
-        let names: Vec<_> = missing.iter().map(|(name, tips)| format!("{name} ({} refs)", tips.len())).collect();
-        tracing::error!("objects are missing in {}", names.join(", "));
-        return false;
+/// What following the group needs.
+struct Group {
+    proposer: Proposer,
+    raft_id: u64,
+    client: Option<peer::Client>,
+}
+
+impl From<Arc<Inner>> for Group {
+    fn from(inner: Arc<Inner>) -> Self {
+        Self { proposer: inner.proposer.clone(), raft_id: inner.raft_id, client: inner.client.clone() }
     }
-    if leader {
-        return proposer.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.is_ok();
+}
+
+impl Group {
+    /// Whether this node has what was committed when it was asked, and the objects to it.
+    async fn catch_up(&self) -> bool {
+        let missing = self.proposer.state.missing_objects();
+        if !missing.is_empty() {
+            let names: Vec<_> = missing.iter().map(|(name, tips)| format!("{name} ({} refs)", tips.len())).collect();
+            tracing::error!("objects are missing in {}", names.join(", "));
+            return false;
+        }
+        let done = super::peers::linearize(&self.proposer, self.raft_id, self.client.as_ref()).await;
+        done.inspect_err(|error| tracing::debug!("not caught up yet: {error}")).is_ok()
     }
-    proposer.raft.wait_for_recovery(Some(Duration::from_secs(1))).await.is_ok()
 }
 
 /// Checkpoints, compaction, consolidation, ticks.

@@ -32,6 +32,7 @@ use tokio_util::task::TaskTracker;
 use super::activity::ConnectionInfo;
 use super::wire;
 use crate::limits::{ConnectionGate, ConnectionPlace, Limits};
+use crate::peer;
 
 /// Connections over the bounds that are answered at a time; the others are closed without a word.
 const REFUSALS: usize = 32;
@@ -80,6 +81,8 @@ pub struct Acceptor<H> {
     pub draining: CancellationToken,
     /// The connections' tasks.
     pub tasks: TaskTracker,
+    /// Who takes the connections of other members, which speak no HTTP.
+    pub peers: Option<peer::Server>,
 }
 
 impl<H: Handler> Acceptor<H> {
@@ -92,7 +95,14 @@ impl<H: Handler> Acceptor<H> {
         draining: CancellationToken,
     ) -> Arc<Self> {
         let refusals = Arc::new(Semaphore::new(REFUSALS));
-        Arc::new(Self { tls: tls.into(), handler, limits, gate, refusals, draining, tasks: TaskTracker::new() })
+        let tasks = TaskTracker::new();
+        Arc::new(Self { tls: tls.into(), handler, limits, gate, refusals, draining, tasks, peers: None })
+    }
+
+    /// The same, and connections that chose the peer protocol go to this server.
+    pub fn with_peers(self: Arc<Self>, peers: peer::Server) -> Arc<Self> {
+        let this = Arc::into_inner(self).expect("it was just made and nobody else has it");
+        Arc::new(Self { peers: Some(peers), ..this })
     }
 
     /// Accepts until the server drains.
@@ -134,6 +144,7 @@ impl<H: Handler> Acceptor<H> {
         // Each stage is boxed: a task is as large as its largest stage, and an idle watcher would carry the handshake's and the other
         // protocol's room for hours.
         let Some(stream) = Box::pin(self.handshake(stream)).await else { return };
+        let Some(stream) = self.unless_peer(stream) else { return };
         let (_, session) = stream.get_ref();
         let is_http2 = session.alpn_protocol() == Some(b"h2");
         let peer = Peer::from_connection(session).unwrap_or_else(|error| {
@@ -156,6 +167,18 @@ impl<H: Handler> Acceptor<H> {
             },
         }
         drop(place);
+    }
+
+    /// The connection back, unless it is another member's: those live until the core ends, outside the bounds and the drain for clients.
+    fn unless_peer(&self, stream: Box<Tls>) -> Option<Box<Tls>> {
+        let session = stream.get_ref().1;
+        let Some(peers) = self.peers.as_ref().filter(|_| session.alpn_protocol() == Some(peer::ALPN)) else {
+            return Some(stream);
+        };
+        // No certificate, or one that names no node, is refused there, with words.
+        let peer = Peer::from_connection(session).unwrap_or_default();
+        peers.take((*stream).into(), peer);
+        None
     }
 
     /// TLS within its time; a client that speaks plain HTTP is told so.
@@ -233,7 +256,9 @@ impl<H: Handler> Acceptor<H> {
 
     /// Says why over TLS and closes, within the head's time.
     async fn refuse(&self, stream: TcpStream, response: Response<Body>) {
-        let Some(mut stream) = self.handshake(stream).await else { return };
+        let Some(stream) = self.handshake(stream).await else { return };
+        // However many clients there are, the members must reach each other.
+        let Some(mut stream) = self.unless_peer(stream) else { return };
         let _ = tokio::time::timeout(self.limits.header_time, refuse_http1(&mut stream, response)).await;
     }
 }

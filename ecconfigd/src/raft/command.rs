@@ -18,7 +18,7 @@ use repos::{Oid, RefName};
 use serde::{Deserialize, Serialize};
 
 use crate::state::{
-    CertificateRecord, Head, NodeName, NodeRecord, NodeTokenRecord, RepoName, ReportRecord, TokenRecord, UserRecord,
+    CertificateRecord, Head, MemberRecord, NodeName, NodeRecord, NodeTokenRecord, RepoName, ReportRecord, TokenRecord, UserRecord,
 };
 
 /// The version that this build writes, and the only one it reads.
@@ -156,6 +156,39 @@ pub enum Op {
     Unpin {
         /// The node.
         node: NodeName,
+    },
+    /// Creates or replaces the record of a member that is in the group already.
+    PutMember(MemberRecord),
+    /// A server joins: uses up its token, gets a number that nobody had before, and is a member from now on. The leader brings it into the
+    /// group. Again with the same key it only brings a fresh certificate.
+    Join {
+        /// The node. Its number is given when this is applied.
+        record: NodeRecord,
+        /// Whether it shall vote once it has caught up.
+        voter: bool,
+        /// SHA-256 of the public key it joins with.
+        key_sha256: [u8; 32],
+        /// The token's public part.
+        token: String,
+    },
+    /// A member shall vote, or shall not.
+    SetVoter {
+        /// The node.
+        node: NodeName,
+        /// Whether it shall.
+        voter: bool,
+    },
+    /// A node leaves for good: its records go, and its certificate is worth nothing any more.
+    RemoveNode {
+        /// The node.
+        node: NodeName,
+    },
+    /// Whoever has this token may take a member's name over, on a new machine.
+    AllowReplace {
+        /// The node.
+        node: NodeName,
+        /// The token.
+        token: NodeTokenRecord,
     },
 }
 

@@ -42,7 +42,8 @@ impl Machine {
     }
 }
 
-fn weight(entry: &Entry) -> usize {
+/// What an entry weighs, roughly.
+pub(super) fn weight(entry: &Entry) -> usize {
     match &entry.payload {
         EntryPayload::Normal(command) => command.0.len(),
         _ => 0,

@@ -2,12 +2,13 @@
 //!
 //! Only this folder names openraft's traits. What always holds: a log entry is durable before it counts, the log is the durable copy of every
 //! object until the stores were synced, and an entry carries results (packs, ref targets, times) that every replica applies alike.
-//! Left out for now: the network between members. [`network::Unreachable`] stands where it will be; with one voter nothing is ever sent.
+//! What members say to each other is in [`network`] (openraft's calls), [`wire`] (their bytes) and [`crate::peer`] (connections).
 
 pub mod command;
 pub mod log;
 pub mod machine;
 pub mod network;
+pub(crate) mod wire;
 
 use std::sync::Arc;
 
@@ -87,8 +88,8 @@ pub fn config(cluster: &str, keep_entries: u64) -> Result<Arc<openraft::Config>,
         enable_leader_restore: Some(false),
         snapshot_policy: openraft::SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: keep_entries,
-        // An entry may have 4 MiB of packs; a handful of them per request keeps a message bounded.
-        max_payload_entries: 16,
+        // The log reader bounds a request's bytes; this bounds its small entries.
+        max_payload_entries: 64,
         ..Default::default()
     };
     config.validate().map(Arc::new)

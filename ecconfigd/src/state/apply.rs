@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 use super::db::{Pending, State, StateError, TABLE, decode, encode, open_store, scan_table};
 use super::keys;
 use super::model::{CertificateRecord, Head, NodeRecord, RepoRecord, ReportRecord, RevisionRecord, TargetRecord};
-use super::model::{NodeTokenRecord, TokenRecord, UserRecord};
+use super::model::{MemberRecord, NodeTokenRecord, TokenRecord, UserRecord};
 use super::names::{NodeName, RepoName};
 use super::view::{RepoView, View};
 use crate::raft::command::{ChangeSet, IdempotencyKey, Op, Outcome, PackSource, RepoUpdate, UploadId};
@@ -220,6 +220,11 @@ impl Applying<'_, '_> {
             Op::CopyRepo { from, to } => self.copy_repo(from, to),
             Op::Pin { node } => self.pin(node),
             Op::Unpin { node } => self.unpin(node),
+            Op::PutMember(member) => self.put_member(member.clone()),
+            Op::Join { record, voter, key_sha256, token } => self.join(record, *voter, *key_sha256, token),
+            Op::SetVoter { node, voter } => self.set_voter(node, *voter),
+            Op::RemoveNode { node } => self.remove_node(node),
+            Op::AllowReplace { node, token } => self.allow_replace(node, token),
         }
     }
 
@@ -534,24 +539,32 @@ impl Applying<'_, '_> {
         {
             return Ok(Outcome::Refused(format!("node {} belongs to subcluster {}", record.name, before.subcluster)));
         }
-        if let Some(id) = token {
-            let key = keys::node_token(id);
-            match self.tables.get::<NodeTokenRecord>(&key)? {
-                Some(token) if token.expires_clock_ms <= self.view.clock_ms => {
-                    return Ok(Outcome::Refused("the token has expired".into()));
-                }
-                Some(token) if token.subcluster != record.subcluster => {
-                    return Ok(Outcome::Refused(format!("the token is for subcluster {}", token.subcluster)));
-                }
-                Some(_) => self.tables.remove(&key)?,
-                None => return Ok(Outcome::Refused("the token is not known: it was used, or has expired".into())),
-            };
+        if let Some(id) = token
+            && let Err(why) = self.use_up(id, &record.subcluster)?
+        {
+            return Ok(Outcome::Refused(why));
         }
         let mut record = record.clone();
         if let Some(before) = before {
             record.certificates = before.certificates.iter().cloned().chain(record.certificates).collect();
         }
         self.put_node(record)
+    }
+
+    /// Takes a one-time token away and answers it, or why it is not good for this.
+    fn use_up(&mut self, id: &str, subcluster: &RepoName) -> Result<Result<NodeTokenRecord, String>, StateError> {
+        let key = keys::node_token(id);
+        Ok(match self.tables.get::<NodeTokenRecord>(&key)? {
+            Some(token) if token.expires_clock_ms <= self.view.clock_ms => Err("the token has expired".into()),
+            Some(token) if token.subcluster != *subcluster => {
+                Err(format!("the token is for subcluster {}", token.subcluster))
+            }
+            Some(token) => {
+                self.tables.remove(&key)?;
+                Ok(token)
+            }
+            None => Err("the token is not known: it was used, or has expired".into()),
+        })
     }
 
     fn put_node(&mut self, mut record: NodeRecord) -> Result<Outcome, StateError> {
@@ -580,6 +593,101 @@ impl Applying<'_, '_> {
         }
         self.tables.put_record(&key, report)?;
         Ok(Outcome::Done)
+    }
+
+    // ── members ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    fn put_member(&mut self, member: MemberRecord) -> Result<Outcome, StateError> {
+        let highest: u64 = self.tables.get(keys::RAFT_IDS)?.unwrap_or(0);
+        if member.raft_id > highest {
+            self.tables.put_record(keys::RAFT_IDS, &member.raft_id)?;
+        }
+        self.tables.put_record(&keys::member(&member.node), &member)?;
+        Arc::make_mut(&mut self.view.members).insert(member.node.clone(), Arc::new(member));
+        Ok(Outcome::Done)
+    }
+
+    /// Higher than any number that a member has or ever had.
+    fn next_raft_id(&self) -> Result<u64, StateError> {
+        let given: u64 = self.tables.get(keys::RAFT_IDS)?.unwrap_or(0);
+        let present = self.view.membership.membership().nodes().map(|(id, _)| *id).max().unwrap_or(0);
+        Ok(given.max(present) + 1)
+    }
+
+    fn join(
+        &mut self,
+        record: &NodeRecord,
+        voter: bool,
+        key_sha256: [u8; 32],
+        token: &str,
+    ) -> Result<Outcome, StateError> {
+        let name = &record.name;
+        let before = self.view.nodes.get(name).cloned();
+        if let Some(before) = &before
+            && before.subcluster != record.subcluster
+        {
+            return Ok(Outcome::Refused(format!("node {name} belongs to subcluster {}", before.subcluster)));
+        }
+        let address = record.address.clone().unwrap_or_default();
+        let known = self.view.members.get(name).map(|member| member.as_ref().clone());
+        let member = match known {
+            Some(member) if member.key_sha256 == key_sha256 => MemberRecord { address, voter, ..member },
+            Some(member) if member.replaced_by.as_deref() != Some(token) => {
+                return Ok(Outcome::Refused(format!("node {name} is a member already")));
+            }
+            _ => {
+                let used = match self.use_up(token, &record.subcluster)? {
+                    Ok(used) => used,
+                    Err(why) => return Ok(Outcome::Refused(why)),
+                };
+                MemberRecord {
+                    node: name.clone(),
+                    raft_id: self.next_raft_id()?,
+                    address,
+                    voter,
+                    key_sha256,
+                    token: used.id,
+                    token_sha256: used.secret_sha256,
+                    replaced_by: None,
+                }
+            }
+        };
+        let mut record = NodeRecord { raft_id: Some(member.raft_id), ..record.clone() };
+        if let Some(before) = before {
+            record.certificates = before.certificates.iter().cloned().chain(record.certificates).collect();
+        }
+        self.put_member(member)?;
+        self.put_node(record)
+    }
+
+    fn set_voter(&mut self, node: &NodeName, voter: bool) -> Result<Outcome, StateError> {
+        let Some(member) = self.view.members.get(node).cloned() else { return Ok(Outcome::NotFound) };
+        self.put_member(MemberRecord { voter, ..member.as_ref().clone() })
+    }
+
+    fn remove_node(&mut self, node: &NodeName) -> Result<Outcome, StateError> {
+        if !self.view.nodes.contains_key(node) {
+            return Ok(Outcome::NotFound);
+        }
+        let others = self.view.members.values().any(|member| member.voter && member.node != *node);
+        if self.view.members.contains_key(node) && !others {
+            return Ok(Outcome::Refused(format!("{node} is the last voter: without it there is no cluster")));
+        }
+        if self.tables.remove(&keys::member(node))? {
+            Arc::make_mut(&mut self.view.members).remove(node);
+        }
+        for (key, _) in self.tables.scan::<ReportRecord>(&keys::reports(node))? {
+            self.tables.remove(&key)?;
+        }
+        self.tables.remove(&keys::node(node))?;
+        Arc::make_mut(&mut self.view.nodes).remove(node);
+        Ok(Outcome::Done)
+    }
+
+    fn allow_replace(&mut self, node: &NodeName, token: &NodeTokenRecord) -> Result<Outcome, StateError> {
+        let Some(member) = self.view.members.get(node).cloned() else { return Ok(Outcome::NotFound) };
+        self.tables.put_record(&keys::node_token(&token.id), token)?;
+        self.put_member(MemberRecord { replaced_by: Some(token.id.clone()), ..member.as_ref().clone() })
     }
 
     // ── time ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────

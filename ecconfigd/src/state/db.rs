@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::keys;
-use super::model::{RepoRecord, RevisionRecord, TargetRecord, TokenRecord, UserRecord};
+use super::model::{MemberRecord, RepoRecord, RevisionRecord, TargetRecord, TokenRecord, UserRecord};
 use super::names::{NodeName, RepoName};
 use super::view::{RepoView, View};
 use super::{NodeRecord, NodeTokenRecord, ReportRecord};
@@ -508,6 +508,8 @@ pub(super) fn load_view(db: &Database, data: &Path, outside: &Arc<dyn Outside>) 
     view.repos = Arc::new(load_repos(&table, data)?);
     let nodes: Vec<NodeRecord> = scan_table(&table, keys::NODES, decode)?;
     view.nodes = Arc::new(nodes.into_iter().map(|node| (node.name.clone(), Arc::new(node))).collect());
+    let members: Vec<MemberRecord> = scan_table(&table, keys::MEMBERS_WANTED, decode)?;
+    view.members = Arc::new(members.into_iter().map(|member| (member.node.clone(), Arc::new(member))).collect());
     let targets: Vec<(RepoName, TargetRecord)> =
         scan_table(&table, keys::TARGETS, |key, value| Ok((repo_name(key, keys::TARGETS)?, decode(key, value)?)))?;
     let event = |(name, record)| {

@@ -26,6 +26,9 @@ pub(super) const PIN: &[u8] = b"m/pin";
 /// First and next number in the queue of idempotency keys.
 pub(super) const IDEMPOTENCY: &[u8] = b"m/idempotency";
 
+/// The highest number in the Raft group that was ever given.
+pub(super) const RAFT_IDS: &[u8] = b"m/raft-ids";
+
 pub(super) const REPOS: &[u8] = b"repo/";
 pub(super) const REFS: &[u8] = b"ref/";
 pub(super) const TARGETS: &[u8] = b"target/";
@@ -34,6 +37,7 @@ pub(super) const TOKENS: &[u8] = b"token/";
 pub(super) const NODE_TOKENS: &[u8] = b"ntoken/";
 pub(super) const NODES: &[u8] = b"node/";
 pub(super) const UPLOADS: &[u8] = b"upload/";
+pub(super) const MEMBERS_WANTED: &[u8] = b"member/";
 
 fn join(parts: &[&[u8]]) -> Vec<u8> {
     parts.concat()
@@ -79,6 +83,10 @@ pub(super) fn node_token(id: &str) -> Vec<u8> {
 
 pub(super) fn node(name: &NodeName) -> Vec<u8> {
     join(&[NODES, name.as_str().as_bytes()])
+}
+
+pub(super) fn member(name: &NodeName) -> Vec<u8> {
+    join(&[MEMBERS_WANTED, name.as_str().as_bytes()])
 }
 
 pub(super) fn report(node: &NodeName, program: &str) -> Vec<u8> {

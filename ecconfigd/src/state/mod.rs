@@ -19,7 +19,7 @@ mod view;
 pub use apply::{Effects, IDEMPOTENCY_KEYS, MAX_UPLOAD_BYTES, MAX_UPLOADS, Remembered, Upload};
 pub use db::{State, StateError};
 pub use model::{
-    Author, CertificateRecord, Head, NodeKind, NodeRecord, NodeTokenRecord, RepoRecord, ReportRecord, RevisionRecord,
+    Author, CertificateRecord, Head, MemberRecord, NodeKind, NodeRecord, NodeTokenRecord, RepoRecord, ReportRecord, RevisionRecord,
     Role, TargetRecord, TokenRecord, UserRecord, rfc3339,
 };
 pub use names::{BadName, NodeName, RepoName};

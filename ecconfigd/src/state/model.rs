@@ -202,6 +202,27 @@ pub struct NodeRecord {
     pub certificates: Vec<CertificateRecord>,
 }
 
+/// A member of the Raft group, as it shall be. The leader changes the group until it is so.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberRecord {
+    /// The node.
+    pub node: NodeName,
+    /// Its number in the group. Never given twice: a node that lost its log is a new member.
+    pub raft_id: u64,
+    /// Where the others reach it.
+    pub address: String,
+    /// Whether it shall vote, once it has caught up.
+    pub voter: bool,
+    /// SHA-256 of the public key it joined with; zeros for the first node. Lets a join that was interrupted be repeated.
+    pub key_sha256: [u8; 32],
+    /// The public part of the token that it joined with.
+    pub token: String,
+    /// SHA-256 of that token's secret part.
+    pub token_sha256: [u8; 32],
+    /// The public part of a token that may take the name over, on a new machine.
+    pub replaced_by: Option<String>,
+}
+
 /// A certificate that the CA issued.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CertificateRecord {
@@ -248,7 +269,7 @@ macro_rules! hide_secrets {
         }
     )*};
 }
-hide_secrets!(UserRecord: name, TokenRecord: id, NodeTokenRecord: id);
+hide_secrets!(UserRecord: name, TokenRecord: id, NodeTokenRecord: id, MemberRecord: node);
 
 #[cfg(test)]
 mod tests {

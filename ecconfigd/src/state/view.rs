@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use repos::{RefMap, Store};
 
-use super::model::{Head, NodeRecord, RepoRecord};
+use super::model::{Head, MemberRecord, NodeRecord, RepoRecord};
 use super::names::{NodeName, RepoName};
 use crate::outside::Outside;
 use crate::raft::{LogId, StoredMembership};
@@ -50,6 +50,8 @@ pub struct View {
     pub repos: Arc<BTreeMap<RepoName, RepoView>>,
     /// The nodes.
     pub nodes: Arc<BTreeMap<NodeName, Arc<NodeRecord>>>,
+    /// The members of the Raft group, as they shall be.
+    pub members: Arc<BTreeMap<NodeName, Arc<MemberRecord>>>,
     /// The targets by subcluster.
     pub targets: Arc<BTreeMap<RepoName, Arc<TargetEvent>>>,
 }
@@ -68,6 +70,7 @@ impl View {
             pin: None,
             repos: Arc::default(),
             nodes: Arc::default(),
+            members: Arc::default(),
             targets: Arc::default(),
         }
     }

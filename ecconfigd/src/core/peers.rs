@@ -1,0 +1,242 @@
+//! What this node answers to the others: Raft's messages, read-indexes, snapshots.
+//!
+//! Who may ask: members of the group, by the name in their certificate and their number. A node that has not heard from a member for a while
+//! may be the one that missed the changes (it was away while others joined, or it is new itself), so it also listens to Raft's messages of
+//! any server that the cluster's CA certified; terms and logs decide then, as Raft has it.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use cluster::identity::NodeRole;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use openraft::ReadPolicy;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::storage::Snapshot;
+
+use super::Inner;
+use crate::commit::Proposer;
+use crate::error::{Error, Result};
+use crate::peer::{Bulk, Caller, Client, Method, Refusal, RefusalCode, Service, Target};
+use crate::raft::{Raft, RaftNode, wire};
+use crate::state::{Manifest, State};
+
+/// So long without a message of a member, and this node may be the one that is out of date.
+const OUT_OF_TOUCH: Duration = Duration::from_secs(2);
+/// How often the sender of a snapshot is told that it is still being installed.
+const STILL_AT_IT: Duration = Duration::from_secs(1);
+
+/// Answers the others.
+pub(super) struct PeerService {
+    pub(super) raft: Raft,
+    pub(super) raft_id: u64,
+    pub(super) state: Arc<State>,
+    pub(super) data: PathBuf,
+    /// The core, for what is more than Raft; gone while it is being made and after it ended.
+    pub(super) core: std::sync::OnceLock<Weak<Inner>>,
+    started: Instant,
+    /// When a member last sent entries or a heartbeat, in milliseconds after the start.
+    heard_ms: AtomicU64,
+}
+
+/// A member as the transport addresses it.
+pub(super) fn target(raft_id: u64, node: &RaftNode) -> Target {
+    Target { raft_id, node: node.name.clone(), address: node.address.clone() }
+}
+
+/// How long a follower waits for the leader's answer about a read, and then for its own log to get there.
+const READ_INDEX_WITHIN: Duration = Duration::from_secs(2);
+const APPLIED_WITHIN: Duration = Duration::from_secs(10);
+
+/// Waits until this node has applied what was committed when the call began.
+pub(super) async fn linearize(proposer: &Proposer, raft_id: u64, client: Option<&Client>) -> Result<()> {
+    let unavailable = |why: String| Error::Unavailable(why);
+    let metrics = proposer.raft.metrics().borrow_watched().clone();
+    let leader = metrics.current_leader.ok_or_else(|| unavailable("there is no leader at the moment".into()))?;
+    if leader == raft_id {
+        let done = proposer.raft.ensure_linearizable(ReadPolicy::ReadIndex).await;
+        return done.map(drop).map_err(|error| unavailable(error.to_string()));
+    }
+    let node = metrics.membership_config.membership().get_node(&leader).cloned();
+    let (Some(node), Some(client)) = (node, client) else {
+        return Err(unavailable("the leader is not known here".into()));
+    };
+    let answer = client.call(&target(leader, &node), Method::READ_INDEX, Bytes::new(), READ_INDEX_WITHIN).await;
+    let read = wire::read_index(answer.map_err(|error| unavailable(error.to_string()))?).map_err(Error::internal)?;
+    wait_applied(proposer, read.index, APPLIED_WITHIN).await
+}
+
+/// Waits until readers here see this entry.
+pub(super) async fn wait_applied(proposer: &Proposer, index: u64, within: Duration) -> Result<()> {
+    let mut progress = proposer.state.hub().progress();
+    let reached = async {
+        while proposer.state.view().applied_index() < index {
+            if progress.changed().await.is_err() {
+                return Err(super::stopping());
+            }
+        }
+        Ok(())
+    };
+    let late = |_| Error::Unavailable(format!("this node has not applied entry {index} yet"));
+    tokio::time::timeout(within, reached).await.map_err(late)?
+}
+
+fn fatal(error: impl std::fmt::Display) -> Refusal {
+    Refusal::failed(format!("this node's Raft has stopped: {error}"))
+}
+
+impl PeerService {
+    pub(super) fn new(raft: Raft, raft_id: u64, state: Arc<State>, data: PathBuf) -> Arc<Self> {
+        let core = std::sync::OnceLock::new();
+        Arc::new(Self { raft, raft_id, state, data, core, started: Instant::now(), heard_ms: AtomicU64::new(0) })
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn out_of_touch(&self) -> bool {
+        let silent_ms = self.now_ms().saturating_sub(self.heard_ms.load(Ordering::Relaxed));
+        !self.raft.is_leader()
+            && (self.heard_ms.load(Ordering::Relaxed) == 0 || silent_ms > OUT_OF_TOUCH.as_millis() as u64)
+    }
+
+    fn is_member(&self, raft_id: u64, node: &str) -> bool {
+        let named = |found: Option<&RaftNode>| found.is_some_and(|found| found.name == node);
+        // Openraft's membership is ahead of the applied one: the newest entry counts as soon as it is in the log.
+        named(self.raft.metrics().borrow_watched().membership_config.membership().get_node(&raft_id))
+            || named(self.state.view().membership.membership().get_node(&raft_id))
+    }
+
+    async fn append(self: Arc<Self>, body: Bytes, member: bool) -> Result<Bytes, Refusal> {
+        if member {
+            self.heard_ms.store(self.now_ms().max(1), Ordering::Relaxed);
+        }
+        let request = wire::read_append(body).map_err(Refusal::bad)?;
+        let response = self.raft.append_entries(request).await.map_err(fatal)?;
+        Ok(wire::appended(&response))
+    }
+
+    async fn vote(self: Arc<Self>, body: Bytes, pre: bool) -> Result<Bytes, Refusal> {
+        let request = wire::read_vote(body).map_err(Refusal::bad)?;
+        let response = if pre { self.raft.pre_vote(request).await } else { self.raft.vote(request).await };
+        Ok(wire::voted(&response.map_err(fatal)?))
+    }
+
+    async fn transfer_leader(self: Arc<Self>, body: Bytes) -> Result<Bytes, Refusal> {
+        let request = wire::read_transfer(body).map_err(Refusal::bad)?;
+        let response = self.raft.handle_transfer_leader(request).await.map_err(fatal)?;
+        serde_json::to_vec(&response).map(Bytes::from).map_err(Refusal::failed)
+    }
+
+    /// Only a leader that a majority still follows can say it.
+    async fn read_index(self: Arc<Self>) -> Result<Bytes, Refusal> {
+        let found = self.raft.get_read_log_id(ReadPolicy::ReadIndex).await;
+        let (read, _) = found.map_err(|error| Refusal::new(RefusalCode::NotNow, error))?;
+        Ok(wire::index(read.log_id()))
+    }
+
+    async fn snapshot(self: Arc<Self>, head: Bytes, stream: &mut Bulk) -> Result<(), Refusal> {
+        let (vote, meta) = wire::read_snapshot_head(head).map_err(Refusal::bad)?;
+        let received = self.receive_file(stream).await?;
+        let install = async {
+            let snapshot = Snapshot { meta, snapshot: Manifest { file: received } };
+            self.raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)
+        };
+        let response = while_telling(stream, install).await?;
+        let broken = |error: crate::peer::PeerError| Refusal::failed(error);
+        stream.send(wire::only_vote(&response.vote)).await.map_err(broken)?;
+        stream.finish().await.map_err(broken)
+    }
+
+    /// Into a file without a name: whatever happens, nothing is left of it.
+    async fn receive_file(&self, stream: &mut Bulk) -> Result<std::fs::File, Refusal> {
+        use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _};
+        let mut file = tokio::fs::File::from_std(tempfile::tempfile_in(&self.data).map_err(Refusal::failed)?);
+        while let Some(piece) = stream.next().await.map_err(Refusal::failed)? {
+            file.write_all(&piece).await.map_err(Refusal::failed)?;
+        }
+        file.flush().await.map_err(Refusal::failed)?;
+        file.rewind().await.map_err(Refusal::failed)?;
+        Ok(file.into_std().await)
+    }
+}
+
+/// Works, and tells the other end once a second that it still does. Ends with an error when nobody listens any more.
+async fn while_telling<T>(
+    stream: &mut Bulk,
+    work: impl Future<Output = Result<T, Refusal>>,
+) -> Result<T, Refusal> {
+    let mut work = std::pin::pin!(work);
+    loop {
+        match tokio::time::timeout(STILL_AT_IT, &mut work).await {
+            Ok(done) => return done,
+            Err(_) => {
+                stream.send(Bytes::from_static(b".")).await.map_err(Refusal::failed)?;
+                stream.flush().await.map_err(Refusal::failed)?;
+            }
+        }
+    }
+}
+
+impl Service for PeerService {
+    fn raft_id(&self) -> u64 {
+        self.raft_id
+    }
+
+    fn admit(&self, caller: &Caller, method: Option<Method>) -> Result<(), String> {
+        let node = &caller.peer.node;
+        if self.is_member(caller.raft_id, node) {
+            return Ok(());
+        }
+        let of_raft = method.is_none_or(|method| {
+            matches!(method, Method::APPEND | Method::VOTE | Method::PRE_VOTE | Method::SNAPSHOT | Method::TRANSFER_LEADER)
+        });
+        if caller.peer.role != NodeRole::Client && of_raft && self.out_of_touch() {
+            return Ok(());
+        }
+        Err(format!("node {node} is not member {} of this cluster", caller.raft_id))
+    }
+
+    fn call(
+        self: Arc<Self>,
+        caller: Arc<Caller>,
+        method: Method,
+        body: Bytes,
+        _within: Duration,
+    ) -> BoxFuture<'static, Result<Bytes, Refusal>> {
+        match method {
+            Method::APPEND => {
+                let member = self.is_member(caller.raft_id, &caller.peer.node);
+                self.append(body, member).boxed()
+            }
+            Method::VOTE => self.vote(body, false).boxed(),
+            Method::PRE_VOTE => self.vote(body, true).boxed(),
+            Method::TRANSFER_LEADER => self.transfer_leader(body).boxed(),
+            Method::READ_INDEX => self.read_index().boxed(),
+            other => {
+                let words = format!("this build does not know {other}");
+                futures::future::ready(Err(Refusal::new(RefusalCode::UnknownMethod, words))).boxed()
+            }
+        }
+    }
+
+    fn bulk<'a>(
+        self: Arc<Self>,
+        _caller: Arc<Caller>,
+        method: Method,
+        head: Bytes,
+        stream: &'a mut Bulk,
+    ) -> BoxFuture<'a, Result<(), Refusal>> {
+        match method {
+            Method::SNAPSHOT => self.snapshot(head, stream).boxed(),
+            other => {
+                let words = format!("this build does not know {other}");
+                futures::future::ready(Err(Refusal::new(RefusalCode::UnknownMethod, words))).boxed()
+            }
+        }
+    }
+}
