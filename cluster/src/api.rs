@@ -712,6 +712,49 @@ pub struct EnrollResponse {
     pub cluster: String,
 }
 
+/// A server asks to become a member of the cluster: a one-time token, a key, and where it will be reached.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct JoinRequest {
+    /// The one-time token.
+    pub token: String,
+    /// The name the node asks for: a single lower-case word.
+    pub node: String,
+    /// The certificate signing request.
+    pub csr_pem: String,
+    /// Where the other nodes reach it, `HOST:PORT`.
+    pub address: String,
+    /// Further host names and addresses that its certificate shall cover.
+    #[serde(default)]
+    pub names: Vec<String>,
+    /// True for a node that holds everything and never votes.
+    #[serde(default)]
+    pub learner: bool,
+}
+
+impl fmt::Debug for JoinRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JoinRequest").field("node", &self.node).field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// The answer to a [`JoinRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct JoinResponse {
+    /// The node's certificate chain.
+    pub certificate_pem: String,
+    /// The cluster's CA.
+    pub ca_pem: String,
+    /// The subcluster the token named.
+    pub subcluster: String,
+    /// The cluster's name.
+    pub cluster: String,
+    /// The node's number in the Raft group.
+    pub raft_id: u64,
+}
+
 /// A node asks for a fresh certificate, authenticated by the one it has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]

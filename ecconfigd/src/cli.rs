@@ -9,11 +9,14 @@ use clap::{Args, Parser, Subcommand};
 use cluster::control;
 use cluster::documents::schema::values::HostPort;
 use cluster::error::Chain;
+use cluster::http_client::{ClientError, ServerUrl};
+use cluster::identity::JoinToken;
 use cluster::shutdown::{Reason, Shutdown};
 use cluster::telemetry::{self, TelemetryOptions};
 use serde_json::json;
 
 use crate::init::{self, InitError};
+use crate::join::{self, JoinError};
 use crate::server::{self, Server, StartError};
 
 /// Something failed.
@@ -43,6 +46,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Init(Init),
+    Join(Join),
     Run(Run),
 }
 
@@ -75,13 +79,46 @@ struct Init {
     json: bool,
 }
 
+/// Become a member of a cluster that exists.
+///
+/// Exchanges a token of `eccfg node token` for a certificate. The token leaves this machine only after the server has proved to belong
+/// to the cluster that made it. Then `ecconfigd run` is all it takes: the node learns everything first, and votes when it has caught up.
+/// A join that was interrupted can be repeated with the same token.
+#[derive(Debug, Args)]
+struct Join {
+    /// Where everything is kept
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// This node's name: one lower-case word
+    #[arg(long, value_name = "NAME")]
+    node: String,
+    /// Where to listen
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: HostPort,
+    /// Where others reach this server, when not where it listens
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<HostPort>,
+    /// A server of the cluster; repeat it for more
+    #[arg(long, value_name = "URL", required = true)]
+    server: Vec<ServerUrl>,
+    /// The one-time token of `eccfg node token`
+    #[arg(long, value_name = "TOKEN")]
+    token: JoinToken,
+    /// Hold everything, but never vote
+    #[arg(long)]
+    learner: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
 /// Run the server until it is told to stop.
 ///
 /// SIGTERM and SIGINT drain and end it. Sockets that were opened before (LISTEN_FDS, as systemd does it) are served besides the
 /// addresses in `ecconfigd.toml`.
 #[derive(Debug, Args)]
 struct Run {
-    /// The data directory that init made
+    /// The data directory that init or join made
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     /// Where to listen, instead of where ecconfigd.toml says; repeat it for more
@@ -161,6 +198,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
     let runtime = runtime.map_err(|error| Failure::new(FAILED, format!("cannot start threads: {error}")))?;
     match cli.command {
         Command::Init(options) => runtime.block_on(run_init(options)),
+        Command::Join(options) => runtime.block_on(run_join(options)),
         Command::Run(options) => runtime.block_on(run(options)),
     }
 }
@@ -206,7 +244,49 @@ fn init_failure(error: InitError) -> Failure {
     }
 }
 
-/// Nodes beyond the first one hold working copies until replication is there.
+async fn run_join(options: Join) -> Result<(), Failure> {
+    let root = nix::unistd::geteuid().is_root();
+    let wanted = join::Options {
+        data: options.data,
+        node: options.node,
+        listen: options.listen,
+        advertise: options.advertise,
+        servers: options.server,
+        token: options.token,
+        learner: options.learner,
+        link: root.then(|| cluster::identity::DEFAULT_DIR.into()),
+    };
+    let report = join::join(&wanted).await.map_err(join_failure)?;
+    if options.json {
+        print(&serde_json::to_string(&report).map_err(|error| Failure::new(FAILED, error.to_string()))?);
+    } else {
+        print(&format!(
+            "Joined cluster {} as node {} of subcluster {}\n  server:   {}\n  CA:       {}",
+            report.cluster,
+            report.node,
+            report.subcluster,
+            report.url,
+            report.ca.display(),
+        ));
+    }
+    Ok(())
+}
+
+fn join_failure(error: JoinError) -> Failure {
+    let words = Chain(&error).to_string();
+    match error {
+        JoinError::Done { data } => Failure::new(CONFLICT, words).hint(format!(
+            "ecconfigd run --data {} starts it; another cluster needs another directory",
+            data.display()
+        )),
+        JoinError::Name(_) => Failure::new(USAGE, words),
+        JoinError::Lock(_) => Failure::new(CONFLICT, words),
+        JoinError::Request(ClientError::Api(_)) => Failure::new(FAILED, words)
+            .hint("eccfg node token makes a fresh token, eccfg node replace one for a name that is taken"),
+        _ => Failure::new(FAILED, words).hint("repeat the command once the cause is gone; it goes on where it stopped"),
+    }
+}
+
 async fn run(options: Run) -> Result<(), Failure> {
     raise_file_limit();
     let failed = |words: String| Failure::new(FAILED, words);
@@ -249,7 +329,8 @@ async fn hurried(shutdown: &Shutdown) {
 fn start_failure(error: StartError) -> Failure {
     let words = Chain(&error).to_string();
     match error {
-        StartError::NoCluster { .. } => Failure::new(FAILED, words).hint("ecconfigd init makes a cluster there"),
+        StartError::NoCluster { .. } => Failure::new(FAILED, words)
+            .hint("ecconfigd init makes a cluster there, ecconfigd join makes it part of one"),
         StartError::Lock(_) => Failure::new(CONFLICT, words),
         _ => Failure::new(FAILED, words),
     }

@@ -3,7 +3,10 @@
 //! What always holds: every write goes through the log and is answered after it was applied here; reads of refs, heads and targets come from
 //! one immutable picture that is exchanged as a whole after each applied entry, so nobody sees half of an update.
 
+#[cfg(test)]
+pub(crate) mod group;
 mod life;
+mod members;
 mod metrics;
 mod options;
 mod pin;
@@ -24,6 +27,8 @@ use repos::{Oid, RefMap, Store};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use self::life::FIRST_RAFT_ID;
+pub use self::members::JoinMember;
 pub use self::options::{
     Bootstrap, CoreFigures, CoreLimits, CoreOptions, Group, Member, Readiness, RegisterNode, Resolved, TemplateFile,
 };

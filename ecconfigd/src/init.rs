@@ -16,7 +16,7 @@ use cluster::lock::{DirLock, Owner};
 use serde::Serialize;
 
 use crate::accounts::password::{self, Secret};
-use crate::core::{Bootstrap, Core, CoreLimits, CoreOptions, RegisterNode};
+use crate::core::{Bootstrap, Core, CoreLimits, CoreOptions, FIRST_RAFT_ID, RegisterNode};
 use crate::error::Error;
 use crate::http::certificate_record;
 use crate::state::{NodeKind, NodeName, NodeRecord, RepoName, Role, UserRecord};
@@ -108,9 +108,9 @@ pub async fn init(options: &Options) -> Result<Report, InitError> {
     }
     let (ca, identity) = trust(options)?;
     let admin = admin(options)?;
-    let advertise = advertised(options);
+    let advertise = advertised(&options.listen, options.advertise.as_ref());
     state(options, &names, admin, &identity, &advertise).await?;
-    write_config(options)?;
+    write_config(&options.data, &options.listen, options.advertise.as_ref())?;
     if let Some(link) = &options.link {
         link_identity(link, &options.data.join(IDENTITY_DIR));
     }
@@ -171,18 +171,22 @@ fn trust(options: &Options) -> Result<(Ca, Identity), InitError> {
 fn certificate(options: &Options) -> NodeCert {
     let certificate = NodeCert::new(&options.node, &options.subcluster, NodeRole::Voter)
         .reached_at(&options.listen.to_string())
-        .reached_at(&advertised(options).to_string());
-    match nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()) {
-        // A host name that cannot be in a certificate must not keep the cluster from being made.
-        Some(host) if host.parse::<Host>().is_ok() => certificate.reached_at(&host),
-        _ => certificate,
+        .reached_at(&advertised(&options.listen, options.advertise.as_ref()).to_string());
+    match host_name() {
+        Some(host) => certificate.reached_at(&host),
+        None => certificate,
     }
 }
 
+/// The host's name, unless it is one that cannot be in a certificate: that must not keep a cluster from being made.
+pub(crate) fn host_name() -> Option<String> {
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    name.filter(|name| name.parse::<Host>().is_ok())
+}
+
 /// Where others reach the node: what was asked for, else the listen address, else, if that is a wildcard, the host's name.
-fn advertised(options: &Options) -> HostPort {
-    let listen = &options.listen;
-    if let Some(advertise) = &options.advertise {
+pub(crate) fn advertised(listen: &HostPort, advertise: Option<&HostPort>) -> HostPort {
+    if let Some(advertise) = advertise {
         return advertise.clone();
     }
     match &listen.host {
@@ -283,23 +287,27 @@ fn own_record(names: &Names, identity: &Identity, advertise: &HostPort) -> Resul
         name: names.node.clone(),
         subcluster: names.subcluster.clone(),
         kind: NodeKind::Server,
-        raft_id: None,
+        raft_id: Some(FIRST_RAFT_ID),
         address: Some(advertise.to_string()),
         joined_time_ms: crate::http::now_ms(),
         certificates: vec![certificate],
     })
 }
 
-fn write_config(options: &Options) -> Result<(), InitError> {
+pub(crate) fn write_config(
+    data: &Path,
+    listen: &HostPort,
+    advertise: Option<&HostPort>,
+) -> Result<(), files::FileError> {
     let quoted = |address: &HostPort| toml::Value::String(address.to_string()).to_string();
     let mut text = format!(
         "# Settings of ecconfigd on this machine. Limits and their defaults: docs/operating.\n\nlisten = {}\n",
-        quoted(&options.listen)
+        quoted(listen)
     );
-    if let Some(advertise) = &options.advertise {
+    if let Some(advertise) = advertise {
         text.push_str(&format!("advertise = {}        # where the others reach this server\n", quoted(advertise)));
     }
-    Ok(files::write_atomic(&options.data.join(CONFIG_FILE), text.as_bytes(), 0o644)?)
+    files::write_atomic(&data.join(CONFIG_FILE), text.as_bytes(), 0o644)
 }
 
 /// Makes the usual place of a node's identity lead to this one. An existing link or directory is kept, a dangling link is replaced, and

@@ -10,6 +10,7 @@ pub mod core;
 pub mod error;
 pub mod http;
 pub mod init;
+pub mod join;
 pub mod limits;
 mod outside;
 pub mod peer;

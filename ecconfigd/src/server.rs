@@ -4,12 +4,12 @@
 //! the other way round: no new connections and watches, what runs is finished within its deadline, then the core is closed.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::documents::schema::ecconfigd::{Ecconfigd, Limits as Settings};
-use cluster::documents::schema::values::HostPort;
+use cluster::documents::schema::values::{Host, HostPort};
 use cluster::documents::{LocalError, load_local};
 use cluster::error::Chain;
 use cluster::identity::{Ca, DEFAULT_VALIDITY, IdentityError, KeyRequest, NodeCert, NodeRole, ReloadingIdentity};
@@ -27,7 +27,7 @@ use crate::http::App;
 use crate::http::connection::Acceptor;
 use crate::http::metrics::Metrics;
 use crate::http::web::Web;
-use crate::init::{CONFIG_FILE, IDENTITY_DIR};
+use crate::init::{self, CONFIG_FILE, IDENTITY_DIR};
 use crate::limits::{AllPlaces, Limits};
 use crate::state::NodeName;
 
@@ -103,11 +103,9 @@ impl Server {
         let wanted = if options.listen.is_empty() { config.listen } else { options.listen };
         let listeners = listeners(options.inherited, &wanted).await?;
         let addresses: Vec<SocketAddr> = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
-        let address = match (&config.advertise, addresses.first()) {
-            (Some(advertise), _) => advertise.to_string(),
-            (None, Some(first)) => first.to_string(),
-            (None, None) => return Err(StartError::Other("there is no address to listen on".into())),
-        };
+        let first = addresses.first().ok_or_else(|| StartError::Other("there is no address to listen on".into()))?;
+        let listen = HostPort { host: Host::Ip(first.ip()), port: first.port() };
+        let address = init::advertised(&listen, config.advertise.as_ref()).to_string();
         let wanted_core = CoreOptions {
             data: options.data.clone(),
             node: node_name(&identity)?,
@@ -115,7 +113,7 @@ impl Server {
             limits: core_limits(&settings),
         };
         let core = Core::open_with(wanted_core, identity.clone()).await?;
-        let app = application(&options.data, core, limits, identity)?;
+        let app = application(core, limits, identity)?;
         let tls = tls(&app.identity)?;
         let acceptor = Acceptor::new(
             Arc::new(tls),
@@ -206,18 +204,7 @@ fn core_limits(settings: &Settings) -> CoreLimits {
     }
 }
 
-fn application(
-    data: &Path,
-    core: Core,
-    limits: Limits,
-    identity: Arc<ReloadingIdentity>,
-) -> Result<Arc<App>, StartError> {
-    let ca = match Ca::load(data) {
-        Ok(ca) => Some(ca),
-        // Only voters hold it.
-        Err(IdentityError::Missing { .. }) => None,
-        Err(error) => return Err(error.into()),
-    };
+fn application(core: Core, limits: Limits, identity: Arc<ReloadingIdentity>) -> Result<Arc<App>, StartError> {
     let accounts = Accounts::new(core.clone(), limits.password_checks);
     let registry = Registry::new("ecconfigd", core.node_name().as_str());
     core.register_metrics(&registry);
@@ -226,12 +213,11 @@ fn application(
         places: AllPlaces::new(&limits),
         connections: crate::limits::ConnectionGate::new(&limits),
         metrics: Metrics::new(registry),
-        cluster: core.group().cluster,
+        cluster: identity.current().cluster_name(),
         draining: CancellationToken::new(),
         core,
         limits,
         identity,
-        ca,
     }))
 }
 
@@ -277,7 +263,6 @@ fn certificate_names(listen: &[HostPort], advertise: Option<&HostPort>) -> Vec<S
 /// Renews the server's own certificate when two thirds of its life are over or it does not cover the names it is reached by (the
 /// settings or the host's name were changed), for as long as the server runs.
 async fn renew(app: Arc<App>, names: Vec<String>) {
-    let Some(ca) = &app.ca else { return };
     // What is issued is also written into the state, which takes a server that has caught up.
     let mut readiness = app.core.watch_readiness();
     let ready = readiness.wait_for(|readiness| *readiness == Readiness::Ready);
@@ -289,7 +274,7 @@ async fn renew(app: Arc<App>, names: Vec<String>) {
         let due = present.peer().renewal_due() <= OffsetDateTime::now_utc();
         let mut pause = RENEWAL_CHECK;
         if (due || !present.covers(&names))
-            && let Err(error) = renew_now(&app, ca, &names).await
+            && let Err(error) = renew_own(&app, &names).await
         {
             tracing::error!(error = %Chain(error.as_ref()), "the server's certificate was not renewed");
             pause = RENEWAL_RETRY;
@@ -298,6 +283,11 @@ async fn renew(app: Arc<App>, names: Vec<String>) {
             return;
         }
     }
+}
+
+async fn renew_own(app: &App, names: &[String]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let ca = Ca::load(app.core.data_dir())?;
+    renew_now(app, &ca, names).await
 }
 
 /// Issues the server a fresh certificate and uses it at once.

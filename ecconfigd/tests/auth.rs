@@ -213,7 +213,13 @@ async fn the_servers_own_certificate_is_replaced_without_a_restart() {
     let server = TestServer::start().await;
     let app = server.server.app().clone();
     let before = app.identity.current().peer().fingerprint;
-    ecconfigd::server::renew_now(&app, app.ca.as_ref().unwrap(), &["127.0.0.1".into()]).await.unwrap();
+    ecconfigd::server::renew_now(
+        &app,
+        &cluster::identity::Ca::load(app.core.data_dir()).unwrap(),
+        &["127.0.0.1".into()],
+    )
+    .await
+    .unwrap();
     assert_ne!(app.identity.current().peer().fingerprint, before);
     let fresh = support::client(&server.ca_pem, None, None);
     assert_eq!(fresh.get(server.url("/healthz")).send().await.unwrap().status(), 200);
@@ -246,7 +252,7 @@ async fn short_lived(server: &TestServer, node: &str, life: Duration) -> Arc<Rel
     let app = server.server.app();
     let key = KeyRequest::generate(node).unwrap();
     let wanted = NodeCert::new(node, "default", NodeRole::Client);
-    let chain = app.ca.as_ref().unwrap().issue(key.csr_pem(), &wanted, life).unwrap();
+    let chain = cluster::identity::Ca::load(app.core.data_dir()).unwrap().issue(key.csr_pem(), &wanted, life).unwrap();
     let identity = key.certified(&chain.pem, &chain.ca_pem).unwrap();
     let record = CertificateRecord {
         serial: String::new(),

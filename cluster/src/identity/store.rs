@@ -53,12 +53,31 @@ impl KeyRequest {
     pub fn generate(node: &str) -> Result<Self, IdentityError> {
         check_node_name(node)?;
         let key = KeyPair::generate().map_err(IdentityError::crypto("make a key"))?;
+        Self::for_key(&key, node)
+    }
+
+    fn for_key(key: &KeyPair, node: &str) -> Result<Self, IdentityError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, node);
-        let request = params.serialize_request(&key).map_err(IdentityError::crypto("make a certificate request"))?;
+        let request = params.serialize_request(key).map_err(IdentityError::crypto("make a certificate request"))?;
         let csr_pem = request.pem().map_err(IdentityError::crypto("write a certificate request"))?;
         Ok(Self { key_pem: Zeroizing::new(key.serialize_pem()), csr_pem })
+    }
+
+    /// The key that was kept in this file by an earlier, interrupted attempt, or a fresh one that is kept there now.
+    pub fn kept(path: &Path, node: &str) -> Result<Self, IdentityError> {
+        check_node_name(node)?;
+        let key_pem = match files::read_limited(path, FILE_LIMIT_BYTES)? {
+            Some(bytes) => Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned()),
+            None => {
+                let fresh = Self::generate(node)?;
+                files::write_atomic(path, fresh.key_pem.as_bytes(), 0o600)?;
+                return Ok(fresh);
+            }
+        };
+        let key = KeyPair::from_pem(&key_pem).map_err(IdentityError::crypto("read the kept key"))?;
+        Self::for_key(&key, node)
     }
 
     /// The certificate request.
@@ -145,6 +164,11 @@ impl Identity {
         }
         remove_generations(dir, &[Some(PathBuf::from(name)), before]);
         Ok(())
+    }
+
+    /// The name of the cluster that issued it.
+    pub fn cluster_name(&self) -> String {
+        super::peer::cluster_name_of(&self.ca)
     }
 
     /// Who this is.

@@ -27,6 +27,8 @@ pub enum Action<'a> {
     Report(&'a NodeName),
     /// Make tokens for new nodes.
     IssueNodeToken,
+    /// Let members vote or not, remove and replace nodes.
+    ManageNodes,
     /// Make, list and revoke one's own API tokens and change one's password.
     OwnAccount,
     /// See and revoke everybody's tokens.
@@ -56,6 +58,7 @@ fn user_may(role: Role, action: Action<'_>) -> bool {
         | Action::ManageRepo(_)
         | Action::PinLeader
         | Action::IssueNodeToken
+        | Action::ManageNodes
         | Action::AllAccounts
         | Action::Report(_) => role == Role::Admin,
         Action::Renew => false,
@@ -72,6 +75,7 @@ fn node_may(name: &NodeName, subcluster: &RepoName, role: NodeRole, action: Acti
         | Action::ManageRepo(_)
         | Action::PinLeader
         | Action::IssueNodeToken
+        | Action::ManageNodes
         | Action::OwnAccount
         | Action::AllAccounts => false,
     }
@@ -88,6 +92,7 @@ fn words(action: Action<'_>) -> String {
         Action::Follow(node) => format!("follow {node}"),
         Action::Report(node) => format!("report for {node}"),
         Action::IssueNodeToken => "make node tokens".into(),
+        Action::ManageNodes => "manage nodes".into(),
         Action::OwnAccount => "manage an account".into(),
         Action::AllAccounts => "manage other accounts".into(),
         Action::Renew => "renew a node's certificate".into(),
@@ -140,6 +145,7 @@ mod tests {
             (Action::Report(&n1), [true, false, false, true, true]),
             (Action::Report(&n2), [true, false, false, false, false]),
             (Action::IssueNodeToken, [true, false, false, false, false]),
+            (Action::ManageNodes, [true, false, false, false, false]),
             (Action::OwnAccount, [true, true, true, false, false]),
             (Action::AllAccounts, [true, false, false, false, false]),
             (Action::Renew, [false, false, false, true, true]),

@@ -16,8 +16,8 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::peers::PeerService;
 use super::options::{Bootstrap, CoreOptions, Readiness};
+use super::peers::PeerService;
 use super::reports::Reporter;
 use super::steward;
 use super::{Core, Inner};
@@ -34,7 +34,7 @@ use crate::state::{Author, NodeKind, NodeRecord, State, has_state};
 const MARKER: &str = "bootstrap.unfinished";
 const IDENTITY: &str = "node.json";
 /// The first voter's number.
-const FIRST_ID: u64 = 1;
+pub const FIRST_RAFT_ID: u64 = 1;
 /// How often maintenance looks whether something is due.
 const LOOK: Duration = Duration::from_millis(200);
 /// Packs are counted after so many entries.
@@ -47,10 +47,10 @@ const HAND_OVER: Duration = Duration::from_secs(2);
 /// Who this node is in the Raft group. Written once, beside the log it belongs to.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Identity {
-    version: u32,
-    raft_id: u64,
-    node: String,
+pub(super) struct Identity {
+    pub(super) version: u32,
+    pub(super) raft_id: u64,
+    pub(super) node: String,
 }
 
 /// What runs beside the requests, to be ended in order.
@@ -75,9 +75,9 @@ impl Core {
             return Err(Error::Invalid(format!("the first node's subcluster {} has no repository", first.subcluster)));
         }
         let data = options.data.clone();
-        let identity = Identity { version: 1, raft_id: FIRST_ID, node: options.node.to_string() };
+        let identity = Identity { version: 1, raft_id: FIRST_RAFT_ID, node: options.node.to_string() };
         blocking(move || prepare_directory(&data, &identity)).await?;
-        let core = Core::start(options.clone(), FIRST_ID, None).await?;
+        let core = Core::start(options.clone(), FIRST_RAFT_ID, None).await?;
         match core.first_state(&options, first).await {
             Ok(()) => {}
             Err(error) => {
@@ -93,7 +93,7 @@ impl Core {
     async fn first_state(&self, options: &CoreOptions, first: Bootstrap) -> Result<()> {
         let raft = &self.inner.proposer.raft;
         let member = RaftNode { name: options.node.to_string(), address: options.address.clone() };
-        let members = std::collections::BTreeMap::from([(FIRST_ID, member)]);
+        let members = std::collections::BTreeMap::from([(FIRST_RAFT_ID, member)]);
         raft.initialize(members).await.map_err(Error::internal)?;
         self.wait_ready(Duration::from_secs(30)).await?;
         let state = self.inner.proposer.state.clone();
@@ -110,12 +110,12 @@ impl Core {
             }
             let mut batch = builder.finish()?;
             batch.ops.push(Op::PutUser(first.admin));
-            let member = steward::first_member(&options, FIRST_ID);
+            let member = steward::first_member(&options, FIRST_RAFT_ID);
             let record = NodeRecord {
                 name: options.node,
                 subcluster: first.subcluster,
                 kind: NodeKind::Server,
-                raft_id: Some(FIRST_ID),
+                raft_id: Some(FIRST_RAFT_ID),
                 address: Some(options.address),
                 joined_time_ms: time_ms,
                 certificates: Vec::new(),
@@ -253,6 +253,23 @@ impl Core {
         }
     }
 
+    /// Ends as a kill would, as far as that is possible within a process.
+    #[cfg(test)]
+    pub(crate) async fn kill(&self) {
+        let inner = &self.inner;
+        let Some(tasks) = inner.tasks.lock().await.take() else { return };
+        inner.peers.close().await;
+        inner.stopping.cancel();
+        let _ = inner.proposer.raft.shutdown().await;
+        inner.proposer.state.hub().close();
+        drop(super::locked(&inner.queue).take());
+        drop(super::locked(&inner.reporter).take());
+        for task in [tasks.committer, tasks.reporter, tasks.maintenance, tasks.readiness, tasks.steward] {
+            let _ = task.await;
+        }
+        let _ = inner.log.close().await;
+    }
+
     /// A leader that stops names its successor, the voter that has most of the log: the others then wait milliseconds, not an election.
     async fn hand_over(&self) {
         let raft = &self.inner.proposer.raft;
@@ -309,9 +326,27 @@ fn prepare_directory(data: &Path, identity: &Identity) -> Result<()> {
     }
     std::fs::create_dir_all(data).map_err(io("create", data))?;
     cluster::files::write_atomic(&marker, b"removed when the cluster is made\n", 0o600).map_err(Error::internal)?;
-    std::fs::create_dir_all(&raft).map_err(io("create", &raft))?;
+    put_identity(&raft, identity)
+}
+
+fn put_identity(raft: &Path, identity: &Identity) -> Result<()> {
+    std::fs::create_dir_all(raft).map_err(io("create", raft))?;
     let json = serde_json::to_vec_pretty(identity).map_err(Error::internal)?;
     cluster::files::write_atomic(&raft.join(IDENTITY), &json, 0o600).map_err(Error::internal)
+}
+
+/// Writes who a node that joins is, unless the directory is another member's.
+pub(super) fn write_identity(data: &Path, identity: &Identity) -> Result<()> {
+    let raft = data.join("raft");
+    if raft.join(IDENTITY).exists() || has_state(data) {
+        let present = read_identity(data)?;
+        if present.raft_id == identity.raft_id && present.node == identity.node {
+            return Ok(());
+        }
+        let name = format!("{} belongs to member {} ({})", data.display(), present.raft_id, present.node);
+        return Err(Error::Exists { kind: "log", name });
+    }
+    put_identity(&raft, identity)
 }
 
 fn remove(result: std::io::Result<()>) -> std::io::Result<()> {
@@ -351,11 +386,7 @@ fn read_identity(data: &Path) -> Result<Identity> {
 }
 
 /// Ready once everything that was committed before the start is applied and the group has a leader; failed when raft stops by itself.
-async fn follow_readiness(
-    group: Group,
-    readiness: watch::Sender<Readiness>,
-    stopping: CancellationToken,
-) {
+async fn follow_readiness(group: Group, readiness: watch::Sender<Readiness>, stopping: CancellationToken) {
     let Group { proposer, raft_id, .. } = &group;
     let mut metrics = proposer.raft.metrics();
     let mut caught_up = false;

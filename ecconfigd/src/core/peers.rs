@@ -166,10 +166,7 @@ impl PeerService {
 }
 
 /// Works, and tells the other end once a second that it still does. Ends with an error when nobody listens any more.
-async fn while_telling<T>(
-    stream: &mut Bulk,
-    work: impl Future<Output = Result<T, Refusal>>,
-) -> Result<T, Refusal> {
+async fn while_telling<T>(stream: &mut Bulk, work: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
     let mut work = std::pin::pin!(work);
     loop {
         match tokio::time::timeout(STILL_AT_IT, &mut work).await {
@@ -193,7 +190,10 @@ impl Service for PeerService {
             return Ok(());
         }
         let of_raft = method.is_none_or(|method| {
-            matches!(method, Method::APPEND | Method::VOTE | Method::PRE_VOTE | Method::SNAPSHOT | Method::TRANSFER_LEADER)
+            matches!(
+                method,
+                Method::APPEND | Method::VOTE | Method::PRE_VOTE | Method::SNAPSHOT | Method::TRANSFER_LEADER
+            )
         });
         if caller.peer.role != NodeRole::Client && of_raft && self.out_of_touch() {
             return Ok(());

@@ -246,10 +246,7 @@ mod tests {
     fn who_joins_learns_first_and_votes_then() {
         let members = [member(1, "a", true), member(2, "b", true), member(3, "c", false)];
         let steps = story(&members, &[1], &[(1, "a")]);
-        assert_eq!(
-            steps,
-            [Step::AddLearner(2, node("b")), Step::AddLearner(3, node("c")), Step::Promote(2)]
-        );
+        assert_eq!(steps, [Step::AddLearner(2, node("b")), Step::AddLearner(3, node("c")), Step::Promote(2)]);
     }
 
     #[test]

@@ -35,7 +35,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
-use cluster::identity::{Ca, ReloadingIdentity};
+use cluster::identity::ReloadingIdentity;
 use http::{Extensions, HeaderMap, header};
 use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi as _;
@@ -63,8 +63,6 @@ pub struct App {
     pub connections: Arc<ConnectionGate>,
     /// This node's certificate and the CA's.
     pub identity: Arc<ReloadingIdentity>,
-    /// The CA with its key, on voters.
-    pub ca: Option<Ca>,
     /// Counters.
     pub metrics: Metrics,
     /// No new work from here on.

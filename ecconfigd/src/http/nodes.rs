@@ -33,6 +33,9 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(list))
         .routes(routes!(one))
         .routes(routes!(report))
+        .routes(routes!(promote))
+        .routes(routes!(demote))
+        .routes(routes!(remove))
 }
 
 /// The Raft group as this server sees it.
@@ -111,6 +114,54 @@ async fn report(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// The member shall vote. It does once it has caught up.
+#[utoipa::path(post, path = "/api/v1/nodes/{node}/promote", tag = "nodes", operation_id = "promoteNode", params(
+    ("node" = String, Path, description = "The member"),
+), responses(
+    (status = 204, description = "Recorded"),
+    (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
+))]
+async fn promote(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(node): Path<NodeName>,
+) -> Result<StatusCode, ApiError> {
+    app.set_voter(&caller, &node, true).await
+}
+
+/// The member shall not vote any more. It keeps everything and goes on serving.
+#[utoipa::path(post, path = "/api/v1/nodes/{node}/demote", tag = "nodes", operation_id = "demoteNode", params(
+    ("node" = String, Path, description = "The member"),
+), responses(
+    (status = 204, description = "Recorded"),
+    (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
+))]
+async fn demote(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(node): Path<NodeName>,
+) -> Result<StatusCode, ApiError> {
+    app.set_voter(&caller, &node, false).await
+}
+
+/// The node leaves for good, dead or alive. Its certificate is worth nothing any more.
+#[utoipa::path(delete, path = "/api/v1/nodes/{node}", tag = "nodes", operation_id = "removeNode", params(
+    ("node" = String, Path, description = "The node"),
+), responses(
+    (status = 204, description = "Removed"),
+    (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
+))]
+async fn remove(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(node): Path<NodeName>,
+) -> Result<StatusCode, ApiError> {
+    authorize(&caller, Action::ManageNodes)?;
+    app.core.remove_node(&node).await?;
+    tracing::info!(by = caller.name(), %node, "a node was removed");
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// Refuses what is no report, cuts what is too long.
 fn check(report: &mut NodeReport) -> Result<(), ApiError> {
     let word = |text: &str| {
@@ -137,6 +188,13 @@ fn keep_end(text: &mut String) {
 }
 
 impl App {
+    async fn set_voter(&self, caller: &Caller, node: &NodeName, voter: bool) -> Result<StatusCode, ApiError> {
+        authorize(caller, Action::ManageNodes)?;
+        self.core.set_voter(node, voter).await?;
+        tracing::info!(by = caller.name(), %node, voter, "a member's vote was changed");
+        Ok(StatusCode::NO_CONTENT)
+    }
+
     /// Every node, by name: those of the state, and those that `cluster.toml` names in advance.
     async fn node_infos(&self) -> Result<Vec<NodeInfo>, ApiError> {
         let group = self.core.group();

@@ -11,18 +11,20 @@ use axum::Json as JsonBody;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use cluster::api::{
-    EnrollRequest, EnrollResponse, NodeRole, NodeTokenRequest, NodeTokenResponse, Problem, RenewRequest, RenewResponse,
+    EnrollRequest, EnrollResponse, JoinRequest, JoinResponse, NodeRole, NodeTokenRequest, NodeTokenResponse, Problem,
+    RenewRequest, RenewResponse,
 };
-use cluster::identity::{Ca, CertChain, DEFAULT_VALIDITY, JoinToken, NodeCert};
+use cluster::documents::schema::values::HostPort;
+use cluster::identity::{Ca, CertChain, DEFAULT_VALIDITY, IdentityError, JoinToken, NodeCert};
 use http::{HeaderValue, StatusCode, header};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::App;
-use super::extract::{Json, Payload};
+use super::extract::{Json, Path, Payload};
 use super::problem::{ApiError, Code};
 use crate::accounts::{Action, Caller, Who, authorize};
-use crate::core::RegisterNode;
+use crate::core::{JoinMember, RegisterNode};
 use crate::state::{CertificateRecord, NodeKind, NodeName, NodeRecord, NodeTokenRecord, RepoName, rfc3339};
 
 /// How long a node token is good for unless the request says otherwise: an afternoon of installing machines.
@@ -31,11 +33,18 @@ const NODE_TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
 const NODE_TOKEN_TTL_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
 impl Payload for EnrollRequest {}
+impl Payload for JoinRequest {}
 impl Payload for RenewRequest {}
 impl Payload for NodeTokenRequest {}
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new().routes(routes!(node_token)).routes(routes!(enroll)).routes(routes!(renew)).routes(routes!(ca))
+    OpenApiRouter::new()
+        .routes(routes!(node_token))
+        .routes(routes!(replace))
+        .routes(routes!(enroll))
+        .routes(routes!(join))
+        .routes(routes!(renew))
+        .routes(routes!(ca))
 }
 
 /// Makes a one-time token for a new node.
@@ -58,7 +67,19 @@ async fn node_token(
     }
     app.core.repo(&subcluster)?;
     let ttl = ttl(request.ttl.as_deref(), NODE_TOKEN_TTL, NODE_TOKEN_TTL_MAX)?;
-    let token = JoinToken::generate(app.ca()?.fingerprint());
+    let (token, record) = new_token(&app, &caller, &subcluster, ttl);
+    app.core.put_node_token(record).await?;
+    tracing::info!(by = caller.name(), id = token.id(), %subcluster, "a node token was made");
+    let body = NodeTokenResponse {
+        token: token.expose().to_string(),
+        subcluster: subcluster.to_string(),
+        expires: rfc3339(now_ms() + ttl.as_millis() as u64),
+    };
+    Ok((StatusCode::CREATED, no_store(), JsonBody(body)).into_response())
+}
+
+fn new_token(app: &App, caller: &Caller, subcluster: &RepoName, ttl: Duration) -> (JoinToken, NodeTokenRecord) {
+    let token = JoinToken::generate(app.identity.current().ca_fingerprint());
     let record = NodeTokenRecord {
         id: token.id(),
         secret_sha256: token.secret().sha256(),
@@ -66,12 +87,30 @@ async fn node_token(
         created_by: caller.name().to_owned(),
         expires_clock_ms: app.core.clock_ms() + ttl.as_millis() as u64,
     };
-    app.core.put_node_token(record).await?;
-    tracing::info!(by = caller.name(), id = token.id(), %subcluster, "a node token was made");
+    (token, record)
+}
+
+/// A token for a machine that takes a member's name over: the old machine is dead, or will be.
+#[utoipa::path(post, path = "/api/v1/nodes/{node}/replace", tag = "trust", operation_id = "replaceNode", params(
+    ("node" = String, Path, description = "The member to replace"),
+), responses(
+    (status = 201, description = "The token, shown once", body = NodeTokenResponse),
+    (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
+))]
+async fn replace(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(node): Path<NodeName>,
+) -> Result<Response, ApiError> {
+    authorize(&caller, Action::ManageNodes)?;
+    let subcluster = app.core.node(&node)?.subcluster.clone();
+    let (token, record) = new_token(&app, &caller, &subcluster, NODE_TOKEN_TTL);
+    app.core.allow_replace(&node, record).await?;
+    tracing::info!(by = caller.name(), id = token.id(), %node, "a node may be replaced");
     let body = NodeTokenResponse {
         token: token.expose().to_string(),
         subcluster: subcluster.to_string(),
-        expires: rfc3339(now_ms() + ttl.as_millis() as u64),
+        expires: rfc3339(now_ms() + NODE_TOKEN_TTL.as_millis() as u64),
     };
     Ok((StatusCode::CREATED, no_store(), JsonBody(body)).into_response())
 }
@@ -111,6 +150,69 @@ async fn enroll(State(app): State<Arc<App>>, Json(request): Json<EnrollRequest>)
         cluster: app.cluster().to_owned(),
     };
     Ok((no_store(), JsonBody(body)).into_response())
+}
+
+/// A server becomes a member of the cluster. Needs no login: the token is one. Again with the same key is the same join.
+#[utoipa::path(post, path = "/api/v1/join", tag = "trust", operation_id = "join", security(()),
+    request_body = JoinRequest, responses(
+    (status = 200, description = "The certificate, and who it is in the group", body = JoinResponse),
+    (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
+))]
+async fn join(State(app): State<Arc<App>>, Json(request): Json<JoinRequest>) -> Result<Response, ApiError> {
+    let name = node_name(&request.node)?;
+    let invalid = |words: String| ApiError::new(Code::Invalid, words);
+    let address: HostPort = request.address.parse().map_err(|error| invalid(format!("address: {error}")))?;
+    let (token, subcluster) = find_join_token(&app, &name, &request.token)?;
+    let role = if request.learner { NodeRole::Learner } else { NodeRole::Voter };
+    let wanted = certificate_for(&name, &subcluster, role, Some(&address.to_string()));
+    let wanted = request.names.iter().take(MAX_NAMES).fold(wanted, |certificate, name| certificate.reached_at(name));
+    let chain =
+        app.ca()?.issue(&request.csr_pem, &wanted, DEFAULT_VALIDITY).map_err(|error| invalid(error.to_string()))?;
+    let record = NodeRecord {
+        name: name.clone(),
+        subcluster: subcluster.clone(),
+        kind: NodeKind::Server,
+        raft_id: None,
+        address: Some(address.to_string()),
+        joined_time_ms: now_ms(),
+        certificates: vec![issued(&chain)?],
+    };
+    let key_sha256 = public_key_sha256(&chain.pem).map_err(|error| ApiError::internal(&error))?;
+    let member = app.core.join_member(JoinMember { record, voter: !request.learner, key_sha256, token }).await?;
+    tracing::info!(node = %name, %subcluster, raft_id = member.raft_id, "a server joined");
+    let body = JoinResponse {
+        certificate_pem: chain.pem,
+        ca_pem: chain.ca_pem,
+        subcluster: subcluster.to_string(),
+        cluster: app.cluster().to_owned(),
+        raft_id: member.raft_id,
+    };
+    Ok((no_store(), JsonBody(body)).into_response())
+}
+
+/// Names of one certificate: listen address, host name, and a few that somebody wants.
+const MAX_NAMES: usize = 16;
+
+/// The token's public part and its subcluster: a live token, or the one that this very member has joined with. Whether the key is the
+/// member's, too, is decided in the log.
+fn find_join_token(app: &App, name: &NodeName, text: &str) -> Result<(String, RepoName), ApiError> {
+    if let Some(member) = app.core.member(name)
+        && let Ok(token) = text.parse::<JoinToken>()
+        && token.id() == member.token
+        && token.secret_matches(&member.token_sha256)
+    {
+        return Ok((token.id(), app.core.node(name)?.subcluster.clone()));
+    }
+    find_token(app, text).map(|token| (token.id, token.subcluster))
+}
+
+/// What a member is recognised by when it repeats a join.
+fn public_key_sha256(pem: &str) -> Result<[u8; 32], String> {
+    use sha2::Digest as _;
+    use x509_parser::prelude::{FromDer as _, X509Certificate};
+    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).map_err(|error| error.to_string())?;
+    let (_, certificate) = X509Certificate::from_der(&pem.contents).map_err(|error| error.to_string())?;
+    Ok(sha2::Sha256::digest(certificate.public_key().raw).into())
 }
 
 /// A node gets a fresh certificate, authenticated by the one it has.
@@ -225,9 +327,13 @@ pub(crate) fn now_ms() -> u64 {
 }
 
 impl App {
-    fn ca(&self) -> Result<&Ca, ApiError> {
-        self.ca
-            .as_ref()
-            .ok_or_else(|| ApiError::new(Code::Unavailable, "this node does not hold the CA's key").hint("ask a voter"))
+    /// The CA with its key, which only voters hold. Read where it is needed: it comes and goes with the vote, and is seldom used.
+    pub(crate) fn ca(&self) -> Result<Ca, ApiError> {
+        Ca::load(self.core.data_dir()).map_err(|error| match error {
+            IdentityError::Missing { .. } => {
+                ApiError::new(Code::Unavailable, "this node does not hold the CA's key").hint("ask a voter")
+            }
+            error => ApiError::internal(&cluster::error::Chain(&error)),
+        })
     }
 }

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use cluster::documents::schema::values::Host;
 use cluster::documents::schema::values::HostPort;
 use cluster::identity::{IdentityError, Peer, ReloadingIdentity};
-use cluster::documents::schema::values::Host;
 use rustls::pki_types::ServerName;
 use tokio::io::BufStream;
 use tokio::net::TcpStream;

@@ -156,12 +156,17 @@ mod tests {
         let frame = Frame::Request { id: 7, method: Method::VOTE, time_left_ms: 250, body: Bytes::from_static(b"x") };
         write(&mut wire, &frame).await.unwrap();
         write(&mut wire, &Frame::Refusal { id: 7, refusal: Refusal::bad("no") }).await.unwrap();
-        assert_eq!(hex::encode(wire), "10000000010700000000000000 0200fa00000078 0c0000000307000000000000000 36e6f".replace(' ', ""));
+        assert_eq!(
+            hex::encode(wire),
+            "10000000010700000000000000 0200fa00000078 0c0000000307000000000000000 36e6f".replace(' ', "")
+        );
     }
 
     #[tokio::test]
     async fn senseless_frames_are_refused() {
-        for wire in [&[0, 0, 0, 0][..], &[255, 255, 255, 255], &[9, 0, 0, 0, 99, 0, 0, 0, 0, 0, 0, 0, 0], &[9, 0, 0, 0, 1]] {
+        for wire in
+            [&[0, 0, 0, 0][..], &[255, 255, 255, 255], &[9, 0, 0, 0, 99, 0, 0, 0, 0, 0, 0, 0, 0], &[9, 0, 0, 0, 1]]
+        {
             assert!(read(&mut &wire[..]).await.is_err(), "{wire:?}");
         }
     }

@@ -48,7 +48,11 @@ fn invalid(words: impl Into<String>) -> io::Error {
 }
 
 /// Writes version and words.
-pub(super) async fn write<T: Serialize>(out: &mut (impl AsyncWrite + Unpin), version: u16, words: &T) -> io::Result<()> {
+pub(super) async fn write<T: Serialize>(
+    out: &mut (impl AsyncWrite + Unpin),
+    version: u16,
+    words: &T,
+) -> io::Result<()> {
     let json = serde_json::to_vec(words)?;
     let mut bytes = MAGIC.to_vec();
     bytes.extend_from_slice(&version.to_le_bytes());
@@ -77,5 +81,7 @@ pub(super) async fn read(input: &mut (impl AsyncRead + Unpin)) -> io::Result<(u1
 
 /// What is said to a version that is not ours.
 pub(super) fn other_version(theirs: u16) -> String {
-    format!("this node speaks version {VERSION} of the peer protocol, the other end speaks {theirs}: run the same ecconfigd, or a newer one, on both")
+    format!(
+        "this node speaks version {VERSION} of the peer protocol, the other end speaks {theirs}: run the same ecconfigd, or a newer one, on both"
+    )
 }

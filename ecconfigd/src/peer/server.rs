@@ -90,7 +90,8 @@ impl Server {
         let this = self.clone();
         self.tasks.spawn(async move {
             let closing = this.closing.clone();
-            let served = closing.run_until_cancelled(this.serve(BufStream::with_capacity(64 << 10, 64 << 10, stream), peer));
+            let served =
+                closing.run_until_cancelled(this.serve(BufStream::with_capacity(64 << 10, 64 << 10, stream), peer));
             if let Some(Err(error)) = served.await {
                 tracing::debug!(%error, "a peer's connection ended");
             }
@@ -141,7 +142,8 @@ impl Server {
         if version != VERSION {
             return Err(hello::other_version(version));
         }
-        let hello: Hello = serde_json::from_slice(words).map_err(|error| format!("the hello cannot be read: {error}"))?;
+        let hello: Hello =
+            serde_json::from_slice(words).map_err(|error| format!("the hello cannot be read: {error}"))?;
         let peer = peer.ok_or("a peer has to show its certificate")?;
         let own = self.service.raft_id();
         if hello.to != own {

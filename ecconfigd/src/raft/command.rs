@@ -18,7 +18,8 @@ use repos::{Oid, RefName};
 use serde::{Deserialize, Serialize};
 
 use crate::state::{
-    CertificateRecord, Head, MemberRecord, NodeName, NodeRecord, NodeTokenRecord, RepoName, ReportRecord, TokenRecord, UserRecord,
+    CertificateRecord, Head, MemberRecord, NodeName, NodeRecord, NodeTokenRecord, RepoName, ReportRecord, TokenRecord,
+    UserRecord,
 };
 
 /// The version that this build writes, and the only one it reads.

@@ -90,7 +90,8 @@ impl Member {
         let prev = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(prev);
         let answer = async move {
-            let answer = client.call_on(lane, &target, Method::APPEND, body, APPEND_WITHIN).await.map_err(unreachable)?;
+            let answer =
+                client.call_on(lane, &target, Method::APPEND, body, APPEND_WITHIN).await.map_err(unreachable)?;
             wire::read_appended(answer).map_err(unreachable)
         };
         Ok(Started { prev, last, bytes, answer: answer.boxed() })

@@ -13,9 +13,7 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use openraft::EntryPayload;
-use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest, VoteResponse,
-};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest, VoteResponse};
 
 use super::{Command, Entry, LogId, SnapshotMeta, TypeConfig, Vote, log_id};
 

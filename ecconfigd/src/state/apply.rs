@@ -662,6 +662,10 @@ impl Applying<'_, '_> {
 
     fn set_voter(&mut self, node: &NodeName, voter: bool) -> Result<Outcome, StateError> {
         let Some(member) = self.view.members.get(node).cloned() else { return Ok(Outcome::NotFound) };
+        let others = self.view.members.values().any(|member| member.voter && member.node != *node);
+        if !voter && !others {
+            return Ok(Outcome::Refused(format!("{node} is the last voter: without it there is no cluster")));
+        }
         self.put_member(MemberRecord { voter, ..member.as_ref().clone() })
     }
 

@@ -19,8 +19,8 @@ mod view;
 pub use apply::{Effects, IDEMPOTENCY_KEYS, MAX_UPLOAD_BYTES, MAX_UPLOADS, Remembered, Upload};
 pub use db::{State, StateError};
 pub use model::{
-    Author, CertificateRecord, Head, MemberRecord, NodeKind, NodeRecord, NodeTokenRecord, RepoRecord, ReportRecord, RevisionRecord,
-    Role, TargetRecord, TokenRecord, UserRecord, rfc3339,
+    Author, CertificateRecord, Head, MemberRecord, NodeKind, NodeRecord, NodeTokenRecord, RepoRecord, ReportRecord,
+    RevisionRecord, Role, TargetRecord, TokenRecord, UserRecord, rfc3339,
 };
 pub use names::{BadName, NodeName, RepoName};
 pub use snapshot::{Manifest, has_state};
