@@ -9,12 +9,11 @@ mod life;
 mod members;
 mod metrics;
 mod options;
+mod peers;
 mod pin;
 mod reports;
-mod subclusters;
-mod peers;
-mod reports;
 mod steward;
+mod subclusters;
 #[cfg(test)]
 pub(crate) mod tests;
 
