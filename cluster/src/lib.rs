@@ -9,10 +9,11 @@ pub mod gate;
 pub mod http_client;
 pub mod identity;
 pub mod listen;
-pub mod lock;
 pub mod shutdown;
 pub mod subscription;
 pub mod telemetry;
 pub mod tls;
 pub mod units;
 pub mod watch_dir;
+
+pub use dir_lock as lock;

@@ -2,6 +2,8 @@
 //!
 //! The lock is a `flock` on `<dir>/lock`, which the kernel releases however the process ends, so that nothing stale can ever block a
 //! start. The file's text names the owner for people; it decides nothing. (The boot id makes a pid of an earlier boot recognisable.)
+//!
+//! A crate of its own, so that what must not know the rest of `cluster` (the journal) locks its directories in the same way.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
