@@ -1,0 +1,170 @@
+//! The window that is being counted: all series of this node since the last hand-in.
+
+use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+
+use super::table::{CountTable, Full};
+use crate::address::{Address, Block, Family};
+use crate::key::Key;
+use crate::store::Counts;
+
+/// Counts of one series.
+pub(crate) struct Tables {
+    v4: CountTable<u32>,
+    v6: CountTable<u128>,
+}
+
+impl Tables {
+    pub(crate) fn new(seed: u64, limit: usize) -> Self {
+        Self { v4: CountTable::new(seed, limit), v6: CountTable::new(seed.rotate_left(17), limit) }
+    }
+
+    #[inline]
+    pub(crate) fn add(&mut self, address: Address, amount: i64) -> Result<(), Full> {
+        match address {
+            Address::V4(bits) => self.v4.add(bits, amount),
+            Address::V6(bits) => self.v6.add(bits, amount),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.v4.len() + self.v6.len()
+    }
+
+    pub(crate) fn clear(&mut self, address: Address) {
+        match address {
+            Address::V4(bits) => self.v4.clear(bits),
+            Address::V6(bits) => self.v6.clear(bits),
+        }
+    }
+
+    pub(crate) fn count(&self, block: &Block) -> i64 {
+        match block.family() {
+            Family::V4 => count(&self.v4, block),
+            Family::V6 => count(&self.v6, block),
+        }
+    }
+
+    pub(crate) fn settle(&self) -> Counts {
+        Counts::from_rows(self.v4.iter().collect(), self.v6.iter().collect())
+    }
+}
+
+/// Looks up every address of a small block, and looks through everything for a large one.
+fn count<K: Key>(table: &CountTable<K>, block: &Block) -> i64 {
+    let (first, last) = (block.first(), block.last());
+    if last - first < table.len() as u128 {
+        return (first..=last).map(|number| table.get(K::from_u128(number))).fold(0, i64::saturating_add);
+    }
+    let inside = table.iter().filter(|(key, _)| (first..=last).contains(&key.to_u128()));
+    inside.map(|(_, count)| count).fold(0, i64::saturating_add)
+}
+
+/// A series of the live window, for adding without looking its name up again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SeriesId(u32);
+
+/// Why an event was not counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Too many addresses: hand in what was counted, then go on.
+    #[error(transparent)]
+    Full(#[from] Full),
+    /// Too many series.
+    #[error("as many series are counted as may be kept in memory")]
+    TooManySeries,
+    /// Not the name of a series.
+    #[error("this is not the name of a series: letters, digits and - _ . up to 63")]
+    Name,
+}
+
+/// How much is kept in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Most series: names come from the network.
+    pub series: usize,
+    /// Most addresses of a series and family in one window; 16 bytes each for IPv4 and 32 for IPv6, up to four times that while it grows.
+    pub addresses: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { series: 1_024, addresses: 4 << 20 }
+    }
+}
+
+/// The window that is being counted.
+pub struct LiveWindow {
+    names: HashMap<Box<[u8]>, SeriesId, RandomState>,
+    series: Vec<(String, Tables)>,
+    limits: Limits,
+    seed: u64,
+}
+
+impl LiveWindow {
+    /// An empty window. The seed is secret: see the table.
+    pub fn new(limits: Limits, seed: u64) -> Self {
+        Self { names: HashMap::new(), series: Vec::new(), limits, seed }
+    }
+
+    /// The series of this name.
+    pub fn series(&mut self, name: &[u8]) -> Result<SeriesId, Refusal> {
+        if let Some(id) = self.names.get(name) {
+            return Ok(*id);
+        }
+        let good = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        let text = std::str::from_utf8(name).map_err(|_| Refusal::Name)?;
+        if name.is_empty() || name.len() > 63 || !name.iter().all(good) || matches!(name[0], b'-' | b'.') {
+            return Err(Refusal::Name);
+        }
+        if self.series.len() >= self.limits.series {
+            return Err(Refusal::TooManySeries);
+        }
+        let id = SeriesId(self.series.len() as u32);
+        self.series.push((text.to_owned(), Tables::new(self.seed ^ u64::from(id.0), self.limits.addresses)));
+        self.names.insert(name.into(), id);
+        Ok(id)
+    }
+
+    /// Counts an event.
+    #[inline]
+    pub fn add(&mut self, series: SeriesId, address: Address, amount: i64) -> Result<(), Refusal> {
+        Ok(self.series[series.0 as usize].1.add(address, amount)?)
+    }
+
+    /// Counts one event each for many IPv4 addresses in network order, up to the first refusal.
+    pub(crate) fn add_v4(&mut self, series: SeriesId, addresses: &[u8]) -> Result<(), Refusal> {
+        let table = &mut self.series[series.0 as usize].1.v4;
+        for bytes in addresses.chunks_exact(4) {
+            table.add(u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]), 1)?;
+        }
+        Ok(())
+    }
+
+    /// What was counted for a block since the last hand-in.
+    pub fn count(&self, series: &str, block: &Block) -> i64 {
+        let id = self.names.get(series.as_bytes());
+        id.map_or(0, |id| self.series[id.0 as usize].1.count(block))
+    }
+
+    /// Addresses in memory.
+    pub fn len(&self) -> usize {
+        self.series.iter().map(|(_, tables)| tables.len()).sum()
+    }
+
+    /// True when nothing was counted.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Ends the window: returns what was counted and begins with nothing. Ids given out before are no longer good.
+    pub fn seal(&mut self) -> Vec<(String, Counts)> {
+        self.names.clear();
+        let series = std::mem::take(&mut self.series);
+        series
+            .into_iter()
+            .map(|(name, tables)| (name, tables.settle()))
+            .filter(|(_, counts)| !counts.is_empty())
+            .collect()
+    }
+}

@@ -1,0 +1,9 @@
+//! Counting in memory: the window that is handed in next, and monitors that are asked at once.
+
+mod counter;
+mod monitor;
+mod table;
+
+pub use counter::{Limits, LiveWindow, Refusal, SeriesId};
+pub use monitor::Monitor;
+pub use table::{Full, MAX_COUNT};

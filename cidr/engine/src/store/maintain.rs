@@ -1,0 +1,297 @@
+//! Care of the files, while everything else goes on: days and larger nodes are built, late files merged, old detail and old days removed.
+//!
+//! Every step writes its new file first and then changes the list in one record, so that a crash between any two calls leaves either the
+//! old files or the new ones, with the same sums. What always holds afterwards:
+//!
+//! * a day's node holds exactly the windows that are marked as covered;
+//! * a node over several days holds exactly the day nodes inside its time: whoever changes one of those removes it in the same record.
+//!
+//! Ages are measured against the clock, but never more than a day ahead of the newest window: a clock that jumps into the next decade
+//! must not empty the store.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::catalog::{DayFiles, FileEntry, SeriesFiles, lock, removal};
+use super::manifest::Edit;
+use super::merged::node_meta;
+use super::{NODES, Store, fill_from};
+use crate::error::{Error, Result};
+use crate::segment::{Kind, Meta, Part, Segment};
+use crate::time::{DAY_S, Day, Stamp};
+use crate::work::Work;
+
+/// Days in the middle level of the pyramid.
+pub(crate) const SPAN_DAYS: i64 = 8;
+
+/// So many files are merged side by side; more go through memory in steps.
+const SIDE_BY_SIDE: usize = 1_024;
+
+/// How long a series is kept, and when its windows become days.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Care {
+    /// Days that are kept beside today; none: all.
+    pub retention_days: Option<u32>,
+    /// Age in days from which on single windows are given up for their day's sum; none: never.
+    pub condense_days: Option<u32>,
+}
+
+/// What a run of maintenance did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Maintained {
+    /// Day nodes written.
+    pub days: u64,
+    /// Nodes over several days written.
+    pub spans: u64,
+    /// Windows whose several files became one.
+    pub merged: u64,
+    /// Windows given up for their day.
+    pub condensed: u64,
+    /// Days that were too old.
+    pub expired: u64,
+}
+
+impl Store {
+    /// One round of maintenance over all series. Online: queries and commits go on. `stop` ends it between two blocks.
+    pub fn maintain(&self, now: Stamp, care: impl Fn(&str) -> Care, stop: &dyn Fn() -> bool) -> Result<Maintained> {
+        let _alone = lock(&self.maintenance);
+        let newest = self.available().into_iter().map(|(_, _, last)| last).max();
+        let Some(newest) = newest else { return Ok(Maintained::default()) };
+        let today = Day::of_moment(now.min(newest + DAY_S));
+        let names: Vec<String> = self.catalog().series.keys().cloned().collect();
+        let mut done = Maintained::default();
+        for series in names {
+            let run = Run { store: self, series: &series, today, work: Work::new(stop, usize::MAX) };
+            run.all(care(&series), &mut done)?;
+        }
+        Ok(done)
+    }
+}
+
+/// A part of an open file.
+type Source = (Arc<Segment>, u16);
+
+/// Maintenance of one series.
+struct Run<'a> {
+    store: &'a Store,
+    series: &'a str,
+    today: Day,
+    work: Work<'a>,
+}
+
+impl Run<'_> {
+    fn all(&self, care: Care, done: &mut Maintained) -> Result<()> {
+        // Cheap removals first, so that nothing is built that goes in the same round.
+        if let Some(days) = care.retention_days {
+            done.expired += self.expire(i64::from(days))?;
+        }
+        done.days += self.build_days()?;
+        if let Some(days) = care.condense_days {
+            done.condensed += self.condense(i64::from(days))?;
+        }
+        done.merged += self.merge_windows()?;
+        done.spans += self.build_spans()?;
+        Ok(())
+    }
+
+    fn files(&self) -> Arc<SeriesFiles> {
+        self.store.catalog().series.get(self.series).cloned().unwrap_or_default()
+    }
+
+    fn publish(&self, edits: &[Edit]) -> Result<()> {
+        self.store.publish(&mut *self.store.writer()?, edits)
+    }
+
+    fn expire(&self, keep: i64) -> Result<u64> {
+        let files = self.files();
+        let mut expired = 0;
+        for (day, content) in files.days.iter().take_while(|(day, _)| self.today.0 - day.0 > keep) {
+            self.work.check()?;
+            let mut edits = self.spans_with(&files, *day);
+            let windows = content.windows.iter().map(|window| &window.file);
+            edits.extend(windows.chain(&content.node).map(|file| removal(&file.record)));
+            self.publish(&edits)?;
+            expired += 1;
+        }
+        Ok(expired)
+    }
+
+    /// Removals of the larger nodes that hold this day and still are in the list.
+    fn spans_with(&self, seen: &SeriesFiles, day: Day) -> Vec<Edit> {
+        let now = self.files();
+        let holds = |file: &&Arc<FileEntry>| file.days().0 <= day && day <= file.days().1;
+        let still = |file: &&Arc<FileEntry>| now.spans.values().any(|other| other.record.id == file.record.id);
+        seen.spans.values().filter(holds).filter(still).map(|file| removal(&file.record)).collect()
+    }
+
+    fn build_days(&self) -> Result<u64> {
+        let files = self.files();
+        let mut built = 0;
+        for (day, content) in files.days.iter().filter(|(day, _)| **day < self.today) {
+            if content.uncovered().next().is_some() {
+                self.build_day(&files, *day, content)?;
+                built += 1;
+            }
+        }
+        Ok(built)
+    }
+
+    fn build_day(&self, files: &SeriesFiles, day: Day, content: &DayFiles) -> Result<()> {
+        let fresh: Vec<_> = content.uncovered().cloned().collect();
+        let mut sources = Vec::new();
+        let mut meta = node_meta(self.series, day);
+        if let Some((first, last)) = content.ends() {
+            (meta.first_end, meta.last_end) = (first, last);
+        }
+        if let Some(node) = &content.node {
+            let segment = node.open(self.store.files())?;
+            meta.consumed.clone_from(&segment.meta().consumed);
+            sources.push((segment, 0));
+        }
+        if fresh.len() > SIDE_BY_SIDE {
+            let merged = self.store.merged().get(self.series, day, &fresh, self.store.files(), &self.work)?;
+            sources.push((merged, 0));
+        } else {
+            for file in &fresh {
+                sources.extend(parts_of(&file.open(self.store.files())?));
+            }
+        }
+        for file in &fresh {
+            meta.consumed.push(file.record.id);
+        }
+        meta.consumed.sort_unstable();
+        let mut edits: Vec<Edit> = content.node.iter().map(|node| removal(&node.record)).collect();
+        edits.extend(self.spans_with(files, day));
+        edits.extend(fresh.iter().map(|file| {
+            let record = &file.record;
+            Edit::Cover { series: record.series.clone(), end: record.end, id: record.id }
+        }));
+        self.write_node(meta, 1, &sources, edits)
+    }
+
+    /// Writes a node and publishes it together with what it replaces.
+    fn write_node(&self, mut meta: Meta, days: i64, sources: &[Source], replaced: Vec<Edit>) -> Result<()> {
+        meta.id = self.store.writer()?.give_id();
+        let first = Day::of_moment(meta.start).compact();
+        let name = format!("{NODES}/{}.{first}.{days}d.{}", self.series, meta.id);
+        let record = self.store.write_file(&meta, name, true, |file| fill_from(file, sources, &self.work))?;
+        let dir = self.store.dir.join(NODES);
+        self.store.disk.sync_dir(&dir).map_err(Error::io("sync", &dir))?;
+        // Removals come before the addition: a day has one node.
+        let mut edits = replaced;
+        let covers = edits.iter().position(|edit| matches!(edit, Edit::Cover { .. })).unwrap_or(edits.len());
+        edits.insert(covers, Edit::Add(record));
+        self.publish(&edits)
+    }
+
+    fn condense(&self, age: i64) -> Result<u64> {
+        let files = self.files();
+        let mut condensed = 0;
+        for (day, content) in files.days.iter().filter(|(day, _)| self.today.0 - day.0 >= age) {
+            self.work.check()?;
+            let covered = content.windows.iter().filter(|window| window.covered);
+            let mut edits: Vec<Edit> = covered.map(|window| removal(&window.file.record)).collect();
+            if !edits.is_empty() {
+                condensed += edits.len() as u64;
+                edits.push(Edit::Condensed { series: self.series.into(), day: day.0 });
+                self.publish(&edits)?;
+            }
+        }
+        Ok(condensed)
+    }
+
+    /// Windows that came in several files: from several nodes, or late.
+    fn merge_windows(&self) -> Result<u64> {
+        let mut merged = 0;
+        for (_, content) in self.files().days.iter().filter(|(day, _)| **day < self.today) {
+            let mut same_end: BTreeMap<Stamp, Vec<&Arc<FileEntry>>> = BTreeMap::new();
+            for window in content.windows.iter().filter(|window| window.covered) {
+                same_end.entry(window.file.record.end).or_default().push(&window.file);
+            }
+            for files in same_end.values().filter(|files| files.len() > 1) {
+                self.merge_window(files)?;
+                merged += 1;
+            }
+        }
+        Ok(merged)
+    }
+
+    fn merge_window(&self, files: &[&Arc<FileEntry>]) -> Result<()> {
+        let mut by_node: BTreeMap<String, (Option<u64>, Vec<Source>)> = BTreeMap::new();
+        let mut meta = node_meta(self.series, Day::of_end(files[0].record.end));
+        meta.kind = Kind::Window;
+        (meta.start, meta.end) = (files[0].record.start, files[0].record.end);
+        (meta.first_end, meta.last_end) = (meta.end, meta.end);
+        for file in files {
+            let segment = file.open(self.store.files())?;
+            meta.start = meta.start.min(file.record.start);
+            meta.consumed.extend(&segment.meta().consumed);
+            meta.consumed.push(file.record.id);
+            for (index, part) in segment.meta().parts.iter().enumerate() {
+                let node = by_node.entry(part.node.clone()).or_default();
+                node.0 = node.0.max(part.sequence);
+                node.1.push((Arc::clone(&segment), index as u16));
+            }
+        }
+        meta.consumed.sort_unstable();
+        meta.parts =
+            by_node.iter().map(|(node, (sequence, _))| Part { node: node.clone(), sequence: *sequence }).collect();
+        let name = {
+            let mut writer = self.store.writer()?;
+            meta.id = writer.give_id();
+            self.store.window_name(self.series, meta.end, &[])
+        };
+        let record = self.store.write_file(&meta, name, false, |file| {
+            for (_, sources) in by_node.values() {
+                fill_from(file, sources, &self.work)?;
+                file.end_part().map_err(Error::io("write", &self.store.dir))?;
+            }
+            Ok(())
+        })?;
+        self.store.disk.sync_dir(&self.store.dir).map_err(Error::io("sync", &self.store.dir))?;
+        let cover = Edit::Cover { series: record.series.clone(), end: record.end, id: record.id };
+        let mut edits: Vec<Edit> = files.iter().map(|file| removal(&file.record)).collect();
+        edits.extend([Edit::Add(record), cover]);
+        self.publish(&edits)
+    }
+
+    fn build_spans(&self) -> Result<u64> {
+        let files = self.files();
+        let mut wanted: BTreeMap<(Kind, Day), Vec<&Arc<FileEntry>>> = BTreeMap::new();
+        for (day, content) in &files.days {
+            let Some(node) = &content.node else { continue };
+            let month = Day(day.0 - day.date().2 + 1);
+            for key in [(Kind::Span8, Day(day.0 - day.0.rem_euclid(SPAN_DAYS))), (Kind::Month, month)] {
+                wanted.entry(key).or_default().push(node);
+            }
+        }
+        let mut built = 0;
+        for ((kind, first), days) in wanted {
+            let next = if kind == Kind::Month { first.next_month() } else { Day(first.0 + SPAN_DAYS) };
+            if next > self.today || days.len() < 2 || files.spans.contains_key(&(first, kind)) {
+                continue;
+            }
+            self.build_span(kind, first, next, &days)?;
+            built += 1;
+        }
+        Ok(built)
+    }
+
+    fn build_span(&self, kind: Kind, first: Day, next: Day, days: &[&Arc<FileEntry>]) -> Result<()> {
+        let mut meta = node_meta(self.series, first);
+        (meta.kind, meta.end) = (kind, next.start());
+        let records = || days.iter().map(|file| &file.record);
+        meta.first_end = records().map(|record| record.first_end).min().unwrap_or(meta.end);
+        meta.last_end = records().map(|record| record.last_end).max().unwrap_or(meta.end);
+        let mut sources = Vec::new();
+        for file in days {
+            sources.push((file.open(self.store.files())?, 0));
+        }
+        self.write_node(meta, next.0 - first.0, &sources, Vec::new())
+    }
+}
+
+/// All parts of a file as sources.
+pub(crate) fn parts_of(segment: &Arc<Segment>) -> Vec<Source> {
+    (0..segment.meta().parts.len() as u16).map(|part| (Arc::clone(segment), part)).collect()
+}

@@ -1,0 +1,122 @@
+//! Files of version 1 as they were written once: they must open for ever, and the same data must give the same bytes.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use cidr_engine::{
+    Address, Care, Counts, DAY_S, Day, Error, Origin, QueryError, QueryOptions, Store, StoreOptions, Window,
+};
+
+fn fixture() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1")
+}
+
+fn open(dir: &Path) -> cidr_engine::Result<Store> {
+    Store::open(dir, StoreOptions::locked_by(()))
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<PathBuf> =
+        entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect();
+    files.sort();
+    files
+}
+
+fn copy(dir: &Path) {
+    fs::create_dir_all(dir.join("condensed")).unwrap();
+    for path in files(&fixture()) {
+        fs::copy(&path, dir.join(path.strip_prefix(fixture()).unwrap())).unwrap();
+    }
+}
+
+/// Everything that the format has: two nodes, IPv6, exceptions, lowered counts, several blocks, a day, eight days, a late file.
+fn write(dir: &Path) {
+    let store = open(dir).unwrap();
+    let day = Day::from_date(2008, 4, 23).unwrap().start();
+    let many =
+        (0..600_u32).map(|n| (Address::V4((10 << 24) + n * n), i64::from(n % 7) + i64::from(n == 99) * 1_000_000));
+    let few = ["10.79.18.1", "2001:db8::1", "2001:db8:0:1::1", "0.0.0.0", "255.255.255.255"];
+    let few: Vec<(Address, i64)> = few.iter().zip([5, 7, -2, 1, 1]).map(|(a, n)| (a.parse().unwrap(), n)).collect();
+    let windows = [
+        (many.collect::<Counts>(), "n1", 0),
+        (few.iter().copied().collect(), "n2", 0),
+        (few.into_iter().collect(), "n1", 1),
+    ];
+    for (sequence, (counts, node, days)) in windows.into_iter().enumerate() {
+        let start = day + days * DAY_S;
+        let window = Window { series: "spam".into(), node: node.into(), start, end: start + 900, counts };
+        let origin = Origin { node: node.into(), sequence: sequence as u64 + 40 };
+        store.commit(Some(&origin), &[window]).unwrap();
+    }
+    store.maintain(day + 20 * DAY_S, |_| Care::default(), &|| false).unwrap();
+    let counts = [(Address::V4(10 << 24), 3)].into_iter().collect();
+    store
+        .commit(None, &[Window { series: "spam".into(), node: "n2".into(), start: day, end: day + 900, counts }])
+        .unwrap();
+}
+
+#[test]
+#[ignore = "writes the fixture: once per version of the format"]
+fn write_the_fixture() {
+    fs::remove_dir_all(fixture()).ok();
+    fs::create_dir_all(fixture()).unwrap();
+    write(&fixture());
+}
+
+#[test]
+fn version_1_opens_and_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    copy(dir.path());
+    let store = open(dir.path()).unwrap();
+    let verified = store.verify(&|| false).unwrap();
+    assert!(verified.damage.is_empty() && verified.files >= 5, "{verified:?}");
+    let ask = |text: &str| {
+        let mut out = Vec::new();
+        store.query(text, &QueryOptions::at(0), &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    };
+    assert_eq!(ask("show available"), "spam : 20080423T001500 => 20080424T001500\n");
+    assert_eq!(
+        ask("show count for 10.79.18.1 in spam aggregate daily"),
+        "20080423 10.79.18.1/32      :         5\n20080424 10.79.18.1/32      :         5\n"
+    );
+    assert_eq!(ask("show count for 10.0.38.73 in spam node n1"), "10.0.38.73/32      :   1000001\n");
+    assert_eq!(ask("show count for 10.0.0.0 in spam"), "10.0.0.0/32        :         3\n");
+    assert_eq!(ask("show count for ::/0 in spam cidrsize 48"), "2001:db8::/48      :        10\n");
+    assert_eq!(store.taken("n2"), Some(41));
+}
+
+#[test]
+fn the_same_data_gives_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path());
+    let names = |root: &Path| files(root).iter().map(|p| p.strip_prefix(root).unwrap().to_owned()).collect::<Vec<_>>();
+    assert_eq!(names(dir.path()), names(&fixture()));
+    for name in names(dir.path()) {
+        assert_eq!(fs::read(dir.path().join(&name)).unwrap(), fs::read(fixture().join(&name)).unwrap(), "{name:?}");
+    }
+}
+
+#[test]
+fn a_later_version_is_refused_with_words_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    copy(dir.path());
+    let window = dir.path().join("spam.20080424T001500");
+    let mut bytes = fs::read(&window).unwrap();
+    bytes[8] = 2;
+    fs::write(&window, &bytes).unwrap();
+    let asked = open(dir.path()).unwrap().query(
+        "show count for 0.0.0.0/0 in spam trend",
+        &QueryOptions::at(0),
+        &mut Vec::new(),
+    );
+    let Err(QueryError::Store(Error::Version { found: 2, known: 1, .. })) = asked else { panic!("{asked:?}") };
+    let manifest = dir.path().join("manifest");
+    let mut bytes = fs::read(&manifest).unwrap();
+    bytes[8] = 2;
+    fs::write(&manifest, &bytes).unwrap();
+    assert!(matches!(open(dir.path()), Err(Error::Version { found: 2, .. })));
+    assert_eq!(fs::read(&manifest).unwrap(), bytes);
+}
