@@ -3,6 +3,7 @@
 //! What always holds: every write goes through the log and is answered after it was applied here; reads of refs, heads and targets come from
 //! one immutable picture that is exchanged as a whole after each applied entry, so nobody sees half of an update.
 
+mod forward;
 #[cfg(test)]
 pub(crate) mod group;
 mod life;
@@ -26,6 +27,7 @@ use repos::{Oid, RefMap, Store};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use self::forward::{ForwardedPush, Write};
 pub use self::life::FIRST_RAFT_ID;
 pub use self::members::JoinMember;
 pub use self::options::{
@@ -33,8 +35,8 @@ pub use self::options::{
 };
 use self::reports::Reporter;
 use crate::commit::{
-    Builder, CommitAnswer, CommitRequest, CommitterStats, Job, NewRepo, Proposer, PushJob, PushOutcome, PushPack,
-    PushRequest, Queue, large_pack,
+    Builder, CommitAnswer, CommitRequest, CommitterStats, Job, NewRepo, Propose as _, Proposer, PushJob, PushOutcome,
+    PushPack, PushRequest, Queue, large_pack,
 };
 use crate::error::{Error, Result};
 use crate::peer;
@@ -83,8 +85,8 @@ fn stopping() -> Error {
 fn done(outcome: Outcome, kind: &'static str, name: &str) -> Result<()> {
     match outcome {
         Outcome::Done => Ok(()),
-        Outcome::NotFound => Err(Error::NotFound { kind, name: name.to_owned() }),
-        Outcome::Exists => Err(Error::Exists { kind, name: name.to_owned() }),
+        Outcome::NotFound => Err(Error::NotFound { kind: kind.into(), name: name.to_owned() }),
+        Outcome::Exists => Err(Error::Exists { kind: kind.into(), name: name.to_owned() }),
         Outcome::Refused(why) => Err(Error::Invalid(why)),
         other => Err(Error::Internal(format!("{kind} {name} was answered {other:?}"))),
     }
@@ -199,13 +201,14 @@ impl Core {
 
     // ── commits ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    /// Commits. The answer comes after the commit is applied here and visible to every read. The call may be dropped; the commit may still happen.
+    /// Commits, on whichever node leads. The answer comes after the commit is applied here and visible to every read. The call may be dropped;
+    /// the commit may still happen.
     pub async fn commit(&self, request: CommitRequest) -> Result<CommitAnswer> {
         let limit_bytes = self.inner.options.limits.max_commit_bytes;
         if request.content_bytes() > limit_bytes {
-            return Err(Error::TooLarge { what: "the commit", limit_bytes });
+            return Err(Error::TooLarge { what: "the commit".into(), limit_bytes });
         }
-        self.ask(|answer| Job::Commit(Box::new(request), answer)).await
+        self.write(Write::Commit(Box::new(request))).await?.committed()
     }
 
     /// Takes a push whose pack was received. Refusals of refs are in the outcome, not errors.
@@ -224,7 +227,7 @@ impl Core {
                         Err(refused) => return Ok(refused),
                     };
                     let file = tokio::fs::File::open(&path).await.map_err(Error::internal)?;
-                    let id = self.inner.proposer.upload(file).await?;
+                    let id = self.upload(file).await?;
                     upload = Some(id);
                     PushPack::Upload(id)
                 } else {
@@ -232,13 +235,21 @@ impl Core {
                 }
             }
         };
-        let result = self.ask(|answer| Job::Push(Box::new(PushJob { request, pack }), answer)).await;
+        let result = self.push_with(request, pack).await;
         if let Some(id) = upload
             && !result.as_ref().is_ok_and(|outcome| outcome.refs.iter().any(|(_, result)| result.is_ok()))
         {
-            self.inner.proposer.drop_upload(id).await;
+            self.drop_upload(id).await;
         }
         result
+    }
+
+    async fn push_with(&self, request: PushRequest, pack: PushPack) -> Result<PushOutcome> {
+        if self.inner.proposer.raft.is_leader() {
+            // Judged over the quarantine that it was received in.
+            return self.ask(|answer| Job::Push(Box::new(PushJob { request, pack }), answer)).await;
+        }
+        self.write(Write::Push(Box::new(ForwardedPush::new(request, pack)))).await?.pushed()
     }
 
     /// The request back, or the outcome if nothing of it can pass.
@@ -255,7 +266,7 @@ impl Core {
     /// Creates a repository whose first commit has these files; it starts at revision 1.
     pub async fn create_repo(&self, repo: &RepoName, author: &Author, files: Vec<TemplateFile>) -> Result<Head> {
         let new = NewRepo { repo: repo.clone(), author: author.clone(), files };
-        let answer = self.ask(|answer| Job::Create(Box::new(new), answer)).await?;
+        let answer = self.write(Write::Create(Box::new(new))).await?.committed()?;
         let head = answer.repos.get(repo).map(|committed| committed.head);
         head.ok_or_else(|| Error::Internal(format!("the answer does not name {repo}")))
     }
@@ -324,7 +335,7 @@ impl Core {
     pub async fn revision(&self, repo: &RepoName, revision: u64) -> Result<RevisionRecord> {
         self.repo_view(repo)?;
         let found = self.inner.proposer.state.revision(repo, revision)?;
-        found.ok_or_else(|| Error::NotFound { kind: "revision", name: format!("r{revision} of {repo}") })
+        found.ok_or_else(|| Error::NotFound { kind: "revision".into(), name: format!("r{revision} of {repo}") })
     }
 
     /// The revision at which `main` stood at this commit, if it ever did.
@@ -345,7 +356,7 @@ impl Core {
             }
             RevisionSpec::Commit(hex) => hex.clone(),
         };
-        let missing = || Error::NotFound { kind: "commit", name: format!("{spec} in {repo}") };
+        let missing = || Error::NotFound { kind: "commit".into(), name: format!("{spec} in {repo}") };
         let found = tokio::task::spawn_blocking(move || {
             let reader = view.store.reader()?;
             match hex.parse::<Oid>() {
@@ -390,7 +401,8 @@ impl Core {
         self.repo_view(repo)?;
         let globs = Globs::new(globs).map_err(|error| Error::Invalid(error.to_string()))?;
         let state = self.inner.proposer.state.clone();
-        Watch::new(state, repo.clone(), after, globs).map_err(|_| Error::Overloaded { queue: "the list of watchers" })
+        Watch::new(state, repo.clone(), after, globs)
+            .map_err(|_| Error::Overloaded { queue: "the list of watchers".into() })
     }
 
     /// What the node shall have now.
@@ -409,7 +421,7 @@ impl Core {
         let subcluster = self.node(node)?.subcluster.clone();
         let watch = TargetWatch::new(self.inner.proposer.state.hub(), &subcluster, after);
         watch
-            .map_err(|_| Error::Overloaded { queue: "the list of watchers" })?
+            .map_err(|_| Error::Overloaded { queue: "the list of watchers".into() })?
             .ok_or_else(|| Error::no_repo(&subcluster))
     }
 
@@ -425,19 +437,20 @@ impl Core {
         Ok(self.inner.proposer.state.users()?)
     }
 
-    async fn one(&self, op: Op, kind: &'static str, name: &str) -> Result<()> {
-        done(self.inner.proposer.one(op).await?, kind, name)
+    /// Proposes one operation whose only answers are done, not found and refused.
+    async fn simple(&self, op: Op, kind: &'static str, name: &str) -> Result<()> {
+        done(self.one(op).await?, kind, name)
     }
 
     /// Creates or replaces an account; the stored `generation` becomes one more than the old account's.
     pub async fn put_user(&self, user: UserRecord) -> Result<()> {
         let name = user.name.clone();
-        self.one(Op::PutUser(user), "user", &name).await
+        self.simple(Op::PutUser(user), "user", &name).await
     }
 
     /// Removes an account and its tokens.
     pub async fn delete_user(&self, name: &str) -> Result<()> {
-        self.one(Op::DeleteUser { name: name.to_owned() }, "user", name).await
+        self.simple(Op::DeleteUser { name: name.to_owned() }, "user", name).await
     }
 
     /// A token by its public part; expired ones are not found.
@@ -457,12 +470,12 @@ impl Core {
     /// Creates a token; its user must exist.
     pub async fn put_token(&self, token: TokenRecord) -> Result<()> {
         let user = token.user.clone();
-        self.one(Op::PutToken(token), "user", &user).await
+        self.simple(Op::PutToken(token), "user", &user).await
     }
 
     /// Revokes a token.
     pub async fn delete_token(&self, id: &str) -> Result<()> {
-        self.one(Op::DeleteToken { id: id.to_owned() }, "token", id).await
+        self.simple(Op::DeleteToken { id: id.to_owned() }, "token", id).await
     }
 
     /// Goes up whenever an account or token changes: cached credentials of an older value are looked up again.
@@ -481,19 +494,19 @@ impl Core {
     /// Creates a one-time token; its subcluster must exist.
     pub async fn put_node_token(&self, token: NodeTokenRecord) -> Result<()> {
         let subcluster = token.subcluster.to_string();
-        self.one(Op::PutNodeToken(token), "subcluster", &subcluster).await
+        self.simple(Op::PutNodeToken(token), "subcluster", &subcluster).await
     }
 
     /// Registers a node and uses up its token, both or neither.
     pub async fn register_node(&self, node: RegisterNode) -> Result<NodeRecord> {
         let name = node.record.name.clone();
-        self.one(Op::RegisterNode { record: node.record, token: node.token }, "node", name.as_str()).await?;
+        self.simple(Op::RegisterNode { record: node.record, token: node.token }, "node", name.as_str()).await?;
         Ok(self.node(&name)?.as_ref().clone())
     }
 
     /// Records a certificate; the newest four per node are kept.
     pub async fn certificate_issued(&self, node: &NodeName, certificate: CertificateRecord) -> Result<()> {
-        self.one(Op::Certificate { node: node.clone(), certificate }, "node", node.as_str()).await
+        self.simple(Op::Certificate { node: node.clone(), certificate }, "node", node.as_str()).await
     }
 
     /// One node.
@@ -510,7 +523,7 @@ impl Core {
     pub async fn report(&self, report: ReportRecord) -> Result<()> {
         let limit = reports::MAX_REPORT_BYTES;
         if report.json.len() > limit {
-            return Err(Error::TooLarge { what: "the report", limit_bytes: limit as u64 });
+            return Err(Error::TooLarge { what: "the report".into(), limit_bytes: limit as u64 });
         }
         let reporter = locked(&self.inner.reporter).clone().ok_or_else(stopping)?;
         let answered = reporter.put(report)?;

@@ -3,12 +3,15 @@
 //! Every variant here is shared by all replicas and goes to the client; what hits this node alone (a full disk, a failed fsync) stops the
 //! node and reaches callers as [`Error::Unavailable`]. `http/` turns these into status and stable code, nowhere else.
 
+use std::borrow::Cow;
+
 use cluster::api::{ConflictPath, Finding};
+use serde::{Deserialize, Serialize};
 
 use crate::state::{NodeName, RepoName};
 
-/// Why the core did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
+/// Why the core did not do what it was asked. Travels between nodes, so that a client is told the same wherever it asked.
+#[derive(Debug, Clone, Serialize, Deserialize, thiserror::Error)]
 pub enum Error {
     /// Somebody else changed the same place since the base (409).
     #[error("{} path(s) were changed by somebody else since the base", paths.len())]
@@ -26,7 +29,7 @@ pub enum Error {
     #[error("no such {kind}: {name}")]
     NotFound {
         /// What kind of thing: `repository`, `revision`, `node`, `user`, `token`, …
-        kind: &'static str,
+        kind: Cow<'static, str>,
         /// Its name as asked for.
         name: String,
     },
@@ -34,7 +37,7 @@ pub enum Error {
     #[error("{kind} exists already: {name}")]
     Exists {
         /// What kind of thing.
-        kind: &'static str,
+        kind: Cow<'static, str>,
         /// Its name.
         name: String,
     },
@@ -45,7 +48,7 @@ pub enum Error {
     #[error("{what} is over the limit of {limit_bytes} bytes")]
     TooLarge {
         /// What is too large.
-        what: &'static str,
+        what: Cow<'static, str>,
         /// The limit.
         limit_bytes: u64,
     },
@@ -53,7 +56,7 @@ pub enum Error {
     #[error("too busy: {queue} is full, try again")]
     Overloaded {
         /// Which queue.
-        queue: &'static str,
+        queue: Cow<'static, str>,
     },
     /// This node cannot serve it now (503): not caught up, no leader, stopping, or stopped by a failure of its own. A write may or may not
     /// have happened; repeat it under the same idempotency key.
@@ -70,12 +73,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// No such repository.
     pub fn no_repo(repo: &RepoName) -> Self {
-        Self::NotFound { kind: "repository", name: repo.to_string() }
+        Self::NotFound { kind: "repository".into(), name: repo.to_string() }
     }
 
     /// No such node.
     pub fn no_node(node: &NodeName) -> Self {
-        Self::NotFound { kind: "node", name: node.to_string() }
+        Self::NotFound { kind: "node".into(), name: node.to_string() }
     }
 
     /// Something below failed that no request should be able to make fail.

@@ -12,6 +12,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::edit::{EditFailure, TreeEditor};
 use crate::object;
@@ -21,7 +22,7 @@ use crate::tree;
 use crate::{Error, Oid, PackError, RepoPath, Result, Store};
 
 /// One edit of a tree.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TreeChange {
     /// Create or replace a file; directories on the way are made. A directory in its place is an error.
     Put {
@@ -54,7 +55,7 @@ pub enum TreeChange {
 }
 
 /// The content of a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Content {
     /// These bytes.
     Bytes(Bytes),

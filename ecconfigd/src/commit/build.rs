@@ -13,6 +13,7 @@ use repos::{
     ApplyError, Change, Conflict, ConflictKind, Content, Draft, MergeMode, NewCommit, Oid, RefName, Signature,
     TreeChange,
 };
+use serde::{Deserialize, Serialize};
 
 use super::judge::{self, Proposed};
 use super::proposer::store_of;
@@ -23,6 +24,7 @@ use crate::raft::command::{ChangeSet, IdempotencyKey, NewRevision, Op, PackSourc
 use crate::state::{Author, Head, RepoName, State, View};
 
 /// A repository to be created with its first files.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct NewRepo {
     pub(crate) repo: RepoName,
     pub(crate) author: Author,
@@ -211,7 +213,7 @@ impl Builder {
     fn base(&mut self, name: &RepoName, spec: &RevisionSpec) -> Result<(Oid, Oid)> {
         let state = self.state.clone();
         let work = self.work(name)?;
-        let missing = || Error::NotFound { kind: "revision", name: format!("{spec} of {name}") };
+        let missing = || Error::NotFound { kind: "revision".into(), name: format!("{spec} of {name}") };
         let commit = match spec {
             RevisionSpec::Number(0) => return Ok((Oid::NULL, Oid::EMPTY_TREE)),
             RevisionSpec::Number(number) if *number == work.head.revision => work.head.commit,
@@ -305,7 +307,7 @@ impl Builder {
             return Ok(Verdict::Later);
         }
         if self.view.repos.contains_key(name) || self.work.contains_key(name) {
-            return Err(Error::Exists { kind: "repository", name: name.to_string() });
+            return Err(Error::Exists { kind: "repository".into(), name: name.to_string() });
         }
         let draft = Draft::new(&store_of(&self.state, name)?).map_err(Error::internal)?;
         let head = Head { revision: 0, commit: Oid::NULL };

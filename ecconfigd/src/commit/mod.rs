@@ -21,7 +21,7 @@ mod types;
 pub(crate) use tests::noise_text;
 
 pub(crate) use build::{Builder, NewRepo, Verdict};
-pub(crate) use proposer::Proposer;
+pub(crate) use proposer::{Propose, Proposer};
 pub(crate) use push::{PushPack, large_pack};
 pub(crate) use queue::{CommitterStats, Job, PushJob, Queue};
 pub use types::{CommitAnswer, CommitRequest, Committed, PushCommand, PushOutcome, PushRequest, RepoChange};

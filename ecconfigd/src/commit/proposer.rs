@@ -25,12 +25,7 @@ impl<C: Group> Proposer<C> {
         self.state.outside().wall_ms()
     }
 
-    /// Proposes operations as one entry and answers what became of them, after they are applied here.
-    pub(crate) async fn propose(&self, ops: Vec<Op>, attachments: Vec<Bytes>) -> Result<Vec<Outcome>> {
-        self.propose_at(self.wall_ms(), ops, attachments).await
-    }
-
-    /// The same with a given time, for entries whose objects carry it too.
+    /// Proposes operations with a given time, for entries whose objects carry it too.
     pub(crate) async fn propose_at(&self, time_ms: u64, ops: Vec<Op>, attachments: Vec<Bytes>) -> Result<Vec<Outcome>> {
         let expected = ops.len();
         let proposal = Proposal { clock_ms: self.state.view().clock_now_ms(), time_ms, ops, attachments };
@@ -44,40 +39,65 @@ impl<C: Group> Proposer<C> {
             Err(Error::Internal(format!("{} outcomes for {expected} operations", outcomes.len())))
         }
     }
+}
+
+impl<C: Group> Propose for Proposer<C> {
+    fn state(&self) -> &State {
+        &self.state
+    }
+
+    async fn propose(&self, ops: Vec<Op>, attachments: Vec<Bytes>) -> Result<Vec<Outcome>> {
+        self.propose_at(self.wall_ms(), ops, attachments).await
+    }
+}
+
+/// Whoever can put operations into the log: the leader itself, or a node that hands them to it.
+pub(crate) trait Propose: Sync {
+    /// The state of this node.
+    fn state(&self) -> &State;
+
+    /// Proposes operations as one entry and answers what became of them, after they are applied here.
+    fn propose(&self, ops: Vec<Op>, attachments: Vec<Bytes>) -> impl Future<Output = Result<Vec<Outcome>>> + Send;
 
     /// Proposes one operation.
-    pub(crate) async fn one(&self, op: Op) -> Result<Outcome> {
-        let mut outcomes = self.propose(vec![op], Vec::new()).await?;
-        outcomes.pop().ok_or_else(|| Error::Internal("no outcome".into()))
+    fn one(&self, op: Op) -> impl Future<Output = Result<Outcome>> + Send {
+        async move {
+            let mut outcomes = self.propose(vec![op], Vec::new()).await?;
+            outcomes.pop().ok_or_else(|| Error::Internal("no outcome".into()))
+        }
     }
 
     /// Brings a pack into the log in chunks, one entry after the other, so that other entries pass in between and memory holds one chunk.
-    pub(crate) async fn upload(&self, mut next: impl ChunkSource) -> Result<UploadId> {
-        let upload = UploadId(self.state.outside().random().map_err(Error::internal)?);
-        let mut offset = 0;
-        loop {
-            let chunk = next.chunk(offset, CHUNK_BYTES).await?;
-            if chunk.is_empty() {
-                return Ok(upload);
-            }
-            let length = chunk.len() as u64;
-            let op = Op::Chunk { upload, offset, attachment: 0 };
-            match self.propose(vec![op], vec![chunk]).await?.pop() {
-                Some(Outcome::Done) => offset += length,
-                Some(Outcome::Refused(why)) => {
-                    tracing::warn!("a large pack was not taken: {why}");
-                    self.drop_upload(upload).await;
-                    return Err(Error::Overloaded { queue: "the list of uploads" });
+    fn upload(&self, mut next: impl ChunkSource) -> impl Future<Output = Result<UploadId>> + Send {
+        async move {
+            let upload = UploadId(self.state().outside().random().map_err(Error::internal)?);
+            let mut offset = 0;
+            loop {
+                let chunk = next.chunk(offset, CHUNK_BYTES).await?;
+                if chunk.is_empty() {
+                    return Ok(upload);
                 }
-                other => return Err(Error::Internal(format!("a chunk was answered {other:?}"))),
+                let length = chunk.len() as u64;
+                let op = Op::Chunk { upload, offset, attachment: 0 };
+                match self.propose(vec![op], vec![chunk]).await?.pop() {
+                    Some(Outcome::Done) => offset += length,
+                    Some(Outcome::Refused(why)) => {
+                        tracing::warn!("a large pack was not taken: {why}");
+                        self.drop_upload(upload).await;
+                        return Err(Error::Overloaded { queue: "the list of uploads".into() });
+                    }
+                    other => return Err(Error::Internal(format!("a chunk was answered {other:?}"))),
+                }
             }
         }
     }
 
     /// Gives an upload up. If that fails, it expires.
-    pub(crate) async fn drop_upload(&self, upload: UploadId) {
-        if let Err(error) = self.one(Op::DropUpload { upload }).await {
-            tracing::debug!("upload {upload} is left to expire: {error}");
+    fn drop_upload(&self, upload: UploadId) -> impl Future<Output = ()> + Send {
+        async move {
+            if let Err(error) = self.one(Op::DropUpload { upload }).await {
+                tracing::debug!("upload {upload} is left to expire: {error}");
+            }
         }
     }
 }

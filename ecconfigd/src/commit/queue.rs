@@ -9,7 +9,7 @@ use cluster::gate::GateLimits;
 use tokio::sync::{mpsc, oneshot};
 
 use super::build::{self, Batch, Builder, NewRepo, Verdict};
-use super::proposer::Proposer;
+use super::proposer::{Propose as _, Proposer};
 use super::push::{PushPack, refuse_accepted};
 use super::types::{CommitAnswer, CommitRequest, PushOutcome, PushRequest};
 use super::{INLINE_PACK_BYTES, judge};
@@ -87,7 +87,7 @@ impl Queue {
         self.jobs.try_send(job).map_err(|error| {
             self.stats.queued.fetch_sub(1, Ordering::Relaxed);
             match error {
-                mpsc::error::TrySendError::Full(_) => Error::Overloaded { queue: "the Committer's queue" },
+                mpsc::error::TrySendError::Full(_) => Error::Overloaded { queue: "the Committer's queue".into() },
                 mpsc::error::TrySendError::Closed(_) => Error::Unavailable("the server is stopping".into()),
             }
         })
@@ -224,7 +224,7 @@ impl Waiting {
     fn answer(self, first_change: usize, outcomes: &Result<Vec<Outcome>>) {
         let outcome = |op: usize| match outcomes {
             Ok(outcomes) => outcomes.get(first_change + op).ok_or_else(|| Error::Internal("no outcome".into())),
-            Err(error) => Err(copy(error)),
+            Err(error) => Err(error.clone()),
         };
         // Whoever asked may have gone; the commit stays.
         match self {
@@ -234,15 +234,6 @@ impl Waiting {
                 drop(answer.send(result));
             }
         }
-    }
-}
-
-/// The same error once more: an entry has many askers.
-fn copy(error: &Error) -> Error {
-    match error {
-        Error::Unavailable(why) => Error::Unavailable(why.clone()),
-        Error::Overloaded { queue } => Error::Overloaded { queue },
-        other => Error::Internal(other.to_string()),
     }
 }
 

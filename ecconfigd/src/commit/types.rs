@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use cluster::api::RevisionSpec;
 use repos::{Content, Oid, Quarantine, RefName, TreeChange};
+use serde::{Deserialize, Serialize};
 
 use crate::state::{Author, Head, RepoName};
 
 /// A commit to one or several repositories, all or nothing.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CommitRequest {
     /// Author and committer. The time is the leader's.
     pub author: Author,
@@ -34,16 +35,17 @@ impl CommitRequest {
 }
 
 /// One repository's part of a [`CommitRequest`].
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RepoChange {
     /// The revision the changes were made against. A commit id must be on the history of `main`.
+    #[serde(with = "as_text")]
     pub base: RevisionSpec,
     /// What to change, applied in order to the base's tree.
     pub changes: Vec<TreeChange>,
 }
 
 /// The answer to a [`CommitRequest`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommitAnswer {
     /// Where each named repository stands with this commit.
     pub repos: BTreeMap<RepoName, Committed>,
@@ -52,7 +54,7 @@ pub struct CommitAnswer {
 }
 
 /// One repository's part of a [`CommitAnswer`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Committed {
     /// The revision and commit; the current ones when nothing changed.
     pub head: Head,
@@ -75,7 +77,7 @@ pub struct PushRequest {
 }
 
 /// One ref of a push.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PushCommand {
     /// The full name.
     pub name: RefName,
@@ -86,7 +88,7 @@ pub struct PushCommand {
 }
 
 /// What became of a push.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PushOutcome {
     /// For every command, in order: done, or git's short reason in the `ng` line.
     pub refs: Vec<(RefName, Result<(), String>)>,
@@ -94,4 +96,18 @@ pub struct PushOutcome {
     pub lines: Vec<String>,
     /// Where `main` stands now, if this push moved it.
     pub head: Option<Head>,
+}
+
+/// A revision's JSON form is a number or a text, which a format without types of its own cannot tell apart; the text alone is enough.
+mod as_text {
+    use cluster::api::RevisionSpec;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub(super) fn serialize<S: Serializer>(spec: &RevisionSpec, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(spec)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RevisionSpec, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
 }

@@ -21,7 +21,7 @@ use super::peers::PeerService;
 use super::reports::Reporter;
 use super::steward;
 use super::{Core, Inner};
-use crate::commit::{Builder, NewRepo, Proposer, Queue, Verdict};
+use crate::commit::{Builder, NewRepo, Propose as _, Proposer, Queue, Verdict};
 use crate::error::{Error, Result};
 use crate::peer;
 use crate::raft::command::{Op, Outcome};
@@ -127,7 +127,7 @@ impl Core {
         .await?;
         if !batch.large.is_empty() {
             return Err(Error::TooLarge {
-                what: "the packaged templates",
+                what: "the packaged templates".into(),
                 limit_bytes: crate::commit::INLINE_PACK_BYTES,
             });
         }
@@ -177,7 +177,7 @@ impl Core {
         let service = PeerService::new(raft.clone(), raft_id, state.clone(), options.data.clone());
         let proposer = Proposer { raft, state };
         let (queue, committer) = Queue::start(proposer.clone(), limits.gate, limits.commit_queue);
-        let (reporter, reporter_task) = Reporter::start(proposer.clone(), limits.report_queue);
+        let (reporter, reports) = Reporter::new(limits.report_queue);
         let (readiness, _) = watch::channel(Readiness::Starting("reading the log".into()));
         let stopping = CancellationToken::new();
         let inner = Arc::new(Inner {
@@ -197,7 +197,7 @@ impl Core {
         let _ = service.core.set(Arc::downgrade(&inner));
         let tasks = Tasks {
             committer,
-            reporter: reporter_task,
+            reporter: tokio::spawn(super::reports::run(Core { inner: inner.clone() }, reports)),
             pin: tokio::spawn(super::pin::keep(proposer.clone(), raft_id, stopping.clone())),
             maintenance: tokio::spawn(maintain(inner.proposer.clone(), inner.options.limits.clone(), stopping.clone())),
             readiness: tokio::spawn(follow_readiness(inner.clone().into(), readiness, stopping.clone())),
@@ -322,7 +322,7 @@ fn prepare_directory(data: &Path, identity: &Identity) -> Result<()> {
             remove(std::fs::remove_file(data.join(file))).map_err(io("clear", &data.join(file)))?;
         }
     } else if has_state(data) || raft.exists() {
-        return Err(Error::Exists { kind: "cluster", name: data.display().to_string() });
+        return Err(Error::Exists { kind: "cluster".into(), name: data.display().to_string() });
     }
     std::fs::create_dir_all(data).map_err(io("create", data))?;
     cluster::files::write_atomic(&marker, b"removed when the cluster is made\n", 0o600).map_err(Error::internal)?;
@@ -344,7 +344,7 @@ pub(super) fn write_identity(data: &Path, identity: &Identity) -> Result<()> {
             return Ok(());
         }
         let name = format!("{} belongs to member {} ({})", data.display(), present.raft_id, present.node);
-        return Err(Error::Exists { kind: "log", name });
+        return Err(Error::Exists { kind: "log".into(), name });
     }
     put_identity(&raft, identity)
 }

@@ -32,23 +32,23 @@ impl Core {
     pub async fn join_member(&self, join: JoinMember) -> Result<Arc<MemberRecord>> {
         let node = join.record.name.clone();
         let JoinMember { record, voter, key_sha256, token } = join;
-        self.one(Op::Join { record, voter, key_sha256, token }, "node", node.as_str()).await?;
+        self.simple(Op::Join { record, voter, key_sha256, token }, "node", node.as_str()).await?;
         self.member(&node).ok_or_else(|| Error::no_node(&node))
     }
 
     /// Wants a member to vote, or not to. The group follows when it can.
     pub async fn set_voter(&self, node: &NodeName, voter: bool) -> Result<()> {
-        self.one(Op::SetVoter { node: node.clone(), voter }, "member", node.as_str()).await
+        self.simple(Op::SetVoter { node: node.clone(), voter }, "member", node.as_str()).await
     }
 
     /// Removes a node for good, member or not.
     pub async fn remove_node(&self, node: &NodeName) -> Result<()> {
-        self.one(Op::RemoveNode { node: node.clone() }, "node", node.as_str()).await
+        self.simple(Op::RemoveNode { node: node.clone() }, "node", node.as_str()).await
     }
 
     /// Lets whoever has this token take the member's name over, on a new machine.
     pub async fn allow_replace(&self, node: &NodeName, token: NodeTokenRecord) -> Result<()> {
-        self.one(Op::AllowReplace { node: node.clone(), token }, "member", node.as_str()).await
+        self.simple(Op::AllowReplace { node: node.clone(), token }, "member", node.as_str()).await
     }
 
     /// Writes into an empty data directory who this node is in the group. Again with the same number is harmless; another one is refused:

@@ -80,7 +80,7 @@ pub struct Bootstrap {
 }
 
 /// A file that a new repository begins with.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct TemplateFile {
     /// The path from the repository's root.
     pub path: repos::RepoPath,

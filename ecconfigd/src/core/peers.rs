@@ -17,7 +17,7 @@ use openraft::ReadPolicy;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::storage::Snapshot;
 
-use super::Inner;
+use super::{Core, Inner};
 use crate::commit::Proposer;
 use crate::error::{Error, Result};
 use crate::peer::{Bulk, Caller, Client, Method, Refusal, RefusalCode, Service, Target};
@@ -92,6 +92,12 @@ impl PeerService {
     pub(super) fn new(raft: Raft, raft_id: u64, state: Arc<State>, data: PathBuf) -> Arc<Self> {
         let core = std::sync::OnceLock::new();
         Arc::new(Self { raft, raft_id, state, data, core, started: Instant::now(), heard_ms: AtomicU64::new(0) })
+    }
+
+    /// The core, while there is one.
+    fn core(&self) -> Result<Core, Refusal> {
+        let inner = self.core.get().and_then(Weak::upgrade);
+        inner.map(|inner| Core { inner }).ok_or_else(|| Refusal::new(RefusalCode::NotNow, "it is stopping"))
     }
 
     fn now_ms(&self) -> u64 {
@@ -217,6 +223,7 @@ impl Service for PeerService {
             Method::PRE_VOTE => self.vote(body, true).boxed(),
             Method::TRANSFER_LEADER => self.transfer_leader(body).boxed(),
             Method::READ_INDEX => self.read_index().boxed(),
+            Method::FORWARD => async move { self.core()?.forwarded(body).await }.boxed(),
             other => {
                 let words = format!("this build does not know {other}");
                 futures::future::ready(Err(Refusal::new(RefusalCode::UnknownMethod, words))).boxed()
@@ -233,6 +240,7 @@ impl Service for PeerService {
     ) -> BoxFuture<'a, Result<(), Refusal>> {
         match method {
             Method::SNAPSHOT => self.snapshot(head, stream).boxed(),
+            Method::FORWARD_PUSH => async move { self.core()?.forwarded_in_pieces(stream).await }.boxed(),
             other => {
                 let words = format!("this build does not know {other}");
                 futures::future::ready(Err(Refusal::new(RefusalCode::UnknownMethod, words))).boxed()

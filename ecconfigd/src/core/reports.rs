@@ -1,9 +1,9 @@
 //! Node reports, written together: a thousand agents that report one commit cost a few log entries, not a thousand.
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
 
-use crate::commit::Proposer;
+use super::Core;
+use crate::commit::Propose as _;
 use crate::error::{Error, Result};
 use crate::raft::command::{Op, Outcome};
 use crate::state::ReportRecord;
@@ -20,6 +20,9 @@ struct Job {
     answer: oneshot::Sender<Result<()>>,
 }
 
+/// What waits to be written.
+pub(super) struct Reports(mpsc::Receiver<Job>);
+
 /// The way in.
 #[derive(Clone)]
 pub(super) struct Reporter {
@@ -27,22 +30,25 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    pub(super) fn start(proposer: Proposer, length: usize) -> (Reporter, JoinHandle<()>) {
+    pub(super) fn new(length: usize) -> (Reporter, Reports) {
         let (jobs, receiver) = mpsc::channel(length);
-        (Reporter { jobs }, tokio::spawn(run(proposer, receiver)))
+        (Reporter { jobs }, Reports(receiver))
     }
 
     pub(super) fn put(&self, report: ReportRecord) -> Result<oneshot::Receiver<Result<()>>> {
         let (answer, answered) = oneshot::channel();
         match self.jobs.try_send(Job { report, answer }) {
             Ok(()) => Ok(answered),
-            Err(mpsc::error::TrySendError::Full(_)) => Err(Error::Overloaded { queue: "the queue of node reports" }),
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                Err(Error::Overloaded { queue: "the queue of node reports".into() })
+            }
             Err(mpsc::error::TrySendError::Closed(_)) => Err(Error::Unavailable("the server is stopping".into())),
         }
     }
 }
 
-async fn run(proposer: Proposer, mut jobs: mpsc::Receiver<Job>) {
+/// Writes what waits until nobody can put anything in any more.
+pub(super) async fn run(core: Core, Reports(mut jobs): Reports) {
     while let Some(first) = jobs.recv().await {
         let mut bytes = first.report.json.len();
         let mut batch = vec![first];
@@ -52,7 +58,7 @@ async fn run(proposer: Proposer, mut jobs: mpsc::Receiver<Job>) {
             batch.push(job);
         }
         let ops = batch.iter().map(|job| Op::Report(job.report.clone())).collect();
-        let outcomes = proposer.propose(ops, Vec::new()).await;
+        let outcomes = core.propose(ops, Vec::new()).await;
         for (at, job) in batch.into_iter().enumerate() {
             let result = match &outcomes {
                 Ok(outcomes) => match &outcomes[at] {

@@ -11,7 +11,7 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use tokio_util::sync::CancellationToken;
 
 use super::options::CoreOptions;
-use crate::commit::Proposer;
+use crate::commit::{Propose as _, Proposer};
 use crate::peer;
 use crate::raft::RaftNode;
 use crate::raft::command::Op;

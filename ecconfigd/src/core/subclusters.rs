@@ -7,7 +7,7 @@ use cluster::api::RevisionSpec;
 use repos::{Content, Entry, Mode, Reader, RepoPath, TreeChange};
 
 use super::{Core, done};
-use crate::commit::{CommitRequest, RepoChange};
+use crate::commit::{CommitRequest, Propose as _, RepoChange};
 use crate::core::TemplateFile;
 use crate::error::{Error, Result};
 use crate::raft::command::{Op, Outcome};
@@ -16,14 +16,14 @@ use crate::state::{Author, Head, NodeName, RepoName};
 impl Core {
     /// Freezes a repository (no commits, and nodes keep what they have of it) or thaws it. Again is harmless.
     pub async fn set_frozen(&self, repo: &RepoName, frozen: bool) -> Result<Head> {
-        self.one(Op::Freeze { repo: repo.clone(), frozen }, "repository", repo.as_str()).await?;
+        self.simple(Op::Freeze { repo: repo.clone(), frozen }, "repository", repo.as_str()).await?;
         self.head(repo)
     }
 
     /// Creates a repository that has the whole history of another one: refs, revisions, objects.
     pub async fn copy_with_history(&self, from: &RepoName, to: &RepoName) -> Result<Head> {
         self.repo(from)?;
-        self.one(Op::CopyRepo { from: from.clone(), to: to.clone() }, "repository", to.as_str()).await?;
+        self.simple(Op::CopyRepo { from: from.clone(), to: to.clone() }, "repository", to.as_str()).await?;
         self.head(to)
     }
 
@@ -66,10 +66,10 @@ impl Core {
 
     /// Pins the leadership to a node for as long as that node is healthy. A pin to another node stays and is an error.
     pub async fn pin(&self, node: &NodeName) -> Result<()> {
-        match self.inner.proposer.one(Op::Pin { node: node.clone() }).await? {
+        match self.one(Op::Pin { node: node.clone() }).await? {
             Outcome::Exists => {
                 let name = self.view().pin.as_ref().map_or_else(String::new, ToString::to_string);
-                Err(Error::Exists { kind: "an override to another node", name })
+                Err(Error::Exists { kind: "an override to another node".into(), name })
             }
             outcome => done(outcome, "server node", node.as_str()),
         }
@@ -77,7 +77,7 @@ impl Core {
 
     /// Unpins the leadership from the node.
     pub async fn unpin(&self, node: &NodeName) -> Result<()> {
-        self.one(Op::Unpin { node: node.clone() }, "override to", node.as_str()).await
+        self.simple(Op::Unpin { node: node.clone() }, "override to", node.as_str()).await
     }
 }
 
@@ -108,7 +108,7 @@ fn difference(
         let content: Bytes = reader.blob(entry.id, limit_bytes).map_err(Error::internal)?.into();
         total += content.len() as u64;
         if total > limit_bytes {
-            return Err(Error::TooLarge { what: "the copy", limit_bytes });
+            return Err(Error::TooLarge { what: "the copy".into(), limit_bytes });
         }
         files.push(TemplateFile { path: entry.path.clone(), mode: entry.mode, content });
     }

@@ -216,6 +216,12 @@ impl State {
         self.data.join("uploads").join(format!("{id}.pack"))
     }
 
+    /// What has come of an upload so far, to be read.
+    pub(crate) fn open_upload(&self, id: UploadId) -> Result<std::fs::File, StateError> {
+        let path = self.upload_path(id);
+        std::fs::File::open(&path).map_err(|source| StateError::Io { action: "open", path, source })
+    }
+
     /// Applies entries in order, in one transaction, and shows them to readers and watchers. Blocks.
     pub fn apply(&self, entries: &[Entry]) -> Result<Vec<crate::raft::Applied>, StateError> {
         let mut pending = locked(&self.apply);
