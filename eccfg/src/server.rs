@@ -178,6 +178,31 @@ impl Server {
         self.client.send(Call::post(&path).json(report)?.idempotency_key(&random_key())).await.map(drop)
     }
 
+    /// Lets a member vote.
+    pub async fn promote(&self, node: &str) -> Result<(), ClientError> {
+        self.change_node(node, "promote").await.map(drop)
+    }
+
+    /// Takes a member's vote away.
+    pub async fn demote(&self, node: &str) -> Result<(), ClientError> {
+        self.change_node(node, "demote").await.map(drop)
+    }
+
+    /// Removes a node for good.
+    pub async fn remove_node(&self, node: &str) -> Result<(), ClientError> {
+        self.client.delete(&format!("/api/v1/nodes/{}", escape(node))).await
+    }
+
+    /// A one-time token with which a new machine takes a member's name over.
+    pub async fn replace_node(&self, node: &str) -> Result<NodeTokenResponse, ClientError> {
+        self.change_node(node, "replace").await?.json().await
+    }
+
+    async fn change_node(&self, node: &str, how: &str) -> Result<Reply, ClientError> {
+        let path = format!("/api/v1/nodes/{}/{how}", escape(node));
+        self.client.send(Call::post(&path).idempotency_key(&random_key())).await
+    }
+
     /// A one-time token for a new node.
     pub async fn node_token(&self, request: &NodeTokenRequest) -> Result<NodeTokenResponse, ClientError> {
         self.client.post_json("/api/v1/node-tokens", request).await
