@@ -1,0 +1,296 @@
+//! Three ecconfigd beside three etcd, on the same machine in the same run, taking turns: a commit against a bare put.
+//!
+//!     cargo bench --bench cluster [-- PART…]      latency throughput watchers failover catchup
+//!
+//! Each put carries 1 KB, each commit one file of 1 KB: blob, trees, commit, ref, gate and a quorum's fsync, over TLS and with a login, where
+//! etcd is spoken to in the clear. Both sync to the same file system. The ratios mean more than the milliseconds.
+#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
+
+mod etcd;
+mod ours;
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+use std::time::{Duration, Instant};
+
+use cluster::http_client::{ApiClient, Incoming};
+use etcd::Etcd;
+use ours::{Ours, commit, head};
+use tokio::task::JoinSet;
+
+const BYTES: usize = 1024;
+const CLIENTS: usize = 32;
+
+fn main() {
+    let parts: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let wanted = |part: &str| parts.is_empty() || parts.iter().any(|one| one == part);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut etcd = Etcd::start();
+        let mut ours = Ours::start().await;
+        if wanted("latency") {
+            latency(&etcd, &ours).await;
+        }
+        if wanted("throughput") {
+            throughput(&etcd, &ours).await;
+        }
+        if wanted("watchers") {
+            for count in [100, 1_000] {
+                watchers(&etcd, &ours, count).await;
+            }
+        }
+        if wanted("failover") {
+            failover(&mut etcd, &mut ours).await;
+        }
+        if wanted("catchup") {
+            catchup(&mut ours).await;
+        }
+    });
+}
+
+fn quantile(times: &mut [Duration], at: f64) -> Duration {
+    times.sort_unstable();
+    times[((times.len() - 1) as f64 * at).round() as usize]
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+fn line(what: &str, theirs: Duration, ours: Duration) {
+    println!("{what:<52} etcd {:>8.2} ms   ours {:>8.2} ms   ratio {:.2}", ms(theirs), ms(ours), ms(ours) / ms(theirs));
+}
+
+/// One writer, one after the other; blocks of each in turn, so that what the machine does meanwhile hits both.
+async fn latency(etcd: &Etcd, ours: &Ours) {
+    const BLOCKS: usize = 10;
+    const EACH: usize = 100;
+    let mut put = etcd::Client::connect(etcd.port(etcd.leader().await)).await.unwrap();
+    let client = ours.client(ours.leader().await);
+    let mut base = head(&client).await.unwrap().revision;
+    let (mut theirs, mut mine) = (Vec::new(), Vec::new());
+    for block in 0..=BLOCKS {
+        for number in 0..EACH {
+            let value = content(number + block * EACH);
+            let begun = Instant::now();
+            put.put("bench/key", &value).await.unwrap();
+            theirs.push(begun.elapsed());
+        }
+        for number in 0..EACH {
+            let value = content(number + block * EACH);
+            let begun = Instant::now();
+            base = commit(&client, base, "default/bench.txt", &value).await.unwrap();
+            mine.push(begun.elapsed());
+        }
+        if block == 0 {
+            // Warm caches, open connections.
+            (theirs, mine) = (Vec::new(), Vec::new());
+        }
+    }
+    for (name, at) in [("p50", 0.5), ("p99", 0.99)] {
+        line(&format!("sequential commit, {name}"), quantile(&mut theirs, at), quantile(&mut mine, at));
+    }
+}
+
+fn content(number: usize) -> Vec<u8> {
+    let mut content = format!("number {number}\n").into_bytes();
+    content.resize(BYTES, b'.');
+    content
+}
+
+async fn throughput(etcd: &Etcd, ours: &Ours) {
+    const TIME: Duration = Duration::from_secs(5);
+    let (port, leader) = (etcd.port(etcd.leader().await), ours.leader().await);
+    let mut tasks = JoinSet::new();
+    for client in 0..CLIENTS {
+        tasks.spawn(async move {
+            let mut put = etcd::Client::connect(port).await.unwrap();
+            let (begun, mut done) = (Instant::now(), 0_usize);
+            while begun.elapsed() < TIME {
+                put.put(&format!("bench/{client}"), &content(done)).await.unwrap();
+                done += 1;
+            }
+            done
+        });
+    }
+    let theirs: usize = tasks.join_all().await.into_iter().sum();
+    let mut tasks = JoinSet::new();
+    for number in 0..CLIENTS {
+        let client = ours.client(leader);
+        tasks.spawn(async move {
+            let mut base = head(&client).await.unwrap().revision;
+            let (begun, mut done) = (Instant::now(), 0_usize);
+            while begun.elapsed() < TIME {
+                base = commit(&client, base, &format!("default/c{number}.txt"), &content(done)).await.unwrap();
+                done += 1;
+            }
+            done
+        });
+    }
+    let mine: usize = tasks.join_all().await.into_iter().sum();
+    let rate = |done: usize| done as f64 / TIME.as_secs_f64();
+    println!(
+        "{:<52} etcd {:>8.0} /s   ours {:>8.0} /s   ratio {:.2}",
+        format!("commits per second, {CLIENTS} clients"),
+        rate(theirs),
+        rate(mine),
+        rate(mine) / rate(theirs)
+    );
+}
+
+/// From the request until the last of many is told. Every watcher has a connection of its own.
+async fn watchers(etcd: &Etcd, ours: &Ours, count: usize) {
+    const ROUNDS: usize = 30;
+    let (etcd_leader, leader) = (etcd.port(etcd.leader().await), ours.leader().await);
+    let (mut theirs, mut mine) = (Vec::new(), Vec::new());
+    {
+        let mut watches = Vec::new();
+        for _ in 0..count {
+            let mut watch = etcd::Client::connect(etcd_leader).await.unwrap().watch("bench/watched").await;
+            watch.recv().await.expect("created");
+            watches.push(watch);
+        }
+        let mut put = etcd::Client::connect(etcd_leader).await.unwrap();
+        for number in 0..ROUNDS {
+            let begun = Instant::now();
+            put.put("bench/watched", &content(number)).await.unwrap();
+            for watch in &mut watches {
+                watch.recv().await.expect("told");
+            }
+            theirs.push(begun.elapsed());
+        }
+    }
+    let client = ours.client(leader);
+    let (told, mut events) = tokio::sync::mpsc::channel(count);
+    let mut tasks = JoinSet::new();
+    for _ in 0..count {
+        tasks.spawn(follow(ours.client(leader), told.clone()));
+    }
+    for _ in 0..count {
+        events.recv().await.expect("connected");
+    }
+    let mut base = head(&client).await.unwrap().revision;
+    for number in 0..ROUNDS {
+        let value = content(usize::try_from(base).unwrap() + number);
+        let begun = Instant::now();
+        base = commit(&client, base, "default/watched.txt", &value).await.unwrap();
+        for _ in 0..count {
+            events.recv().await.expect("told");
+        }
+        mine.push(begun.elapsed());
+    }
+    line(&format!("last of {count} watchers told, p50"), quantile(&mut theirs, 0.5), quantile(&mut mine, 0.5));
+}
+
+async fn follow(client: ApiClient, told: tokio::sync::mpsc::Sender<()>) {
+    let mut events = client.events("/api/v1/repos/default/watch?path=default/watched.txt", None);
+    while let Ok(incoming) = events.next().await {
+        if matches!(incoming, Incoming::Connected | Incoming::Event(_)) && told.send(()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// From kill -9 of the leader until a write through one of the others is acknowledged.
+async fn failover(etcd: &mut Etcd, ours: &mut Ours) {
+    const ROUNDS: usize = 7;
+    let (mut theirs, mut mine) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let leader = etcd.leader().await;
+        let others: Vec<u16> = (0..3).filter(|number| *number != leader).map(|number| etcd.port(number)).collect();
+        let begun = Instant::now();
+        etcd.kill(leader);
+        let mut tries = others.iter().cycle();
+        loop {
+            let port = *tries.next().expect("endless");
+            let attempt = async {
+                let mut client = etcd::Client::connect(port).await?;
+                client.put("bench/failover", &content(round)).await
+            };
+            if matches!(tokio::time::timeout(Duration::from_millis(200), attempt).await, Ok(Ok(()))) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        theirs.push(begun.elapsed());
+        etcd.run(leader);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+
+        let leader = ours.leader().await;
+        let others: Vec<usize> = (0..3).filter(|number| *number != leader).collect();
+        let clients: Vec<ApiClient> = others.iter().map(|number| ours.client(*number)).collect();
+        let base = head(&clients[0]).await.unwrap().revision;
+        let begun = Instant::now();
+        ours.kill(leader);
+        let mut tries = clients.iter().cycle();
+        loop {
+            let client = tries.next().expect("endless");
+            let value = content(round + usize::try_from(base).unwrap());
+            let attempt = commit(client, base, "default/failover.txt", &value);
+            if matches!(tokio::time::timeout(Duration::from_millis(200), attempt).await, Ok(Ok(_))) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        mine.push(begun.elapsed());
+        ours.run(leader);
+        ours.ready(leader).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+    line("without a leader after kill -9, p50", quantile(&mut theirs, 0.5), quantile(&mut mine, 0.5));
+    line("without a leader after kill -9, worst", quantile(&mut theirs, 1.0), quantile(&mut mine, 1.0));
+}
+
+/// A node that was away for 10,000 commits.
+async fn catchup(ours: &mut Ours) {
+    const COMMITS: usize = 10_000;
+    let leader = ours.leader().await;
+    let away = (leader + 1) % 3;
+    let client = ours.client(leader);
+    let before = commit_times(&client, Duration::from_secs(2), || false).await;
+    ours.kill(away);
+    let mut tasks = JoinSet::new();
+    for number in 0..CLIENTS {
+        let client = ours.client(leader);
+        tasks.spawn(async move {
+            let mut base = head(&client).await.unwrap().revision;
+            for round in 0..COMMITS / CLIENTS {
+                let path = format!("default/c{number}.txt");
+                base = commit(&client, base, &path, &content(round + usize::try_from(base).unwrap())).await.unwrap();
+            }
+        });
+    }
+    tasks.join_all().await;
+    let target = head(&client).await.unwrap().revision;
+    let begun = Instant::now();
+    ours.run(away);
+    let (reached, follower) = (std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false)), ours.client(away));
+    let flag = reached.clone();
+    let waiting = tokio::spawn(async move {
+        while head(&follower).await.map_or(0, |head| head.revision) < target {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        flag.store(true, std::sync::atomic::Ordering::Relaxed);
+        begun.elapsed()
+    });
+    let stop = || reached.load(std::sync::atomic::Ordering::Relaxed);
+    let during = commit_times(&client, Duration::from_secs(60), stop).await;
+    println!("a node that missed {COMMITS} commits has them after {:.1} s", waiting.await.unwrap().as_secs_f64());
+    let (mut before, mut during) = (before, during);
+    println!(
+        "commit p99 of the leader: {:.2} ms before, {:.2} ms meanwhile",
+        ms(quantile(&mut before, 0.99)),
+        ms(quantile(&mut during, 0.99))
+    );
+}
+
+async fn commit_times(client: &ApiClient, time: Duration, stop: impl Fn() -> bool) -> Vec<Duration> {
+    let mut base = head(client).await.unwrap().revision;
+    let (begun, mut times) = (Instant::now(), Vec::new());
+    while begun.elapsed() < time && (times.len() < 100 || !stop()) {
+        let started = Instant::now();
+        base = commit(client, base, "default/bench.txt", &content(usize::try_from(base).unwrap())).await.unwrap();
+        times.push(started.elapsed());
+    }
+    times
+}
