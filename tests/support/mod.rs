@@ -338,7 +338,7 @@ pub fn git(dir: &Path) -> Command {
     git
 }
 
-fn clean(command: &mut Command, home: &Path) {
+pub fn clean(command: &mut Command, home: &Path) {
     let path = format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default());
     command.env_clear().env("PATH", path).env("HOME", home).env("LANG", "C.UTF-8").stdin(Stdio::null());
 }

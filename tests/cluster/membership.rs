@@ -1,0 +1,205 @@
+//! Growing, shrinking, replacing; and who leads.
+
+use cluster::api::{Head, NodeRole};
+use nix::sys::signal::Signal;
+
+use crate::lab::{Lab, possible};
+use crate::support::{assert_success, eventually};
+
+/// Commits one file through these machines and gives the head.
+fn commit(lab: &Lab, names: &[&str], text: &str) -> Head {
+    let text = text.to_owned();
+    lab.client_of(names, |client| async move {
+        let base: Head = client.get_json("/api/v1/repos/default/head").await.unwrap();
+        let changes = vec![cluster::api::ChangeRequest::put("default/f.txt", text.clone().into_bytes())];
+        let request = cluster::api::CommitRequest { base: base.revision.into(), message: text.clone(), changes };
+        let key = format!("{text}-{}", base.revision);
+        let answer: cluster::api::CommitResponse =
+            client.post_json_idempotent("/api/v1/repos/default/commits", &request, &key).await.unwrap();
+        Head { revision: answer.revision, commit: answer.commit }
+    })
+}
+
+/// Waits until a machine has this head.
+fn has(lab: &Lab, name: &str, head: &Head) {
+    eventually(&format!("{name} at r{}", head.revision), || {
+        (lab.head_at(name, "default").ok()?.revision >= head.revision).then_some(())
+    });
+    assert_eq!(&lab.head_at(name, "default").unwrap(), head, "{name}");
+}
+
+fn roles(lab: &Lab) -> Vec<(String, NodeRole)> {
+    let mut roles: Vec<_> =
+        lab.cluster_info().unwrap().members.into_iter().map(|member| (member.node, member.role)).collect();
+    roles.sort_by(|a, b| a.0.cmp(&b.0));
+    roles
+}
+
+#[test]
+fn losing_a_minority_loses_nothing_and_a_write_goes_anywhere() {
+    if !possible() {
+        return;
+    }
+    let mut lab = Lab::cluster(3);
+    let names = ["n1", "n2", "n3"];
+    for name in names {
+        let head = commit(&lab, &[name], &format!("through {name}"));
+        // What was written through one machine is there on the next read of the same one, and soon everywhere.
+        assert_eq!(lab.head_at(name, "default").unwrap(), head);
+        names.iter().for_each(|other| has(&lab, other, &head));
+    }
+    // A push through one machine, a fetch through another: the fetch sees it.
+    let repo = lab.scratch("push");
+    std::fs::create_dir_all(&repo).unwrap();
+    let ok = |args: &[&str]| crate::support::ok(lab.git(&repo).args(args));
+    ok(&["clone", "-q", &lab.repo_url("n1", "default"), "."]);
+    for (number, to, from) in [(0, "n1", "n2"), (1, "n2", "n3"), (2, "n3", "n1")] {
+        std::fs::write(repo.join("pushed"), format!("{number}")).unwrap();
+        ok(&["add", "-A"]);
+        ok(&["commit", "-q", "-m", "push"]);
+        ok(&["push", "-q", &lab.repo_url(to, "default"), "HEAD:main"]);
+        let seen = ok(&["ls-remote", &lab.repo_url(from, "default"), "refs/heads/main"]);
+        assert_eq!(seen.split_whitespace().next().unwrap(), ok(&["rev-parse", "HEAD"]).trim(), "{to} then {from}");
+    }
+
+    let leader = lab.leader();
+    lab.kill(&leader);
+    let rest: Vec<String> = lab.running().into_iter().map(str::to_owned).collect();
+    let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
+    let head = commit(&lab, &rest, "without the leader");
+    eventually("another leader", || (lab.leader() != leader).then_some(()));
+    // Two of three gone: nothing is acknowledged, and nothing is answered as if it were linearizable.
+    lab.signal(rest[1], Signal::SIGSTOP);
+    let refused = lab.client_of(&[rest[0]], |client| async move {
+        let request = cluster::api::CommitRequest {
+            base: head.revision.into(),
+            message: "alone".into(),
+            changes: vec![cluster::api::ChangeRequest::put("default/alone.txt", b"x".to_vec())],
+        };
+        let answer: Result<cluster::api::CommitResponse, _> =
+            client.post_json_idempotent("/api/v1/repos/default/commits", &request, "alone").await;
+        answer.is_err()
+    });
+    assert!(refused, "a minority acknowledged a commit");
+    lab.signal(rest[1], Signal::SIGCONT);
+    lab.start(&leader);
+    lab.wait_ready(&leader);
+    let head = commit(&lab, &rest, "together again");
+    has(&lab, &leader, &head);
+}
+
+#[test]
+fn a_cluster_grows_shrinks_and_replaces_its_machines() {
+    if !possible() {
+        return;
+    }
+    let mut lab = Lab::cluster(1);
+    let first = commit(&lab, &["n1"], "alone");
+    for (count, name) in [(2, "n2"), (3, "n3"), (4, "n4"), (5, "n5")] {
+        lab.join(name, &[]);
+        lab.wait_voters(count);
+        has(&lab, name, &first);
+    }
+    let learner = lab.eccfg(&["node", "demote", "n5"]);
+    assert_success(&learner);
+    assert_success(&lab.eccfg(&["node", "demote", "n5"]));
+    assert_eq!(roles(&lab).iter().filter(|(_, role)| *role == NodeRole::Learner).count(), 1);
+    let head = commit(&lab, &["n5"], "through the learner");
+    has(&lab, "n5", &head);
+    assert_success(&lab.eccfg(&["node", "promote", "n5"]));
+    lab.wait_voters(5);
+
+    // A machine burns down; a new one takes its name.
+    lab.scrap("n2");
+    assert_success(&lab.eccfg(&["node", "remove", "n2"]));
+    let again = lab.eccfg(&["node", "remove", "n2"]);
+    assert_eq!(again.status.code(), Some(1), "said again, it harms nothing");
+    lab.join("n2", &[]);
+    lab.wait_voters(5);
+    has(&lab, "n2", &head);
+
+    for (left, name) in [(4, "n5"), (3, "n4"), (2, "n3"), (1, "n2")] {
+        assert_success(&lab.eccfg(&["node", "remove", name]));
+        lab.wait_voters(left);
+        lab.scrap(name);
+        commit(&lab, &["n1"], &format!("without {name}"));
+    }
+    assert_eq!(roles(&lab), [("n1".to_owned(), NodeRole::Voter)]);
+}
+
+#[test]
+fn a_token_is_good_for_one_node_and_a_join_can_be_repeated() {
+    if !possible() {
+        return;
+    }
+    let mut lab = Lab::cluster(1);
+    let token = lab.token();
+    lab.add("n2");
+    lab.join_with("n2", &token, &["--learner"]);
+    // Said again, it is refused and harms nothing: the directory holds a member already.
+    let again = lab.try_join("n2", &token, &["--learner"]);
+    assert_eq!(again.status.code(), Some(3), "{}", String::from_utf8_lossy(&again.stderr));
+    lab.add("n3");
+    let refused = lab.try_join("n3", &token, &[]);
+    assert_eq!(refused.status.code(), Some(1), "{}", String::from_utf8_lossy(&refused.stderr));
+    lab.start("n2");
+    lab.wait_ready("n2");
+    let members = roles(&lab);
+    assert_eq!(members, [("n1".to_owned(), NodeRole::Voter), ("n2".to_owned(), NodeRole::Learner)]);
+}
+
+#[test]
+fn the_leadership_returns_to_the_node_that_it_is_pinned_to() {
+    if !possible() {
+        return;
+    }
+    let mut lab = Lab::cluster(3);
+    let leader = lab.leader();
+    let pinned = ["n1", "n2", "n3"].into_iter().find(|name| *name != leader).unwrap();
+    assert_success(&lab.eccfg(&["subcluster", "override", "default", pinned]));
+    eventually("the leadership moves", || (lab.leader() == pinned).then_some(()));
+    let other = lab.eccfg(&["subcluster", "override", "default", &leader]);
+    assert_eq!(other.status.code(), Some(3), "{}", String::from_utf8_lossy(&other.stderr));
+
+    lab.kill(pinned);
+    eventually("another leader", || (lab.leader() != pinned).then_some(()));
+    lab.start(pinned);
+    lab.wait_ready(pinned);
+    eventually("the leadership returns", || (lab.leader() == pinned).then_some(()));
+
+    // All machines go off and on: the pin is remembered.
+    for name in ["n1", "n2", "n3"] {
+        lab.kill(name);
+    }
+    for name in ["n1", "n2", "n3"] {
+        lab.start(name);
+    }
+    eventually("the leadership is where it is pinned", || (lab.cluster_info().ok()?.leader? == pinned).then_some(()));
+    let master = lab.eccfg(&["subcluster", "master", "default"]);
+    assert_eq!(String::from_utf8_lossy(&master.stdout).trim(), pinned);
+    assert_success(&lab.eccfg(&["subcluster", "resume", "default", pinned]));
+}
+
+#[test]
+fn a_copy_with_history_is_on_every_machine() {
+    if !possible() {
+        return;
+    }
+    let mut lab = Lab::cluster(3);
+    for number in 0..5 {
+        commit(&lab, &["n2"], &format!("number {number}"));
+    }
+    assert_success(&lab.eccfg(&["subcluster", "copy", "--with-history", "default", "east"]));
+    let head = lab.head_at("n1", "east").unwrap();
+    for name in ["n1", "n2", "n3"] {
+        eventually("east everywhere", || lab.head_at(name, "east").ok().filter(|seen| *seen == head));
+        let clone = lab.scratch(&format!("east-{name}"));
+        std::fs::create_dir_all(&clone).unwrap();
+        crate::support::ok(lab.git(&clone).args(["clone", "-q", &lab.repo_url(name, "east"), "."]));
+        let log = crate::support::ok(lab.git(&clone).args(["log", "--format=%H"]));
+        assert_eq!(log.lines().count() as u64, head.revision);
+    }
+    // One that joins later gets it as well.
+    lab.join("n4", &["--learner"]);
+    eventually("east on n4", || lab.head_at("n4", "east").ok().filter(|seen| *seen == head));
+}
