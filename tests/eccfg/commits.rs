@@ -268,20 +268,42 @@ fn logins() {
 fn without_the_server() {
     let server = Server::start();
     let mut session = two_people(&server);
-    server.kill();
     session.edit("a/default/nginx/site.conf", "edited\n");
+    session.say("a server that takes connections and never answers");
+    server.kill();
+    session.run("a", &["status"]);
+    session.say("and none at all");
+    session.send_to("https://127.0.0.1:1");
     for args in [
         &["status"][..],
         &["diff"],
+        &["diff", "--from", "r1"],
         &["log"],
         &["log", "default"],
         &["pull"],
         &["commit", "-m", "x"],
         &["show", "r1"],
         &["effective", "duravip.toml"],
+        &["effective", "duravip.toml", "--committed"],
         &["validate"],
         &["revert", "default/nginx/site.conf"],
+        &["delete", "default/nginx"],
+        &["resolve", "default/nginx"],
         &["status", "--local"],
+        &["commit", "-m", "x"],
+        &["watch", "--count", "1"],
+        &["node", "token"],
+        &["node", "list"],
+        &["subcluster", "clusters"],
+        &["subcluster", "create", "web"],
+        &["subcluster", "copy", "default", "web"],
+        &["subcluster", "master", "default"],
+        &["subcluster", "slaves", "default"],
+        &["subcluster", "override", "default", "n1"],
+        &["subcluster", "resume", "default", "n1"],
+        &["subcluster", "conflict", "default"],
+        &["subcluster", "resolve", "default"],
+        &["bootstrap", "--clustername", "default", "--wc", "../new"],
     ] {
         session.run("a", args);
     }

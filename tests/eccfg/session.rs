@@ -99,12 +99,18 @@ pub struct Session<'a> {
     server: &'a Server,
     dir: TempDir,
     transcript: String,
+    url: String,
 }
 
 impl<'a> Session<'a> {
     pub fn new(server: &'a Server) -> Session<'a> {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        Session { server, dir, transcript: String::new() }
+        Session { server, dir, transcript: String::new(), url: server.url() }
+    }
+
+    /// Names another server to the commands that follow.
+    pub fn send_to(&mut self, url: &str) {
+        self.url = url.to_owned();
     }
 
     /// A directory that belongs to the session.
@@ -119,7 +125,7 @@ impl<'a> Session<'a> {
             .arg("eccfg")
             .args(args)
             .current_dir(self.dir())
-            .env("ECCFG_SERVER", self.server.url())
+            .env("ECCFG_SERVER", &self.url)
             .env("ECCFG_CA", self.server.ca())
             .env("ECCFG_USERNAME", "admin")
             .env("ECCFG_PASSWORD_FILE", self.server.password_file())

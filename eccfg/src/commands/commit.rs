@@ -45,6 +45,8 @@ pub async fn run(args: &Args, cx: &mut Context<'_>) -> Result<u8, CommandError> 
     if request.is_empty() {
         return nothing_to_commit(cx);
     }
+    // The files of another branch would be committed to main, and the working copy could not follow.
+    wc.require_main()?;
     let message = message(args, &request, cx)?;
     let server = cx.server(Some(&wc), Need::Person).await?;
     if !cx.ui.json() {

@@ -156,7 +156,9 @@ fn print_local(mount: &MountStatus, cx: &mut Context<'_>) -> Result<(), CommandE
         cx.ui.line(format!("{letter}  {}", change.path))?;
     }
     if !mount.local_commits.is_empty() {
-        cx.ui.line(format!("{} has {} commits that no server has", mount.name, mount.local_commits.len()))?;
+        let count = mount.local_commits.len();
+        let commits = if count == 1 { "commit" } else { "commits" };
+        cx.ui.line(format!("{} has {count} local {commits} that upstream does not have", mount.name))?;
     }
     Ok(())
 }

@@ -211,6 +211,11 @@ impl WorkingCopy {
         self.inner.prepare(lock)
     }
 
+    /// Refuses a working copy in which somebody works on another branch than `main`, as every update does.
+    pub fn require_main(&self) -> Result<()> {
+        self.inner.live()?.mounts.iter().try_for_each(|mount| mount.require_main())
+    }
+
     /// True if nothing of an interrupted update is left to be done.
     pub fn is_settled(&self) -> Result<bool> {
         Ok(self.inner.read_journal()?.is_none())

@@ -1,6 +1,7 @@
 //! `eccfg node token`.
 
 use cluster::api::NodeTokenRequest;
+use cluster::units::HumanDuration;
 
 use crate::commands::{Context, Need};
 use crate::error::CommandError;
@@ -16,14 +17,14 @@ pub struct Args {
     subcluster: String,
     /// How long it is good for, such as 1h [default: the server's]
     #[arg(long, value_name = "DURATION")]
-    ttl: Option<String>,
+    ttl: Option<HumanDuration>,
 }
 
 /// Runs the command.
 pub async fn run(args: &Args, cx: &mut Context<'_>) -> Result<u8, CommandError> {
     let wc = cx.working_copy_if_any()?;
     let server = cx.server(wc.as_ref(), Need::Person).await?;
-    let request = NodeTokenRequest { subcluster: args.subcluster.clone(), ttl: args.ttl.clone() };
+    let request = NodeTokenRequest { subcluster: args.subcluster.clone(), ttl: args.ttl.map(|ttl| ttl.to_string()) };
     let answer = server.node_token(&request).await?;
     if cx.ui.json() {
         cx.ui.json_document(&answer)?;
