@@ -22,15 +22,18 @@ pub(crate) struct Program {
 const USAGE: u8 = 2;
 
 /// Every program of this release; `install-links` makes a link for each.
-pub(crate) const PROGRAMS: &[Program] =
-    &[Program { name: "ecconfigd", main: ecconfigd::main }, Program { name: "eccfg", main: eccfg::main }];
+pub(crate) const PROGRAMS: &[Program] = &[
+    Program { name: "ecconfigd", main: ecconfigd::main },
+    Program { name: "eccfg", main: eccfg::main },
+    Program { name: "jlogctl", main: logd::jlogctl },
+];
 
 /// A git-backed configuration cluster and the programs that follow it, in one binary.
 #[derive(Parser)]
 #[command(
     name = "eccluster",
     version,
-    after_help = "Programs: ecconfigd (the server), eccfg (the command line and the agent).\nCall one as `eccluster PROGRAM …`, or through a link of its name."
+    after_help = "Programs: ecconfigd (the server), eccfg (the command line and the agent), jlogctl (journals).\nCall one as `eccluster PROGRAM …`, or through a link of its name."
 )]
 struct Arguments {
     #[command(subcommand)]
