@@ -145,11 +145,15 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are no errors, and go where they can be piped from.
-            let status = u8::try_from(error.exit_code()).unwrap_or(2);
-            let to: &mut dyn Write = if error.use_stderr() { err } else { out };
-            let _ = write!(to, "{error}");
-            return status;
+            if !error.use_stderr() {
+                // Help and version, which are no errors, and go where they can be piped from.
+                let _ = write!(out, "{error}");
+                return 0;
+            }
+            let text = error.to_string();
+            let words: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+            let _ = writeln!(err, "{}\nhint: jlogctl --help", words.join(" "));
+            return 2;
         }
     };
     let mut ui = Ui { out, json: cli.json };
