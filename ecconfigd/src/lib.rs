@@ -16,6 +16,8 @@ mod outside;
 pub mod peer;
 pub mod raft;
 pub mod server;
+#[cfg(test)]
+mod sim;
 pub mod state;
 pub mod templates;
 pub mod tree_files;

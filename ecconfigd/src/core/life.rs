@@ -165,7 +165,9 @@ impl Core {
         let (state, log) = blocking(move || {
             let state = State::open(&data, limits.max_watchers).map_err(Error::internal)?;
             let log = LogStore::open(&data.join("raft"), limits.segment_bytes).map_err(Error::internal)?;
-            log.covers(state.view().applied_index()).map_err(Error::Internal)?;
+            let view = state.view();
+            let others_vote = view.membership.membership().voter_ids().any(|id| id != raft_id);
+            log.covers(view.applied_index(), others_vote).map_err(Error::Internal)?;
             Ok((state, log))
         })
         .await?;

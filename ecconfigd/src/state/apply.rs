@@ -24,6 +24,8 @@ use super::names::{NodeName, RepoName};
 use super::view::{RepoView, View};
 use crate::raft::command::{ChangeSet, IdempotencyKey, Op, Outcome, PackSource, RepoUpdate, UploadId};
 use crate::raft::{Applied, Entry, Proposal};
+#[cfg(test)]
+use crate::sim::mutants::{self, Mutant};
 use crate::watch::{Event, TargetEvent};
 
 /// Idempotency keys that are remembered; the oldest goes first. Part of the format: all replicas must forget alike.
@@ -308,6 +310,10 @@ impl Applying<'_, '_> {
             let head = self.update(update)?;
             answer.insert(update.repo.clone(), (head, update.revision.is_some()));
         }
+        #[cfg(test)]
+        if mutants::is_on(Mutant::NoKeys) {
+            return Ok(Outcome::Changed(answer));
+        }
         if let Some(key) = &change.idempotency {
             self.remember(key, &answer)?;
         }
@@ -323,6 +329,10 @@ impl Applying<'_, '_> {
             }
             if let Some(why) = self.bad_packs.get(&update.repo) {
                 return Some(Outcome::Refused(why.clone()));
+            }
+            #[cfg(test)]
+            if mutants::is_on(Mutant::NoStaleCheck) {
+                continue;
             }
             let stale = update.refs.iter().find(|r| repo.refs.get(&r.name).copied().unwrap_or(Oid::NULL) != r.old);
             if let Some(stale) = stale {
@@ -355,7 +365,14 @@ impl Applying<'_, '_> {
             commit: head.commit,
             author: new.author.clone(),
             message: new.message.clone(),
+            #[cfg(not(test))]
             time_ms: self.proposal.time_ms,
+            #[cfg(test)]
+            time_ms: if mutants::is_on(Mutant::LocalClock) {
+                self.state.outside().wall_ms()
+            } else {
+                self.proposal.time_ms
+            },
             paths: new.paths.clone(),
             paths_truncated: new.paths_truncated,
         };

@@ -283,7 +283,7 @@ impl State {
     }
 
     /// Syncs packs and uploads and writes git's refs.
-    fn sync_work(&self, work: &Pending) -> Result<(), StateError> {
+    pub(super) fn sync_work(&self, work: &Pending) -> Result<(), StateError> {
         let view = self.view();
         for name in &work.packs {
             if let Some(repo) = view.repos.get(name) {

@@ -8,6 +8,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{Event, Globs, TargetEvent};
+#[cfg(test)]
+use crate::sim::mutants::{self, Mutant};
 use crate::state::{Effects, RepoName, RevisionRecord, View};
 
 /// Recent events per repository: a watcher may pause for so many revisions before it is ended.
@@ -170,6 +172,10 @@ impl Hub {
                 Some(group) => {
                     if jumped {
                         locked(&group.matched).floor = revision - 1;
+                    }
+                    #[cfg(test)]
+                    if mutants::is_on(Mutant::DroppedEvent) && revision.is_multiple_of(7) {
+                        return true;
                     }
                     if group.matches(&event.record) {
                         group.note(revision);

@@ -21,6 +21,8 @@ pub use globs::{BadGlob, Globs};
 pub use hub::Hub;
 use hub::{Group, Seat};
 
+#[cfg(test)]
+use crate::sim::mutants::{self, Mutant};
 use crate::state::{RepoName, RevisionRecord, State, TargetRecord};
 
 /// Old revisions that are read from the state at a time.
@@ -97,6 +99,8 @@ impl Watch {
         let (group, wake, newest) = state.hub().join(&repo, globs);
         let closed = state.hub().closed();
         let position = after.unwrap_or(newest);
+        #[cfg(test)]
+        let position = position + u64::from(position > 0 && mutants::is_on(Mutant::ResumesLate));
         Ok(Watch { state, repo, position, live: false, group, wake, closed, _seat: seat })
     }
 

@@ -11,6 +11,8 @@ mod index;
 mod record;
 mod segment;
 #[cfg(test)]
+mod simulated;
+#[cfg(test)]
 mod tests;
 mod writer;
 
@@ -30,6 +32,8 @@ use tokio::sync::{mpsc, oneshot};
 use self::index::{Index, Place};
 use self::record::Record;
 use self::segment::{HEADER_BYTES, Segment};
+#[cfg(test)]
+pub(crate) use self::simulated::Platter;
 use self::writer::Old;
 pub(crate) use self::writer::{Request, Writer};
 use super::{Entry, Group, LogId, Vote};
@@ -175,10 +179,16 @@ impl LogStore {
         self.stats.clone()
     }
 
-    /// Refuses a log that ends before what the state has applied and made durable: something was lost.
-    pub fn covers(&self, applied_index: u64) -> Result<(), String> {
-        let last = locked(&self.index).last().map_or(0, |id| id.index);
-        if last >= applied_index {
+    /// Refuses a log that was lost although the state is there.
+    ///
+    /// Alone, nothing is committed before it is in this log and synced, so a log that ends before the state has lost something. With other
+    /// voters it may end there: a crash came between installing a snapshot and purging the log, or an entry was on the others' disks, and so
+    /// committed and applied here, before it was on this one. Nobody counted this node for such an entry; openraft closes the hole. What must
+    /// still be there is the vote, which is synced before anything else: without it this node could vote twice.
+    pub fn covers(&self, applied_index: u64, others_vote: bool) -> Result<(), String> {
+        let index = locked(&self.index);
+        let last = index.last().map_or(0, |id| id.index);
+        if last >= applied_index || (others_vote && index.vote.is_some()) {
             return Ok(());
         }
         Err(format!(

@@ -248,8 +248,19 @@ async fn another_version_is_refused_with_words() {
 async fn a_log_that_ends_before_the_state_is_refused() {
     let (dir, _) = small_log().await;
     let log = LogStore::open(dir.path(), 4096).unwrap();
-    assert!(log.covers(4).is_ok());
-    assert!(log.covers(5).unwrap_err().contains("lost"));
+    assert!(log.covers(4, false).is_ok());
+    assert!(log.covers(5, false).unwrap_err().contains("lost"));
+}
+
+/// A crash between installing a snapshot and purging the log leaves this; without a vote it was left by something else.
+#[tokio::test]
+async fn among_others_a_log_may_end_before_the_state_but_not_without_its_vote() {
+    let (dir, _) = small_log().await;
+    let mut log = LogStore::open(dir.path(), 4096).unwrap();
+    assert!(log.covers(5, true).unwrap_err().contains("lost"));
+    RaftLogStorage::<TypeConfig>::save_vote(&mut log, &vote(3)).await.unwrap();
+    assert!(log.covers(5, true).is_ok());
+    assert!(log.covers(5, false).is_err());
 }
 
 #[derive(Debug, Clone)]

@@ -76,14 +76,14 @@ pub(crate) struct Writer {
 
 /// Records that are written together.
 #[derive(Default)]
-struct Group {
+pub(super) struct Group {
     buffer: Vec<u8>,
     /// Entries and where they begin in the buffer, with their length.
     places: Vec<(LogId, usize, usize)>,
     done: Vec<Done>,
     purge: Option<LogId>,
-    must_sync: bool,
-    close: bool,
+    pub(super) must_sync: bool,
+    pub(super) close: bool,
 }
 
 impl Writer {
@@ -93,7 +93,8 @@ impl Writer {
         while let Some(first) = requests.blocking_recv() {
             self.gather(&mut group, first, &mut requests);
             let close = group.close;
-            self.finish(&mut group);
+            self.put(&mut group);
+            self.settle(&mut group);
             if close {
                 return;
             }
@@ -101,7 +102,7 @@ impl Writer {
     }
 
     /// Puts the request and everything that waits behind it into the group.
-    fn gather(&mut self, group: &mut Group, first: Request, requests: &mut mpsc::Receiver<Request>) {
+    pub(super) fn gather(&mut self, group: &mut Group, first: Request, requests: &mut mpsc::Receiver<Request>) {
         self.add(group, first);
         while group.buffer.len() < GROUP_BYTES && !group.close {
             match requests.try_recv() {
@@ -167,13 +168,22 @@ impl Writer {
         bytes
     }
 
-    /// Writes the group, syncs if somebody waits for it, and tells them.
-    fn finish(&mut self, group: &mut Group) {
-        if self.failed.is_none() {
-            let result = self.write(group).and_then(|()| if group.must_sync { self.sync() } else { Ok(()) });
-            if let Err(error) = result {
-                self.fail("write the log", &error);
-            }
+    /// Writes the group.
+    pub(super) fn put(&mut self, group: &mut Group) {
+        if self.failed.is_none()
+            && let Err(error) = self.write(group)
+        {
+            self.fail("write the log", &error);
+        }
+    }
+
+    /// Syncs what was put if somebody waits for it, and tells them.
+    pub(super) fn settle(&mut self, group: &mut Group) {
+        if self.failed.is_none()
+            && group.must_sync
+            && let Err(error) = self.sync()
+        {
+            self.fail("sync the log", &error);
         }
         if self.failed.is_none()
             && let Some(upto) = group.purge

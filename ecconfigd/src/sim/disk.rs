@@ -1,0 +1,271 @@
+//! A node's disk, and what a crash leaves of it.
+//!
+//! The database lies in memory ([`Volume`]), everything else in a directory, on tmpfs where there is one. What was written and not synced may
+//! be there after a crash, be gone, or be there in part, sector by sector; what was synced is there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use redb::StorageBackend;
+
+use super::rng::Rng;
+use super::runtime::locked;
+
+const SECTOR: usize = 512;
+
+/// The file below redb.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Volume {
+    image: Arc<Mutex<Image>>,
+}
+
+#[derive(Debug, Default)]
+struct Image {
+    bytes: Vec<u8>,
+    unsynced: Vec<Undo>,
+    /// Handles of earlier incarnations are dead.
+    epoch: u64,
+    /// The disk fails after so many more writes.
+    writes_left: Option<u64>,
+}
+
+/// How to take back a write.
+#[derive(Debug)]
+enum Undo {
+    Write { offset: usize, old: Vec<u8> },
+    Length(usize),
+}
+
+/// What one incarnation of a node sees of a volume.
+#[derive(Debug)]
+pub(super) struct Handle {
+    volume: Volume,
+    epoch: u64,
+}
+
+impl Volume {
+    pub(super) fn open(&self) -> Handle {
+        let epoch = locked(&self.image).epoch;
+        Handle { volume: self.clone(), epoch }
+    }
+
+    /// The disk fails after so many more writes, until the next crash.
+    pub(super) fn fail_after(&self, writes: u64) {
+        locked(&self.image).writes_left = Some(writes);
+    }
+
+    /// Whether [`Volume::fail_after`] was called since the last crash.
+    pub(super) fn is_broken(&self) -> bool {
+        locked(&self.image).writes_left.is_some()
+    }
+
+    /// Ends what is open, and loses some of what was not synced.
+    fn crash(&self, rng: &mut Rng) {
+        let mut image = locked(&self.image);
+        image.epoch += 1;
+        image.writes_left = None;
+        let unsynced = std::mem::take(&mut image.unsynced);
+        let keep_permille = *rng.pick(&[0, 500, 900, 1000]).unwrap_or(&0);
+        let mut redo = Vec::new();
+        for undo in unsynced.into_iter().rev() {
+            match undo {
+                Undo::Write { offset, old } => {
+                    let end = offset + old.len();
+                    if end <= image.bytes.len() {
+                        let new = image.bytes[offset..end].to_vec();
+                        image.bytes[offset..end].copy_from_slice(&old);
+                        redo.push((offset, new));
+                    }
+                }
+                // A longer file is harmless, and a shorter one would cut what is kept below.
+                Undo::Length(bytes) if bytes < image.bytes.len() => {}
+                Undo::Length(bytes) => image.bytes.resize(bytes, 0),
+            }
+        }
+        for (offset, new) in redo.into_iter().rev() {
+            for (at, sector) in new.chunks(SECTOR).enumerate() {
+                if rng.chance(keep_permille) {
+                    let start = offset + at * SECTOR;
+                    image.bytes[start..start + sector.len()].copy_from_slice(sector);
+                }
+            }
+        }
+    }
+}
+
+impl Handle {
+    fn with<T>(&self, work: impl FnOnce(&mut Image) -> Result<T, io::Error>) -> Result<T, io::Error> {
+        let mut image = locked(&self.volume.image);
+        if image.epoch != self.epoch {
+            return Err(io::Error::other("this incarnation of the node is dead"));
+        }
+        work(&mut image)
+    }
+}
+
+impl Image {
+    fn spend_write(&mut self) -> Result<(), io::Error> {
+        match &mut self.writes_left {
+            Some(0) => Err(io::Error::other("the simulated disk failed")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl StorageBackend for Handle {
+    fn len(&self) -> Result<u64, io::Error> {
+        self.with(|image| Ok(image.bytes.len() as u64))
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
+        self.with(|image| {
+            let offset = offset as usize;
+            let found = image.bytes.get(offset..offset + out.len());
+            out.copy_from_slice(found.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?);
+            Ok(())
+        })
+    }
+
+    fn set_len(&self, len: u64) -> Result<(), io::Error> {
+        self.with(|image| {
+            image.spend_write()?;
+            let before = image.bytes.len();
+            image.unsynced.push(Undo::Length(before));
+            image.bytes.resize(len as usize, 0);
+            Ok(())
+        })
+    }
+
+    fn sync_data(&self) -> Result<(), io::Error> {
+        self.with(|image| {
+            image.spend_write()?;
+            image.unsynced.clear();
+            Ok(())
+        })
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
+        self.with(|image| {
+            image.spend_write()?;
+            let offset = offset as usize;
+            let old = image.bytes[offset..offset + data.len()].to_vec();
+            image.unsynced.push(Undo::Write { offset, old });
+            image.bytes[offset..offset + data.len()].copy_from_slice(data);
+            Ok(())
+        })
+    }
+}
+
+/// A node's whole disk.
+pub(super) struct Disk {
+    pub(super) dir: PathBuf,
+    pub(super) volume: Volume,
+    synced: Mutex<Synced>,
+}
+
+/// What is known to be on the platters.
+#[derive(Default)]
+struct Synced {
+    /// The log's newest segment, and up to where it was synced.
+    log: (u64, u64),
+    packs: BTreeSet<PathBuf>,
+    uploads: BTreeMap<PathBuf, u64>,
+}
+
+impl Disk {
+    pub(super) fn new(dir: PathBuf) -> Disk {
+        Disk { dir, volume: Volume::default(), synced: Mutex::default() }
+    }
+
+    /// The log was synced up to this place of this segment, and everything before that.
+    pub(super) fn log_synced(&self, segment: u64, end: u64) {
+        locked(&self.synced).log = (segment, end);
+    }
+
+    /// A checkpoint succeeded: packs and uploads that are there are there for good.
+    pub(super) fn checkpointed(&self) {
+        let packs = self.packs();
+        let uploads = files(&self.dir.join("uploads")).into_iter();
+        let uploads = uploads.map(|path| (path.clone(), fs::metadata(&path).map_or(0, |meta| meta.len()))).collect();
+        let mut synced = locked(&self.synced);
+        synced.packs = packs;
+        synced.uploads = uploads;
+    }
+
+    /// The packs of one store that are there are there for good.
+    pub(super) fn packs_synced(&self, repo: &crate::state::RepoName) {
+        let packs = files(&self.dir.join("repos").join(format!("{repo}.git/objects/pack")));
+        locked(&self.synced).packs.extend(packs);
+    }
+
+    fn packs(&self) -> BTreeSet<PathBuf> {
+        let stores = files(&self.dir.join("repos"));
+        stores.iter().flat_map(|store| files(&store.join("objects/pack"))).collect()
+    }
+
+    /// The machine loses power.
+    pub(super) fn crash(&self, rng: &mut Rng) {
+        self.volume.crash(rng);
+        let synced = locked(&self.synced);
+        let (segment, end) = synced.log;
+        tear(&self.dir.join("raft").join(format!("{segment:016}.seg")), end, rng);
+        for pack in self.packs().difference(&synced.packs) {
+            lose(pack, 0, rng);
+        }
+        for upload in files(&self.dir.join("uploads")) {
+            lose(&upload, synced.uploads.get(&upload).copied().unwrap_or(0), rng);
+        }
+    }
+}
+
+/// The files of a directory in order; none if it is missing.
+pub(super) fn files(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten();
+    let mut found: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    found.sort();
+    found
+}
+
+/// Loses some of the sectors behind `end`. The sector that `end` lies in keeps what is before it.
+fn tear(path: &Path, end: u64, rng: &mut Rng) {
+    let Ok(file) = fs::OpenOptions::new().read(true).write(true).open(path) else { return };
+    let length = file.metadata().expect("an open file has metadata").len() as usize;
+    let mut bytes = vec![0; length.saturating_sub(end as usize)];
+    file.read_exact_at(&mut bytes, end).expect("the file is that long");
+    let Some(last) = bytes.iter().rposition(|byte| *byte != 0) else { return };
+    let keep_permille = *rng.pick(&[0, 0, 500, 1000]).unwrap_or(&0);
+    let cut_at = rng.between(0, last as u64 + 1) as usize;
+    let mut at = 0;
+    while at <= last {
+        let sector_end = (at + SECTOR - (end as usize + at) % SECTOR).min(length - end as usize);
+        // Either sectors at random, or everything behind a point.
+        let keep = if keep_permille > 0 { rng.chance(keep_permille) } else { sector_end <= cut_at };
+        if !keep {
+            bytes[at..sector_end].fill(0);
+        }
+        at = sector_end;
+    }
+    file.write_all_at(&bytes, end).expect("the file can be written");
+}
+
+/// Loses some of a file that was not synced beyond `durable` bytes.
+fn lose(path: &Path, durable: u64, rng: &mut Rng) {
+    let length = fs::metadata(path).map_or(0, |meta| meta.len());
+    match rng.between(0, 3) {
+        0 if durable == 0 => drop(fs::remove_file(path)),
+        1 => {
+            let keep = rng.between(durable.min(length), length);
+            drop(fs::OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(keep)));
+        }
+        2 => tear(path, durable.min(length), rng),
+        _ => {}
+    }
+}
