@@ -88,9 +88,9 @@ impl Newcomer {
         ok(self.command(Path::new("sh")).args(["-c", line]))
     }
 
-    fn up(&self) -> Up {
+    fn up(&self, options: &[&str]) -> Up {
         let mut command = self.command(&self.binary);
-        command.arg("up").stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.arg("up").args(options).stdout(Stdio::piped()).stderr(Stdio::piped());
         // A group of its own, as a shell gives to what it runs in the foreground.
         let mut child = command.process_group(0).spawn().unwrap();
         let said = Arc::new(Mutex::new(String::new()));
@@ -294,14 +294,15 @@ fn may_unshare(newcomer: &Newcomer, kind: &str) -> bool {
 }
 
 /// The whole story, for a cluster of any number of nodes.
-fn story(who: Who) {
+fn story(who: Who, options: &[&str]) {
     let newcomer = Newcomer::new(who);
-    let mut up = newcomer.up();
+    let mut up = newcomer.up(options);
     let printed = up.ready();
 
     // What it says about itself is true.
     let count = printed.nodes.len();
     let network = match who {
+        _ if count > 1 => "on loopback ports (where the nodes reach each other)",
         Who::Me if Uid::effective().is_root() => "(running as root)",
         Who::Me | Who::Nobody if may_unshare(&newcomer, "--net") => "(user namespaces are allowed)",
         _ => "on loopback ports (",
@@ -346,7 +347,7 @@ fn story(who: Who) {
 
     // Ctrl-C ends all of it, and the same command resumes the same cluster.
     up.interrupt();
-    let mut up = newcomer.up();
+    let mut up = newcomer.up(&[]);
     let resumed = up.ready();
     let places = |printed: &Printed| -> Vec<(String, String, SocketAddr)> {
         printed.nodes.iter().map(|node| (node.name.clone(), node.url.clone(), node.web)).collect()
@@ -359,9 +360,16 @@ fn story(who: Who) {
     resumed.nodes[0].shows("Hello from git");
     newcomer.type_in("cd default && git pull -q && git push -q");
 
-    // A program that dies is started again.
+    // A program that dies is started again, and where there are others its death changes nothing for a client.
     let [server, ..] = resumed.nodes[0].pids;
     support::signal(server, Signal::SIGKILL);
+    if count > 2 {
+        newcomer.type_in(eccfg);
+        let again = curl.replace("Say hello", "Say it again").replace("n1/web", "n2/web");
+        newcomer.type_in(&again.replace(&resumed.nodes[0].url, &resumed.nodes[1].url));
+        up.wait_for("admin: Say it again");
+        resumed.nodes[1].shows("Hello from curl");
+    }
     up.wait_for("n1  ecconfigd ended");
     up.wait_for("n1  ecconfigd runs again");
     eventually("the server serves again", || {
@@ -382,21 +390,40 @@ fn not_root() -> bool {
 }
 
 #[test]
-fn as_whoever_runs_the_tests() {
-    story(Who::Me);
+fn three_nodes_as_whoever_runs_the_tests() {
+    story(Who::Me, &[]);
+}
+
+#[test]
+fn one_node_in_a_namespace_of_its_own() {
+    story(Who::Me, &["--nodes", "1"]);
+}
+
+#[test]
+fn a_cluster_is_not_started_with_fewer_nodes_than_it_has() {
+    let newcomer = Newcomer::new(Who::Me);
+    let mut up = newcomer.up(&["--nodes", "2"]);
+    assert_eq!(up.ready().nodes.len(), 2);
+    up.interrupt();
+    let fewer = newcomer.command(&newcomer.binary).args(["up", "--nodes", "1"]).output().unwrap();
+    let words = String::from_utf8_lossy(&fewer.stderr).into_owned();
+    assert!(!fewer.status.success() && words.contains("has 2 nodes") && words.contains("hint: "), "{words}");
+    let mut up = newcomer.up(&["--nodes", "3"]);
+    assert_eq!(up.ready().nodes.len(), 3, "one more joins");
+    up.interrupt();
 }
 
 #[test]
 fn as_a_user_without_rights() {
     if !not_root() {
-        story(Who::Nobody);
+        story(Who::Nobody, &["--nodes", "1"]);
     }
 }
 
 #[test]
 fn as_root_without_the_right_to_make_namespaces() {
     if !not_root() {
-        story(Who::Restricted);
+        story(Who::Restricted, &["--nodes", "1"]);
     }
 }
 
@@ -407,7 +434,7 @@ fn where_no_namespace_of_any_kind_is_allowed() {
         eprintln!("left out: user namespaces are not allowed, so none can be made in which they are forbidden");
         return;
     }
-    story(Who::Confined);
+    story(Who::Confined, &["--nodes", "1"]);
 }
 
 #[test]

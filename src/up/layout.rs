@@ -8,6 +8,7 @@
 //! DIR/git-credentials    the admin user for git's credential store (0600)
 //! DIR/bin/               a link for each program
 //! DIR/n1/data/           ecconfigd's data directory
+//! DIR/n2/join-token      with which the node joins, until it has (0600)
 //! DIR/n1/conf/           the node's working copy
 //! DIR/n1/etc/            boot.toml and agent.toml
 //! DIR/n1/agent/          the agent's state
@@ -27,6 +28,9 @@ use serde::{Deserialize, Serialize};
 const SERVER_PORT: u16 = 2027;
 const WEB_PORT: u16 = 8027;
 
+/// The file that remembers the ports.
+const PORTS: &str = "up.toml";
+
 /// The directory of a cluster on this machine.
 pub(crate) struct Layout {
     dir: PathBuf,
@@ -44,6 +48,12 @@ pub(crate) struct Sockets {
 pub(crate) struct Ports {
     pub(crate) server: u16,
     pub(crate) web: u16,
+}
+
+impl Ports {
+    pub(crate) fn server_address(self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.server))
+    }
 }
 
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -90,10 +100,16 @@ impl Layout {
         self.data("n1").join("admin-password")
     }
 
+    /// How many nodes the cluster in this directory has; 0 before the first run.
+    pub(crate) fn remembered_nodes(&self) -> anyhow::Result<u8> {
+        let remembered = read_remembered(&self.dir.join(PORTS))?;
+        u8::try_from(remembered.node.len()).context("up.toml names too many nodes")
+    }
+
     /// Opens the ports of these nodes: those of the last run, or the usual ones where they are free, or any free ones. They
     /// stay open from here on, so that nobody else can get them in between.
     pub(crate) fn open_ports(&self, nodes: &[String]) -> anyhow::Result<BTreeMap<String, (Ports, Sockets)>> {
-        let path = self.dir.join("up.toml");
+        let path = self.dir.join(PORTS);
         let mut remembered = read_remembered(&path)?;
         let mut opened = BTreeMap::new();
         for (step, node) in (0u16..).zip(nodes) {
@@ -110,21 +126,23 @@ impl Layout {
     }
 
     /// Writes the files with which git, curl and eccfg find the cluster; the password goes into files, never into arguments.
-    pub(crate) fn write_credentials(&self, server: SocketAddr) -> anyhow::Result<()> {
+    pub(crate) fn write_credentials(&self, servers: &[SocketAddr]) -> anyhow::Result<()> {
         let path = self.password();
         let password = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let password = password.trim_end();
-        let netrc = format!("machine {} login admin password {password}\n", server.ip());
+        let urls: Vec<String> = servers.iter().map(|server| format!("https://{server}")).collect();
+        let netrc = format!("machine {} login admin password {password}\n", Ipv4Addr::LOCALHOST);
         write_atomic(&self.dir.join("netrc"), netrc.as_bytes(), 0o600)?;
         write_atomic(
             &self.dir.join("git-credentials"),
-            format!("https://admin:{password}@{server}\n").as_bytes(),
+            servers.iter().map(|server| format!("https://admin:{password}@{server}\n")).collect::<String>().as_bytes(),
             0o600,
         )?;
         let env = format!(
-            "# how eccfg finds the cluster of {dir}; source it\nexport PATH={dir}/bin:\"$PATH\"\nexport ECCFG_SERVER=https://{server}\nexport ECCFG_CA={ca}\n\
+            "# how eccfg finds the cluster of {dir}; source it\nexport PATH={dir}/bin:\"$PATH\"\nexport ECCFG_SERVER={urls}\nexport ECCFG_CA={ca}\n\
              export ECCFG_USERNAME=admin\nECCFG_PASSWORD=$(cat {path})\nexport ECCFG_PASSWORD\n",
             dir = quoted(&self.dir),
+            urls = urls.join(","),
             ca = quoted(&self.ca()),
             path = quoted(&path)
         );

@@ -3,7 +3,7 @@
 //! Every node is what it would be on a machine of its own: a server, an agent that keeps a working copy at the node's
 //! target, and a small web service that shows its configuration. Each program is a process, in a network namespace of
 //! the node's own where the machine allows it. Nothing here is simulated, and nothing here is needed to run a real cluster.
-//! It starts one node; replication will bring more, and neither the command nor what it prints will change its shape then.
+//! The first node makes the cluster, the others join it as they would anywhere.
 
 mod launch;
 mod layout;
@@ -16,7 +16,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use cluster::lock::{DirLock, Owner};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -24,15 +23,17 @@ use tokio::task::JoinSet;
 use layout::Layout;
 use node::{Event, Means, Node, Role};
 
+/// The smallest cluster that survives the loss of any node.
+const DEFAULT_NODES: u8 = 3;
 /// How many events of processes may wait to be printed; printing is quicker than any process can end, so this never fills.
 const EVENT_QUEUE: usize = 64;
 
 /// Starts a cluster on this machine and shows its commits as they arrive; Ctrl-C ends it, the same command resumes it
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// How many nodes
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=9))]
-    nodes: u8,
+    /// How many nodes [default: 3, or as many as the cluster has]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=9))]
+    nodes: Option<u8>,
     /// Where the cluster lives [default: $XDG_STATE_HOME/eccluster/up, or ~/.local/state/eccluster/up]
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -76,22 +77,20 @@ fn finish(outcome: anyhow::Result<()>) -> ExitCode {
 }
 
 async fn run(options: Options) -> anyhow::Result<()> {
-    anyhow::ensure!(
-        options.nodes == 1,
-        "this release runs one node: replication to others is not part of it yet\nhint: leave out --nodes"
-    );
     let layout = Layout::open(options.dir)?;
     let _lock = DirLock::acquire(layout.dir(), &Owner::current("eccluster up", "n1"))
         .map_err(|error| anyhow::anyhow!("{error}\nhint: end that one, or name another directory with --dir"))?;
     let mut ending = Ending::new()?;
-    let means = node::means(&layout).await;
-    let names: Vec<String> = (1..=options.nodes).map(|number| format!("n{number}")).collect();
+    let count = count(options.nodes, layout.remembered_nodes()?)?;
+    let means = node::means(&layout, count).await;
+    let names: Vec<String> = (1..=count).map(|number| format!("n{number}")).collect();
     let mut nodes = Vec::new();
-    for (name, opened) in layout.open_ports(&names)? {
-        nodes.push(Arc::new(Node::prepare(&layout, &name, opened, &means).await?));
+    let opened = layout.open_ports(&names)?;
+    let servers: Vec<_> = opened.values().map(|(ports, _)| ports.server_address()).collect();
+    for (name, opened) in opened {
+        nodes.push(Arc::new(Node::prepare(&layout, &name, opened, &servers, &means).await?));
     }
-    let first = nodes.first().context("a cluster has at least one node")?.address();
-    layout.write_credentials(first)?;
+    layout.write_credentials(&servers)?;
     crate::links::install(&layout.dir().join("bin"))
         .map_err(|(path, cause)| anyhow::anyhow!("cannot make {}: {cause}", path.display()))?;
     let mut cluster = Cluster::start(nodes);
@@ -102,6 +101,16 @@ async fn run(options: Options) -> anyhow::Result<()> {
     show::line("Ending the cluster; the same command resumes it.");
     cluster.end().await;
     outcome
+}
+
+/// How many nodes to start. Fewer than the cluster has could be less than the majority that it needs.
+fn count(asked: Option<u8>, has: u8) -> anyhow::Result<u8> {
+    let count = asked.unwrap_or(if has == 0 { DEFAULT_NODES } else { has });
+    anyhow::ensure!(
+        count >= has,
+        "this cluster has {has} nodes and cannot run with {count}\nhint: name another directory with --dir for a smaller one"
+    );
+    Ok(count)
 }
 
 /// Prints how to reach the cluster once it serves, then what happens in it.
@@ -115,7 +124,7 @@ async fn show_everything(layout: &Layout, means: &Means, cluster: &mut Cluster) 
             other => show::event(&name, other)?,
         }
     }
-    client.wait_ready().await?;
+    client.wait_ready(cluster.nodes.len()).await?;
     client.first_page().await?;
     let mut commits = client.follow_commits().await?;
     show::summary(layout, means, &cluster.nodes, &pids);

@@ -13,12 +13,18 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::layout::{Layout, Ports, Sockets};
 
 /// How long a process may take to end by itself after SIGTERM before it is killed.
 const END_DEADLINE: Duration = Duration::from_secs(10);
+/// The node that makes the cluster.
+const FIRST: &str = "n1";
+/// How long a node may take to join; the first one has to serve before.
+const JOIN_DEADLINE: Duration = Duration::from_secs(120);
+/// How long to wait before a join is tried again.
+const JOIN_PAUSE: Duration = Duration::from_millis(200);
 /// How long to wait before a process that ended unasked is started again.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
@@ -47,6 +53,12 @@ pub(crate) struct Node {
     exe: PathBuf,
     sockets: Sockets,
     holder: Option<Child>,
+    /// All servers of the cluster, the node's own first.
+    servers: Vec<SocketAddr>,
+    /// Where the first node keeps what proves an administrator and a cluster.
+    first: PathBuf,
+    /// True once the node belongs to the cluster: what needs its identity waits for that.
+    member: watch::Sender<bool>,
 }
 
 /// A running program of a node.
@@ -85,6 +97,7 @@ impl Node {
         layout: &Layout,
         name: &str,
         (ports, sockets): (Ports, Sockets),
+        servers: &[SocketAddr],
         means: &Means,
     ) -> anyhow::Result<Node> {
         let dir = layout.node(name);
@@ -94,14 +107,23 @@ impl Node {
             Network::Own(_) => Some(hold_network(&exe).await?),
             Network::Host(_) => None,
         };
-        let node = Node { name: name.to_owned(), ports, data: layout.data(name), dir, exe, sockets, holder };
-        node.init().await?;
+        let own = ports.server_address();
+        let mut all = vec![own];
+        all.extend(servers.iter().filter(|server| **server != own));
+        let data = layout.data(name);
+        let (first, name) = (layout.data(FIRST), name.to_owned());
+        let member = watch::Sender::new(data.join("ecconfigd.toml").exists());
+        let node = Node { name, ports, data, dir, exe, sockets, holder, servers: all, first, member };
+        if node.name == FIRST {
+            node.init().await?;
+            node.member.send_replace(true);
+        }
         node.write_agent_files(means.no_checks.is_none())?;
         Ok(node)
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
-        SocketAddr::from((Ipv4Addr::LOCALHOST, self.ports.server))
+        self.ports.server_address()
     }
 
     pub(crate) fn web_address(&self) -> SocketAddr {
@@ -109,12 +131,15 @@ impl Node {
     }
 
     /// Runs a program until `stop` closes; whenever it ends before that, it is started again.
-    pub(crate) async fn supervise(
-        &self,
-        role: Role,
-        events: mpsc::Sender<Event>,
-        mut stop: tokio::sync::watch::Receiver<bool>,
-    ) {
+    pub(crate) async fn supervise(&self, role: Role, events: mpsc::Sender<Event>, mut stop: watch::Receiver<bool>) {
+        let joined = tokio::select! {
+            joined = self.belong(role) => joined,
+            _ = stop.changed() => return,
+        };
+        if let Err(error) = joined {
+            let _ = events.send(Event::Failed(role, error)).await;
+            return;
+        }
         while !*stop.borrow() {
             let mut child = match self.start(role) {
                 Ok(child) => child,
@@ -148,26 +173,77 @@ impl Node {
             return Ok(());
         }
         let listen = self.address().to_string();
-        let arguments: [&OsStr; 8] = [
-            "ecconfigd".as_ref(),
-            "init".as_ref(),
-            "--data".as_ref(),
-            self.data.as_ref(),
-            "--node".as_ref(),
-            self.name.as_ref(),
-            "--listen".as_ref(),
-            listen.as_ref(),
-        ];
-        let output = Command::new(&self.exe)
-            .args(arguments)
-            .env("ECCLUSTER_RUN", self.dir.join("run"))
-            .stdin(Stdio::null())
-            .output()
-            .await?;
-        if !output.status.success() {
-            bail!("ecconfigd init of {} failed:\n{}", self.name, String::from_utf8_lossy(&output.stderr).trim_end());
-        }
+        let mut init = self.tool(&["ecconfigd", "init", "--node", &self.name, "--listen", &listen, "--data"]);
+        self.run(init.arg(&self.data)).await.with_context(|| format!("ecconfigd init of {}", self.name))?;
         Ok(())
+    }
+
+    /// Waits until the node belongs to the cluster; its server is what makes it so.
+    async fn belong(&self, role: Role) -> anyhow::Result<()> {
+        let mut member = self.member.subscribe();
+        if role == Role::Server && !*member.borrow() {
+            self.join().await.with_context(|| format!("{} could not join the cluster", self.name))?;
+            self.member.send_replace(true);
+        }
+        member.wait_for(|member| *member).await?;
+        Ok(())
+    }
+
+    /// Joins as on any other machine: with a one-time token that an administrator makes.
+    async fn join(&self) -> anyhow::Result<()> {
+        let (others, kept) = (self.urls(1), self.dir.join("join-token"));
+        // A join that was interrupted goes on with the token that it began with.
+        if !kept.exists() {
+            let mut token = self.tool(&["eccfg", "node", "token", "--username", "admin", "--password-file"]);
+            token.arg(self.first.join("admin-password")).arg("--ca").arg(self.first.join("ca.pem"));
+            others.iter().for_each(|url| drop(token.args(["--server", url])));
+            let said = self.run_until_served(&mut token).await?;
+            cluster::files::write_atomic(&kept, &said, 0o600)?;
+        }
+        let token = std::fs::read_to_string(&kept).with_context(|| format!("cannot read {}", kept.display()))?;
+        let listen = self.address().to_string();
+        let mut join = self.tool(&["ecconfigd", "join", "--node", &self.name, "--listen", &listen, "--token"]);
+        join.arg(token.trim());
+        others.iter().for_each(|url| drop(join.args(["--server", url])));
+        self.run_until_served(join.arg("--data").arg(&self.data)).await?;
+        // What is left is used up, and the node does not read it again.
+        let _ = std::fs::remove_file(&kept);
+        Ok(())
+    }
+
+    /// Runs a command that needs a server until there is one, for as long as that may take.
+    async fn run_until_served(&self, command: &mut Command) -> anyhow::Result<Vec<u8>> {
+        let begun = tokio::time::Instant::now();
+        loop {
+            match self.run(command).await {
+                Err(_) if begun.elapsed() < JOIN_DEADLINE => tokio::time::sleep(JOIN_PAUSE).await,
+                done => return done,
+            }
+        }
+    }
+
+    /// This binary as one of its programs, with nothing of the caller's own cluster.
+    fn tool(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(&self.exe);
+        command.args(words).env("ECCLUSTER_RUN", self.dir.join("run")).stdin(Stdio::null());
+        for name in ["ECCFG_SERVER", "ECCFG_CA", "ECCFG_USERNAME", "ECCFG_PASSWORD", "ECCFG_TOKEN", "ECCFG_WC"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    /// What a command said, if it succeeded.
+    async fn run(&self, command: &mut Command) -> anyhow::Result<Vec<u8>> {
+        let output = command.kill_on_drop(true).output().await?;
+        if !output.status.success() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr).trim_end());
+        }
+        Ok(output.stdout)
+    }
+
+    /// The cluster's servers but for the first so many, the node's own being the very first.
+    fn urls(&self, skipped: usize) -> Vec<String> {
+        self.servers.iter().skip(skipped).map(|server| format!("https://{server}")).collect()
     }
 
     fn start(&self, role: Role) -> anyhow::Result<Child> {
@@ -204,7 +280,6 @@ impl Node {
     }
 
     fn arguments(&self, role: Role) -> Vec<OsString> {
-        let url = format!("https://{}", self.address());
         let listen = self.web_address().to_string();
         let path = |name: &str| self.dir.join(name).into_os_string();
         let words = |list: &[&str]| list.iter().map(OsString::from).collect::<Vec<_>>();
@@ -215,7 +290,8 @@ impl Node {
                     .concat()
             }
             Role::Agent => {
-                let mut all = words(&["eccfg", "agent", "--node", &self.name, "--server", &url]);
+                let mut all = words(&["eccfg", "agent", "--node", &self.name]);
+                self.urls(0).into_iter().for_each(|url| all.extend(["--server".into(), url.into()]));
                 for (option, value) in [
                     ("--wc", path("conf")),
                     ("--config", path("etc")),
@@ -259,8 +335,13 @@ impl Node {
 }
 
 /// Finds out what this machine allows, by trying it.
-pub(crate) async fn means(layout: &Layout) -> Means {
-    Means { network: network().await, no_checks: try_check(layout.dir()).await.err().map(|error| format!("{error:#}")) }
+pub(crate) async fn means(layout: &Layout, nodes: u8) -> Means {
+    let network = match nodes {
+        1 => network().await,
+        // Namespaces would have to be wired to each other first.
+        _ => Network::Host("where the nodes reach each other".into()),
+    };
+    Means { network, no_checks: try_check(layout.dir()).await.err().map(|error| format!("{error:#}")) }
 }
 
 /// Runs a check that does nothing, the way the agent runs its checks.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use cluster::api::{ChangeRequest, CommitRequest, CommitResponse, Head, RepoInfo, WatchEvent};
+use cluster::api::{ChangeRequest, ClusterInfo, CommitRequest, CommitResponse, Head, NodeRole, RepoInfo, WatchEvent};
 use cluster::http_client::{ApiClient, Credentials, ServerUrl, escape};
 use tokio::sync::mpsc;
 
@@ -13,7 +13,7 @@ use super::layout::{Layout, quoted};
 use super::node::{Event, Means, Network, Node, Role};
 
 /// How long a node may take to serve; a first start makes keys and repositories.
-const READY_DEADLINE: Duration = Duration::from_secs(60);
+const READY_DEADLINE: Duration = Duration::from_secs(120);
 /// How often readiness is asked for.
 const READY_EVERY: Duration = Duration::from_millis(50);
 /// Lines that wait for the terminal; when it is slower than the commits, following pauses and resumes where it was.
@@ -108,16 +108,23 @@ impl Client {
         Ok(Client { api: ApiClient::new(servers, &read(&layout.ca())?, credentials)? })
     }
 
-    /// Waits until the first server serves.
-    pub(crate) async fn wait_ready(&self) -> anyhow::Result<()> {
+    /// Waits until a server serves and all nodes vote: from then on the loss of any one of three changes nothing.
+    pub(crate) async fn wait_ready(&self, nodes: usize) -> anyhow::Result<()> {
         let ask = async {
-            while self.api.get_bytes("/readyz", 1 << 16).await.is_err() {
+            loop {
+                let cluster: Result<ClusterInfo, _> = self.api.get_json("/api/v1/cluster").await;
+                let votes = |cluster: &ClusterInfo| {
+                    cluster.members.iter().filter(|member| member.role == NodeRole::Voter).count() >= nodes
+                };
+                if cluster.is_ok_and(|cluster| cluster.leader.is_some() && votes(&cluster)) {
+                    return;
+                }
                 tokio::time::sleep(READY_EVERY).await;
             }
         };
         tokio::time::timeout(READY_DEADLINE, ask)
             .await
-            .context("the server is not ready after a minute; its log is in the node's directory")
+            .context("the cluster is not ready after two minutes; its logs are in the nodes' directories")
     }
 
     /// Commits what the web services show, unless somebody has done so before.
