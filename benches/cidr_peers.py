@@ -81,7 +81,7 @@ def duckdb_peer():
             times.append((ms, len(rows)))
         report("duckdb", name, times)
     csv = os.path.join(DIR, "all.csv")
-    everything = "copy (select ip // 16777216 || '.' || ip // 65536 % 256 || '.' || ip // 256 % 256 || '.' || ip % 256, sum(n) from by_ip group by ip order by ip) to '%s'" % csv
+    everything = f"copy (select ip // 16777216 || '.' || ip // 65536 % 256 || '.' || ip // 256 % 256 || '.' || ip % 256, sum(n) from by_ip group by ip order by ip) to '{csv}'"
     report("duckdb", "all addresses as text, union, 30 days", [(median(lambda: fetch(everything))[0], 0)])
 
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use cidr_engine::ingest::{BatchWriter, feed_batch, feed_text};
 use cidr_engine::live::{Limits, LiveWindow};
-use cidr_engine::{Address, Care, Counts, DAY_S, Day, QueryOptions, Store, StoreOptions, Window};
+use cidr_engine::{Address, Care, Counts, DAY_S, Day, Owner, QueryOptions, Store, StoreOptions, Window};
 
 const SERIES: [&str; 3] = ["spam", "virus", "invalid_recipients"];
 const DAYS: i64 = 30;
@@ -282,7 +282,7 @@ fn main() {
     let dir = arguments
         .get(1)
         .map_or_else(|| std::env::temp_dir().join(format!("cidr-bench-{}", std::process::id())), PathBuf::from);
-    let store = Store::open(&dir, StoreOptions::locked_by(())).unwrap();
+    let store = Store::open(&dir, StoreOptions::owned_by(Owner::current("bench", "n1"))).unwrap();
     let (pool, v4_rows, v6_rows) = generate(&store, scale, arguments.get(2).map(Path::new));
     let rows = v4_rows + v6_rows;
     println!(

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 /// A failure of the store or one of its files.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Another process has the directory.
+    #[error(transparent)]
+    Locked(#[from] dir_lock::LockError),
     /// A system call failed.
     #[error("cannot {action} {}", path.display())]
     Io {

@@ -4,7 +4,7 @@
 //! block of rows and per /24 (/48, /64), so that a roll-up touches few of them and a top-N skips what cannot win. Counts stay exact.
 //!
 //! What this crate never does: read a clock (callers say what time it is), open a socket, start a thread, or touch anything outside the
-//! directory that it was given. The caller locks that directory.
+//! directory that it was given.
 
 mod address;
 mod error;
@@ -19,6 +19,8 @@ mod segment;
 mod store;
 mod time;
 mod work;
+
+pub use dir_lock::{LockError, Owner};
 
 pub use address::{Address, Block, BlockError, Family};
 pub use error::{Error, Result};

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use cidr_engine::language::{Statement, parse};
 use cidr_engine::{Care, Committed, DAY_S, Disk, Origin, Output, QueryOptions, Store, StoreOptions, Window};
-use common::{Model, NODES, Random, SERIES, first_day, open, window};
+use common::{Model, NODES, Random, SERIES, first_day, open, options, window};
 
 /// A disk that works until its budget of bytes and calls is used up, and then loses what was not synced.
 #[derive(Clone)]
@@ -172,7 +172,7 @@ impl Disk for FailingDisk {
 
 fn open_on(dir: &Path, disk: &FailingDisk) -> cidr_engine::Result<Store> {
     let disk: Arc<dyn Disk> = Arc::new(disk.clone());
-    Store::open(dir, StoreOptions { disk, ..StoreOptions::locked_by(()) })
+    Store::open(dir, StoreOptions { disk, ..options() })
 }
 
 fn copy_dir(from: &Path, to: &Path) {
@@ -350,8 +350,8 @@ fn a_lost_manifest_is_made_again_from_the_files() {
         } else {
             fs::write(&manifest, b"ECCIDRMF\x01\0\0\0").unwrap()
         }
-        assert!(Store::open(dir.path(), StoreOptions::locked_by(())).is_err(), "files without a list are not ignored");
-        let repaired = Store::repair(dir.path(), &common::QuickDisk).unwrap();
+        assert!(Store::open(dir.path(), options()).is_err(), "files without a list are not ignored");
+        let repaired = Store::repair(dir.path(), &common::QuickDisk, &options().owner).unwrap();
         assert!(repaired.kept > 10 && repaired.damaged.is_empty(), "{repaired:?}");
         let store = open(dir.path());
         assert_eq!(answers(&store), right, "round {round}");
@@ -380,7 +380,7 @@ fn a_flipped_bit_is_found_and_its_file_put_aside() {
         assert!(refused.contains("is damaged") || refused.contains("has version"), "byte {byte}: {refused}");
     }
     fs::remove_file(dir.path().join("manifest")).unwrap();
-    let repaired = Store::repair(dir.path(), &common::QuickDisk).unwrap();
+    let repaired = Store::repair(dir.path(), &common::QuickDisk, &options().owner).unwrap();
     assert_eq!(repaired.damaged.len(), 1);
     assert!(dir.path().join("damaged").join(path.file_name().unwrap()).exists());
     answers(&open(dir.path()));
@@ -408,6 +408,18 @@ fn a_running_query_keeps_the_files_that_it_began_with() {
         .unwrap();
     assert_eq!(rows, right[0].lines().count());
     assert_eq!(answers(&store), right);
+}
+
+#[test]
+fn a_second_opener_learns_who_has_the_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let second = Store::open(dir.path(), options()).err().unwrap().to_string();
+    assert!(second.contains("is in use by test of node n1"), "{second}");
+    let repair = Store::repair(dir.path(), &common::QuickDisk, &options().owner).err().unwrap().to_string();
+    assert!(repair.contains("is in use by"), "{repair}");
+    drop(store);
+    drop(open(dir.path()));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use cidr_engine::{
-    Address, Care, Counts, DAY_S, Day, Error, Origin, QueryError, QueryOptions, Store, StoreOptions, Window,
+    Address, Care, Counts, DAY_S, Day, Error, Origin, Owner, QueryError, QueryOptions, Store, StoreOptions, Window,
 };
 
 fn fixture() -> PathBuf {
@@ -13,13 +13,14 @@ fn fixture() -> PathBuf {
 }
 
 fn open(dir: &Path) -> cidr_engine::Result<Store> {
-    Store::open(dir, StoreOptions::locked_by(()))
+    Store::open(dir, StoreOptions::owned_by(Owner::current("test", "n1")))
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let mut files: Vec<PathBuf> =
         entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect();
+    files.retain(|path| path.file_name().is_some_and(|name| name != "lock"));
     files.sort();
     files
 }
@@ -63,6 +64,7 @@ fn write_the_fixture() {
     fs::remove_dir_all(fixture()).ok();
     fs::create_dir_all(fixture()).unwrap();
     write(&fixture());
+    fs::remove_file(fixture().join("lock")).unwrap();
 }
 
 #[test]

@@ -157,6 +157,14 @@ pub fn feed_text(
     let mut last: Option<(&[u8], SeriesId)> = None;
     while fed.consumed < text.len() {
         let rest = &text[fed.consumed..];
+        if let Some((name, id)) = last
+            && let Some((bits, amount, next)) = plain_line(rest, name)
+            && window.add(id, Address::V4(bits), amount).is_ok()
+        {
+            fed.counted += 1;
+            fed.consumed += next;
+            continue;
+        }
         let (line, next) = match rest.iter().position(|byte| *byte == b'\n') {
             Some(end) => (&rest[..end], end + 1),
             // A line without end that is too long already can never be good.
@@ -173,6 +181,53 @@ pub fn feed_text(
         fed.consumed += next;
     }
     fed
+}
+
+/// Nearly every line in one pass: the series of the line before, an IPv4 address, perhaps an amount, single spaces, a newline. Whatever is
+/// not exactly that is left to [`parse_line`].
+#[inline]
+fn plain_line(rest: &[u8], series: &[u8]) -> Option<(u32, i64, usize)> {
+    let tail = rest.strip_prefix(series)?.strip_prefix(b" ")?;
+    let (mut bits, mut number, mut digits, mut dots, mut at) = (0_u32, 0_u32, 0, 0, 0);
+    let end = loop {
+        let byte = *tail.get(at)?;
+        at += 1;
+        if byte.is_ascii_digit() {
+            if digits == 3 || (digits > 0 && number == 0) {
+                return None;
+            }
+            number = number * 10 + u32::from(byte - b'0');
+            digits += 1;
+            continue;
+        }
+        if digits == 0 || number > 255 {
+            return None;
+        }
+        bits = bits << 8 | number;
+        if byte != b'.' {
+            break byte;
+        }
+        (number, digits, dots) = (0, 0, dots + 1);
+        if dots > 3 {
+            return None;
+        }
+    };
+    let head = series.len() + 1;
+    match end {
+        b'\n' if dots == 3 => Some((bits, 1, head + at)),
+        b' ' if dots == 3 => {
+            let mut amount = 0_i64;
+            for (index, byte) in tail[at..].iter().take(10).enumerate() {
+                match byte {
+                    b'0'..=b'9' => amount = amount * 10 + i64::from(byte - b'0'),
+                    b'\n' if index > 0 => return Some((bits, amount, head + at + index + 1)),
+                    _ => return None,
+                }
+            }
+            None
+        }
+        _ => None,
+    }
 }
 
 #[inline]
@@ -255,6 +310,22 @@ mod tests {
                 let ours = parse_line(&line).ok().flatten().map(|line| line.address);
                 prop_assert_eq!(ours, std);
             }
+        }
+
+        #[test]
+        fn the_short_way_counts_as_the_long_one(
+            lines in proptest::collection::vec("(a|b|) ?(10|0|1?[0-9]{1,3})\\.0\\.[0-3]{1,2}(\\.[0-9]{1,3}){0,2}( [0-9]{0,12}| -1| x|\r)?", 1..20),
+        ) {
+            let (mut at_once, mut one_by_one) = (window(), window());
+            let text = lines.join("\n") + "\n";
+            let fed = feed_text(&mut at_once, text.as_bytes(), false, &mut |_, _| {});
+            let mut alone = Fed::default();
+            for line in &lines {
+                let fed = feed_text(&mut one_by_one, line.as_bytes(), true, &mut |_, _| {});
+                (alone.counted, alone.refused) = (alone.counted + fed.counted, alone.refused + fed.refused);
+            }
+            prop_assert_eq!((fed.counted, fed.refused, fed.consumed), (alone.counted, alone.refused, text.len()));
+            prop_assert_eq!(at_once.seal(), one_by_one.seal());
         }
 
         #[test]

@@ -175,6 +175,11 @@ impl<K: TableKey> Tree<'_, '_, K> {
     }
 
     fn flush(&self, waiting: &mut Waiting, columns: usize, sink: &mut RowSink<'_>) -> Result<(), QueryError> {
+        // What waited is noted; that it fits was seen to while it grew.
+        let bytes = waiting.blocks.capacity() * size_of::<Block>() + waiting.counts.capacity() * size_of::<i64>();
+        if self.sources.work().take(bytes).is_ok() {
+            self.sources.work().give_back(bytes);
+        }
         for (block, counts) in waiting.blocks.iter().zip(waiting.counts.chunks(columns)) {
             self.ask.emit(*block, counts, sink)?;
         }

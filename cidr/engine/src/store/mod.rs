@@ -6,8 +6,7 @@
 //! A hand-in carries its node and a number that only grows. What was merged is noted in the same record as the files, so that a hand-in
 //! that comes again, because the answer was lost, counts once.
 //!
-//! The store does not lock its directory: the caller does, and hands over the proof. (`cluster::lock` names the owner; this crate does
-//! not want its dependencies.)
+//! The directory is locked with its owner's name as long as the store is open.
 
 pub(crate) mod catalog;
 mod counts;
@@ -22,6 +21,8 @@ use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use dir_lock::{DirLock, Owner};
 
 use catalog::{Catalog, FileEntry, OpenFiles, lock};
 pub use counts::Counts;
@@ -77,14 +78,14 @@ pub struct StoreOptions {
     pub merged_bytes: usize,
     /// Where writes go.
     pub disk: Arc<dyn Disk>,
-    /// Whatever keeps other processes from writing to the directory; held as long as the store is open.
-    pub guard: Box<dyn Send + Sync>,
+    /// Who opens the directory: a second opener is told.
+    pub owner: Owner,
 }
 
 impl StoreOptions {
-    /// Defaults, under a lock that the caller took.
-    pub fn locked_by(guard: impl Send + Sync + 'static) -> Self {
-        Self { merged_bytes: 256 << 20, disk: Arc::new(RealDisk), guard: Box::new(guard) }
+    /// Defaults.
+    pub fn owned_by(owner: Owner) -> Self {
+        Self { merged_bytes: 256 << 20, disk: Arc::new(RealDisk), owner }
     }
 }
 
@@ -106,14 +107,15 @@ pub struct Store {
     maintenance: Mutex<()>,
     files: OpenFiles,
     merged: MergedDays,
-    _guard: Box<dyn Send + Sync>,
+    _lock: DirLock,
 }
 
 impl Store {
     /// Opens a directory, or makes it; removes what a crash left.
     pub fn open(dir: &Path, options: StoreOptions) -> Result<Self> {
-        let StoreOptions { merged_bytes, disk, guard } = options;
+        let StoreOptions { merged_bytes, disk, owner } = options;
         disk.create_dir(&dir.join(NODES)).map_err(Error::io("make", dir))?;
+        let lock = DirLock::acquire(dir, &owner)?;
         let (manifest, edits) = match manifest::load(dir)? {
             Some(loaded) => {
                 if loaded.torn_bytes > 0 {
@@ -140,7 +142,7 @@ impl Store {
             maintenance: Mutex::new(()),
             files: OpenFiles::new(),
             merged: MergedDays::new(merged_bytes),
-            _guard: guard,
+            _lock: lock,
         })
     }
 

@@ -10,6 +10,8 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use dir_lock::{DirLock, Owner};
+
 use super::catalog::{Catalog, lock};
 use super::disk::Disk;
 use super::manifest::{Edit, FileRecord, ManifestWriter};
@@ -72,8 +74,9 @@ impl Store {
         Ok(verified)
     }
 
-    /// Makes a new manifest for a directory whose old one is lost or damaged. The caller holds the directory's lock.
-    pub fn repair(dir: &Path, disk: &dyn Disk) -> Result<Repaired> {
+    /// Makes a new manifest for a directory whose old one is lost or damaged, and that no store has open.
+    pub fn repair(dir: &Path, disk: &dyn Disk, owner: &Owner) -> Result<Repaired> {
+        let _lock = DirLock::acquire(dir, owner)?;
         let mut repaired = Repaired::default();
         let found = read_all(dir, disk, &mut repaired)?;
         let (keep, covered) = choose(&found);

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cidr_engine::language::{Aggregate, CountQuery, DateRange, Moment, Order, SeriesList};
-use cidr_engine::{Address, Block, Counts, DAY_S, Day, Disk, Output, Stamp, Store, StoreOptions, Window};
+use cidr_engine::{Address, Block, Counts, DAY_S, Day, Disk, Output, Owner, Stamp, Store, StoreOptions, Window};
 
 /// A small generator with a printed seed, so that a failure can be had again.
 #[derive(Clone)]
@@ -121,10 +121,15 @@ impl Disk for QuickDisk {
     }
 }
 
-/// Opens a store without a lock: a test's directory is its own.
+/// Options of a test's own store.
+pub fn options() -> StoreOptions {
+    StoreOptions::owned_by(Owner::current("test", "n1"))
+}
+
+/// Opens a store.
 pub fn open(dir: &Path) -> Store {
     let disk: Arc<dyn Disk> = Arc::new(QuickDisk);
-    Store::open(dir, StoreOptions { disk, ..StoreOptions::locked_by(()) }).unwrap()
+    Store::open(dir, StoreOptions { disk, ..options() }).unwrap()
 }
 
 /// Every count, by series, window and node.
