@@ -4,18 +4,22 @@
 //! cargo run --release -p ecconfigd --example idle_watchers -- DATA ADDR:PORT SERVER_PID [COUNT] [sse|poll] [http/1.1|h2]
 //! ```
 //! `DATA` is the server's data directory (for the CA and the password). The figure is the growth of the server's resident memory
-//! divided by the number of watchers, so run it against a server that has just started.
+//! divided by the number of watchers, so run it against a server that has just started, built with `--release`: debug figures mislead.
+//! Watchers come from 127.0.0.1, 127.0.0.2, … because the server bounds connections per address.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::TcpSocket;
 use tokio_rustls::TlsConnector;
+
+/// Watchers of one address.
+const PER_ADDRESS: usize = 2000;
 
 #[tokio::main]
 async fn main() {
@@ -24,6 +28,7 @@ async fn main() {
         println!("usage: idle_watchers DATA ADDR:PORT SERVER_PID [COUNT] [sse|poll] [http/1.1|h2]");
         return;
     };
+    raise_file_limit();
     let count: usize = args.get(3).map_or(1000, |count| count.parse().unwrap());
     let sse = args.get(4).is_none_or(|kind| kind == "sse");
     let h2 = args.get(5).is_some_and(|protocol| protocol == "h2");
@@ -33,33 +38,48 @@ async fn main() {
     let address: SocketAddr = address.parse().unwrap();
 
     // One before counting: what the first request sets up is not a watcher's cost.
-    let mut held = vec![open(address, &ca, &authorization, sse, h2).await];
+    let mut held = vec![open(from(0), address, &ca, &authorization, sse, h2).await];
     tokio::time::sleep(Duration::from_secs(2)).await;
     let before = resident_bytes(pid);
-    for _ in 0..count {
-        held.push(open(address, &ca, &authorization, sse, h2).await);
+    for number in 1..=count {
+        held.push(open(from(number), address, &ca, &authorization, sse, h2).await);
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
     let after = resident_bytes(pid);
     let each = (after.saturating_sub(before)) as f64 / count as f64 / 1024.0;
     println!("{count} watchers: {before} -> {after} bytes resident, {each:.1} KiB each");
+    assert_eq!(held.len(), count + 1);
     drop(held);
 }
 
 type Held = Box<dyn std::any::Any>;
 
-async fn open(address: SocketAddr, ca: &str, authorization: &str, sse: bool, h2: bool) -> Held {
+/// Where a watcher comes from.
+fn from(number: usize) -> IpAddr {
+    Ipv4Addr::new(127, 0, 0, 1 + (number / PER_ADDRESS) as u8).into()
+}
+
+/// Every watcher is a file descriptor.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+}
+
+async fn open(from: IpAddr, address: SocketAddr, ca: &str, authorization: &str, sse: bool, h2: bool) -> Held {
     if h2 {
-        open_http2(address, ca, authorization, sse).await
+        open_http2(from, address, ca, authorization, sse).await
     } else {
-        open_http1(address, ca, authorization, sse).await
+        open_http1(from, address, ca, authorization, sse).await
     }
 }
 
-async fn open_http1(address: SocketAddr, ca: &str, authorization: &str, sse: bool) -> Held {
+async fn open_http1(from: IpAddr, address: SocketAddr, ca: &str, authorization: &str, sse: bool) -> Held {
     let mut tls = cluster::tls::client_config(ca, None).unwrap();
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let tcp = TcpStream::connect(address).await.unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((from, 0).into()).unwrap();
+    let tcp = socket.connect(address).await.unwrap();
     let mut stream = TlsConnector::from(Arc::new(tls)).connect(address.ip().into(), tcp).await.unwrap();
     let accept = if sse { "text/event-stream" } else { "application/json" };
     let head = format!(
@@ -75,10 +95,11 @@ async fn open_http1(address: SocketAddr, ca: &str, authorization: &str, sse: boo
     Box::new(stream)
 }
 
-async fn open_http2(address: SocketAddr, ca: &str, authorization: &str, sse: bool) -> Held {
+async fn open_http2(from: IpAddr, address: SocketAddr, ca: &str, authorization: &str, sse: bool) -> Held {
     let mut tls = cluster::tls::client_config(ca, None).unwrap();
     tls.alpn_protocols = vec![b"h2".to_vec()];
-    let client = reqwest::Client::builder().tls_backend_preconfigured(tls).no_proxy().build().unwrap();
+    let client = reqwest::Client::builder().tls_backend_preconfigured(tls).no_proxy().local_address(from);
+    let client = client.build().unwrap();
     let request = client
         .get(format!("https://{address}/api/v1/repos/default/watch"))
         .header("authorization", authorization)

@@ -8,13 +8,15 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use cluster::control;
 use cluster::documents::schema::values::HostPort;
+use cluster::documents::{Findings, LocalError};
 use cluster::error::Chain;
 use cluster::http_client::{ClientError, ServerUrl};
-use cluster::identity::JoinToken;
+use cluster::identity::{IdentityError, JoinToken};
 use cluster::shutdown::{Reason, Shutdown};
 use cluster::telemetry::{self, TelemetryOptions};
 use serde_json::json;
 
+use crate::error::Error;
 use crate::init::{self, InitError};
 use crate::join::{self, JoinError};
 use crate::server::{self, Server, StartError};
@@ -332,8 +334,22 @@ fn start_failure(error: StartError) -> Failure {
         StartError::NoCluster { .. } => Failure::new(FAILED, words)
             .hint("ecconfigd init makes a cluster there, ecconfigd join makes it part of one"),
         StartError::Lock(_) => Failure::new(CONFLICT, words),
+        StartError::Identity(IdentityError::Missing { .. }) => Failure::new(FAILED, words)
+            .hint("the cluster's state is here, the node's key is not: put DIR/identity back from a backup"),
+        StartError::Core(Error::Internal(why)) => {
+            Failure::new(FAILED, format!("the replicated state cannot be opened: {why}"))
+        }
+        StartError::Config(LocalError::Refused(findings)) => refused(&findings),
         _ => Failure::new(FAILED, words),
     }
+}
+
+/// What is wrong with a file, one line each; the first hint has a line of its own.
+fn refused(findings: &Findings) -> Failure {
+    let mut findings: Vec<_> = findings.iter().cloned().collect();
+    let hint = findings.first_mut().and_then(|first| first.hint.take());
+    let lines: Vec<String> = findings.iter().map(ToString::to_string).collect();
+    Failure { hint, ..Failure::new(FAILED, lines.join("\n")) }
 }
 
 /// Every watcher is a file descriptor; the usual soft limit of 1024 is for programs that use `select`.

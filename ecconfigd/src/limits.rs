@@ -72,6 +72,8 @@ pub struct Limits {
     pub shutdown_time: Duration,
 }
 
+/// Threads that read repositories at once: enough to keep every disk busy, and far from all that the runtime has.
+const READERS: usize = 64;
 /// An ordinary JSON body. Nothing but a commit has more to say, so this one is no setting.
 const BODY_BYTES: usize = 1 << 20;
 
@@ -261,6 +263,8 @@ pub struct AllPlaces {
     pub requests: Places,
     /// Long polls and event streams: no queue, a watcher that finds no place goes to another node.
     pub watchers: Places,
+    /// Threads that read repositories: a request that gave up after its time leaves its thread behind, which still counts here.
+    pub readers: Places,
     /// Clones and fetches.
     pub fetches: Places,
     /// Pushes.
@@ -274,6 +278,7 @@ impl AllPlaces {
         Self {
             requests: Places::new("requests", limits.in_flight, limits.queue, limits.queue_time),
             watchers: Places::new("watchers", limits.watchers, 0, Duration::ZERO),
+            readers: Places::new("readers", limits.in_flight.min(READERS), limits.queue, limits.queue_time),
             fetches: Places::new("fetches", limits.fetches, limits.queue, transfer_wait),
             pushes: Places::new("pushes", limits.pushes, limits.queue, transfer_wait),
         }

@@ -176,10 +176,7 @@ fn local(options: &Options) -> Result<(DirLock, Arc<ReloadingIdentity>, Ecconfig
     let data = &options.data;
     let no_cluster = || StartError::NoCluster { data: data.clone() };
     let config = load_local::<Ecconfigd>(&data.join(CONFIG_FILE))?.ok_or_else(no_cluster)?;
-    let identity = match ReloadingIdentity::load(data.join(IDENTITY_DIR)) {
-        Err(IdentityError::Missing { .. }) => return Err(no_cluster()),
-        identity => identity?,
-    };
+    let identity = ReloadingIdentity::load(data.join(IDENTITY_DIR))?;
     let lock = DirLock::acquire(data, &Owner::current("ecconfigd", identity.current().node()))?;
     Ok((lock, identity, config))
 }

@@ -312,7 +312,9 @@ async fn nodes_are_those_of_the_state_and_of_cluster_toml() {
     let text = server.get("/api/v1/repos/global/files/cluster.toml").await.text().await.unwrap();
     let text = format!("{text}\n[node.n9]\naddress = \"10.0.0.9\"\nlabels = [\"rack-b\"]\ngroups = [\"relays\"]\n");
     server.commit("global", &[("cluster.toml", &text)]).await;
-    let nodes = server.json("/api/v1/nodes").await;
+    let listed = server.get("/api/v1/nodes?min_revision=2").await;
+    assert_eq!(listed.headers()["x-revision"], "2", "cluster.toml at global's revision");
+    let nodes: Value = listed.json().await.unwrap();
     let names: Vec<_> = nodes.as_array().unwrap().iter().map(|node| node["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["n1", "n9"]);
     assert_eq!(nodes[0]["role"], "voter");
@@ -332,6 +334,10 @@ async fn a_read_waits_for_its_revision() {
     tokio::task::yield_now().await;
     server.commit("default", &[("default/late", "here\n")]).await;
     assert_eq!(reading.await.unwrap().unwrap().text().await.unwrap(), "here\n");
+    let next = tokio::spawn(server.request(Method::GET, "/api/v1/repos/default/commits/3?min_revision=3").send());
+    tokio::task::yield_now().await;
+    assert_eq!(server.commit("default", &[("default/late", "later\n")]).await, 3);
+    assert_eq!(next.await.unwrap().unwrap().headers()["x-revision"], "3");
     assert_eq!(server.get("/api/v1/repos/default/head?min_revision=x").await.status(), 400);
 }
 

@@ -141,6 +141,16 @@ async fn a_node_reads_and_reports_for_itself_only() {
     ] {
         assert_eq!(status(&node, Method::GET, server.url(path)).await, expected, "{path}");
     }
+    // Of the others it sees that they are there, not what they shall have and what their commands printed.
+    let report = json!({"program": "agent", "serial": 1, "state": "healthy", "detail": "a secret"});
+    assert_eq!(server.post("/api/v1/nodes/n1/report", &report).await.status(), 204);
+    let nodes: Value = node.get(server.url("/api/v1/nodes")).send().await.unwrap().json().await.unwrap();
+    assert_eq!((&nodes[0]["name"], &nodes[0]["reports"], nodes[0].get("target")), (&json!("n1"), &json!([]), None));
+    assert_eq!((&nodes[1]["name"], nodes[1]["target"].is_object()), (&json!("web1"), true));
+    let other: Value = node.get(server.url("/api/v1/nodes/n1")).send().await.unwrap().json().await.unwrap();
+    assert!(!other.to_string().contains("a secret"), "{other}");
+    assert_eq!(server.json("/api/v1/nodes/n1").await["reports"][0]["detail"], "a secret");
+
     let repos: Value = node.get(server.url("/api/v1/repos")).send().await.unwrap().json().await.unwrap();
     assert_eq!(repos.as_array().unwrap().len(), 2, "east is not shown: {repos}");
 
@@ -372,4 +382,31 @@ async fn a_server_that_moved_reissues_its_certificate_at_start() {
     let server = TestServer::run(server.stop().await, Settings::default()).await;
     assert!(server.server.app().identity.current().covers(&["moved.example".into()]));
     assert_eq!(server.server.app().identity.current().peer().fingerprint, kept);
+}
+
+#[tokio::test]
+async fn a_removed_node_is_out_at_once_and_its_name_is_no_way_back() {
+    let server = TestServer::start().await;
+    let identity = server.enroll("web1").await;
+    let client = support::client(&server.ca_pem, Some(identity.clone()), Some(b"h2"));
+    let whoami = || async { client.get(server.url("/api/v1/whoami")).send().await.unwrap() };
+    assert_eq!(whoami().await.status(), 200);
+    let events = client.get(server.url("/api/v1/repos/default/watch?after=1")).header("accept", "text/event-stream");
+    let events = events.send().await.unwrap();
+    assert_eq!(events.status(), 200);
+
+    let removed = server.request(Method::DELETE, "/api/v1/nodes/web1").send().await.unwrap();
+    assert_eq!(removed.status(), 204);
+    let refused = whoami().await;
+    assert_eq!(refused.status(), 403);
+    problem(refused).await;
+    server.commit("default", &[("default/secret", "x\n")]).await;
+    let text = tokio::time::timeout(support::PATIENCE, events.text()).await.expect("the stream ends").unwrap();
+    assert!(!text.contains("default/secret"), "{text}");
+
+    // Another machine gets the name; the first one's certificate does not come back to life with it.
+    tokio::fs::remove_dir_all(server.dir.path().join("identity-web1")).await.unwrap();
+    let second = server.client_of(server.enroll("web1").await);
+    assert_eq!(second.get(server.url("/api/v1/whoami")).send().await.unwrap().status(), 200);
+    assert_eq!(whoami().await.status(), 403);
 }

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use tempfile::TempDir;
 
 pub use crate::support::DEADLINE;
+use crate::support::transcript::{self, quoted, redacted};
 use crate::support::{self, eccluster};
 
 /// One ecconfigd; killed and started through a shared reference, because a session holds on to it.
@@ -187,15 +188,7 @@ impl<'a> Session<'a> {
     }
 
     fn record(&mut self, below: &str, args: &[&str], output: &Output) {
-        let words: Vec<String> = args.iter().map(|arg| quoted(arg)).collect();
-        let _ = writeln!(self.transcript, "{below}$ eccfg {}", words.join(" "));
-        for (mark, bytes) in [("", &output.stdout), ("! ", &output.stderr)] {
-            for line in String::from_utf8_lossy(bytes).lines() {
-                let _ = writeln!(self.transcript, "{mark}{line}");
-            }
-        }
-        let status = output.status.code().map_or_else(|| output.status.to_string(), |code| code.to_string());
-        let _ = writeln!(self.transcript, "[{status}]\n");
+        transcript::record(&mut self.transcript, &format!("{below}$ eccfg"), args, output);
     }
 
     /// A remark in the transcript.
@@ -238,45 +231,4 @@ impl<'a> Session<'a> {
         let text = text.replace(&self.server.dir().display().to_string(), "[SERVER]");
         redacted(&text)
     }
-}
-
-fn quoted(arg: &str) -> String {
-    if arg.is_empty() || arg.contains([' ', '*', '$', '"', ';']) { format!("'{arg}'") } else { arg.to_owned() }
-}
-
-/// Ids (seven and more hex digits; no English word in here is one) and times become placeholders.
-fn redacted(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(first) = rest.chars().next() {
-        let word: &str = &rest[..rest.find(|c: char| !is_word(c)).unwrap_or(rest.len())];
-        if word.is_empty() {
-            out.push(first);
-            rest = &rest[first.len_utf8()..];
-            continue;
-        }
-        out.push_str(&placeholder(word));
-        rest = &rest[word.len()..];
-    }
-    out
-}
-
-fn is_word(c: char) -> bool {
-    c.is_ascii_alphanumeric() || matches!(c, ':' | '-' | '_' | '.' | '+' | '/')
-}
-
-fn placeholder(word: &str) -> String {
-    let is_time =
-        word.len() >= 19 && word.as_bytes()[4] == b'-' && word.as_bytes()[10] == b'T' && word.as_bytes()[13] == b':';
-    if is_time {
-        return "[TIME]".to_owned();
-    }
-    // `a..b` of a patch's index line is two ids.
-    let pieces: Vec<String> =
-        word.split("..").map(|piece| if is_id(piece) { "[ID]".to_owned() } else { piece.to_owned() }).collect();
-    pieces.join("..")
-}
-
-fn is_id(word: &str) -> bool {
-    word.len() >= 7 && word.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }

@@ -5,6 +5,8 @@
 //! condition, with a deadline that is only there to end a hopeless wait.
 #![allow(dead_code, clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
+pub mod transcript;
+
 use std::fmt::Debug;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd as _;

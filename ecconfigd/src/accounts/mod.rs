@@ -17,6 +17,7 @@ pub mod throttle;
 pub mod token;
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -136,6 +137,9 @@ impl Caller {
     }
 }
 
+/// How long a server may take to catch up with the majority before it says no to somebody.
+const CATCH_UP_TIME: Duration = Duration::from_secs(5);
+
 /// Finds out who calls.
 pub struct Accounts {
     core: Core,
@@ -165,10 +169,20 @@ impl Accounts {
     ) -> Result<Option<Caller>, ApiError> {
         match (credentials(headers)?, peer) {
             (Some(Credentials::Basic { user, password }), _) => self.basic(user, password, address).await.map(Some),
-            (Some(Credentials::Bearer(token)), _) => self.bearer(&token, None, address).map(Some),
-            (None, Some(peer)) => self.node(peer).map(Some),
+            (Some(Credentials::Bearer(token)), _) => self.bearer(&token, None, address).await.map(Some),
+            (None, Some(peer)) => self.node(peer).await.map(Some),
             (None, None) => Ok(None),
         }
+    }
+
+    /// Whoever is not known here may be known by now elsewhere: this server may just have started, or be behind. Nobody is told "no" before
+    /// it has caught up with what the majority knew when it was asked, and 503 is the answer where it cannot.
+    async fn caught_up(&self) -> Result<(), ApiError> {
+        let caught_up = tokio::time::timeout(CATCH_UP_TIME, self.core.linearize()).await;
+        caught_up.map_err(|_| ()).and_then(|done| done.map_err(drop)).map_err(|()| {
+            let words = "this server cannot say who you are: it has not caught up with the others";
+            ApiError::new(Code::Unavailable, words).hint("try again, or another server")
+        })
     }
 
     /// Whether the caller would still be let in as the same: what outlasts a request (an event stream) asks again and again.
@@ -201,34 +215,45 @@ impl Accounts {
 
     async fn basic(&self, user: String, password: Secret, address: IpAddr) -> Result<Caller, ApiError> {
         if token::split(password.expose()).is_some() {
-            return self.bearer(&password, Some(&user), address);
+            return self.bearer(&password, Some(&user), address).await;
         }
         let record = self.core.user(&user)?;
-        let stored = record.as_ref().map(|record| record.password_hash.as_str());
-        self.logins.check(&user, &password, stored, address).await.map_err(denied)?;
+        let stored = hash_of(&record);
+        let record = match self.logins.check(&user, &password, stored, address).await {
+            Err(Denied::Wrong) => {
+                self.caught_up().await?;
+                let newer = self.core.user(&user)?;
+                if hash_of(&newer) == stored {
+                    return Err(denied(Denied::Wrong));
+                }
+                self.logins.check(&user, &password, hash_of(&newer), address).await.map_err(denied)?;
+                newer
+            }
+            checked => checked.map(|()| record).map_err(denied)?,
+        };
         let record = record.ok_or_else(|| denied(Denied::Wrong))?;
         let generation = record.generation;
         Ok(self.caller(record, Proof::Password { generation }))
     }
 
     /// A token is its owner; where a user name came along it must be the owner's, or empty, or one of the usual stand-ins.
-    fn bearer(&self, text: &Secret, user: Option<&str>, address: IpAddr) -> Result<Caller, ApiError> {
-        let found = self.find_token(text)?;
+    async fn bearer(&self, text: &Secret, user: Option<&str>, address: IpAddr) -> Result<Caller, ApiError> {
+        if let Some(caller) = self.owner(text, user)? {
+            return Ok(caller);
+        }
+        self.logins.unthrottled(address).map_err(denied)?;
+        self.caught_up().await?;
+        self.owner(text, user)?.ok_or_else(|| denied(self.logins.failed(address)))
+    }
+
+    fn owner(&self, text: &Secret, user: Option<&str>) -> Result<Option<Caller>, ApiError> {
         let named = |record: &TokenRecord| match user {
             None | Some("" | "token" | "x-access-token") => true,
             Some(user) => user == record.user,
         };
-        let owner = match found.filter(named) {
-            Some(token) => self.core.user(&token.user)?.map(|owner| (owner, token.id)),
-            None => None,
-        };
-        match owner {
-            Some((owner, id)) => Ok(self.caller(owner, Proof::Token { id })),
-            None => {
-                self.logins.unthrottled(address).map_err(denied)?;
-                Err(denied(self.logins.failed(address)))
-            }
-        }
+        let Some(token) = self.find_token(text)?.filter(named) else { return Ok(None) };
+        let owner = self.core.user(&token.user)?;
+        Ok(owner.map(|owner| self.caller(owner, Proof::Token { id: token.id })))
     }
 
     fn find_token(&self, text: &Secret) -> Result<Option<TokenRecord>, ApiError> {
@@ -239,12 +264,20 @@ impl Accounts {
 
     /// The node behind a certificate, which held when the connection was made. What has happened since is looked at here, at every
     /// request: a connection may live longer than its certificate and its node.
-    fn node(&self, peer: &Peer) -> Result<Caller, ApiError> {
-        let gone = || ApiError::new(Code::Forbidden, format!("the node {} is not registered", peer.node));
+    async fn node(&self, peer: &Peer) -> Result<Caller, ApiError> {
         if peer.not_after <= OffsetDateTime::now_utc() {
             let words = format!("the certificate of node {} has ended", peer.node);
             return Err(ApiError::new(Code::Unauthorized, words).hint("connect with the renewed one, or enrol again"));
         }
+        if let Ok(caller) = self.registered(peer) {
+            return Ok(caller);
+        }
+        self.caught_up().await?;
+        self.registered(peer)
+    }
+
+    fn registered(&self, peer: &Peer) -> Result<Caller, ApiError> {
+        let gone = || ApiError::new(Code::Forbidden, format!("the node {} is not registered", peer.node));
         let name: NodeName = peer.node.parse().map_err(|_| gone())?;
         let record = self.core.node(&name).map_err(|_| gone())?;
         if record.subcluster.as_str() != peer.subcluster {
@@ -275,6 +308,10 @@ impl Accounts {
         };
         Caller { who: Who::User { name: record.name, role: record.role, author }, by }
     }
+}
+
+fn hash_of(record: &Option<UserRecord>) -> Option<&str> {
+    record.as_ref().map(|record| record.password_hash.as_str())
 }
 
 /// Whether a certificate is one of those that the node as it is registered now was given. A name that was removed and given to another

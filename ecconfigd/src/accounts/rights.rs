@@ -19,8 +19,10 @@ pub enum Action<'a> {
     ManageRepo(&'a RepoName),
     /// Pin the leadership to a node.
     PinLeader,
-    /// See members, nodes and their reports.
+    /// See members and nodes.
     SeeCluster,
+    /// See a node's target and what its programs reported.
+    SeeReports(&'a NodeName),
     /// Follow a node's target and read its effective documents.
     Follow(&'a NodeName),
     /// Report for a node.
@@ -52,7 +54,7 @@ pub fn authorize(caller: &Caller, action: Action<'_>) -> Result<(), ApiError> {
 
 fn user_may(role: Role, action: Action<'_>) -> bool {
     match action {
-        Action::Read(_) | Action::SeeCluster | Action::Follow(_) | Action::OwnAccount => true,
+        Action::Read(_) | Action::SeeCluster | Action::SeeReports(_) | Action::Follow(_) | Action::OwnAccount => true,
         Action::Commit(_) => matches!(role, Role::Admin | Role::Committer),
         Action::CreateRepo
         | Action::ManageRepo(_)
@@ -69,6 +71,7 @@ fn node_may(name: &NodeName, subcluster: &RepoName, role: NodeRole, action: Acti
     match action {
         Action::Read(repo) => role != NodeRole::Client || repo == subcluster || repo.is_global(),
         Action::SeeCluster | Action::Renew => true,
+        Action::SeeReports(node) => role != NodeRole::Client || node == name,
         Action::Follow(node) | Action::Report(node) => node == name,
         Action::Commit(_)
         | Action::CreateRepo
@@ -89,6 +92,7 @@ fn words(action: Action<'_>) -> String {
         Action::ManageRepo(repo) => format!("freeze, thaw or replace {repo}"),
         Action::PinLeader => "pin the leadership".into(),
         Action::SeeCluster => "see the cluster".into(),
+        Action::SeeReports(node) => format!("see the reports of {node}"),
         Action::Follow(node) => format!("follow {node}"),
         Action::Report(node) => format!("report for {node}"),
         Action::IssueNodeToken => "make node tokens".into(),
@@ -140,6 +144,8 @@ mod tests {
             (Action::ManageRepo(&default), [true, false, false, false, false]),
             (Action::PinLeader, [true, false, false, false, false]),
             (Action::SeeCluster, [true, true, true, true, true]),
+            (Action::SeeReports(&n1), [true, true, true, true, true]),
+            (Action::SeeReports(&n2), [true, true, true, false, true]),
             (Action::Follow(&n1), [true, true, true, true, true]),
             (Action::Follow(&n2), [true, true, true, false, false]),
             (Action::Report(&n1), [true, false, false, true, true]),

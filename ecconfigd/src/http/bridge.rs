@@ -10,7 +10,7 @@ use axum::body::{Body, BodyDataStream};
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures::StreamExt as _;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Chunks on the way, each of at most [`CHUNK_BYTES`]: a transfer holds at most 256 KiB here. When the channel is full the writer waits.
 const CHUNKS: usize = 8;
@@ -70,6 +70,8 @@ impl Read for BodyReader {
 
 /// An answer's body, written by a thread that may block.
 pub struct BodyWriter {
+    /// Told once whether there is an answer at all.
+    begun: Option<oneshot::Sender<io::Result<()>>>,
     chunk: BytesMut,
     sender: mpsc::Sender<io::Result<Bytes>>,
     runtime: Handle,
@@ -77,24 +79,43 @@ pub struct BodyWriter {
 }
 
 impl BodyWriter {
-    /// The writer, and the body that carries what it writes.
-    pub fn new(pace: Pace) -> (Self, Body) {
+    /// The writer, and the answer as it begins: the body that carries what is written, or what failed before anything was.
+    pub fn new(pace: Pace) -> (Self, impl Future<Output = io::Result<Body>>) {
         let (sender, mut receiver) = mpsc::channel(CHUNKS);
-        let stream = futures::stream::poll_fn(move |cx| receiver.poll_recv(cx));
-        (Self { chunk: BytesMut::new(), sender, runtime: Handle::current(), pace }, Body::from_stream(stream))
+        let (begun, beginning) = oneshot::channel();
+        let body = Body::from_stream(futures::stream::poll_fn(move |cx| receiver.poll_recv(cx)));
+        let writer = Self { begun: Some(begun), chunk: BytesMut::new(), sender, runtime: Handle::current(), pace };
+        let answer = async {
+            let begun = beginning.await.unwrap_or_else(|_| Err(io::Error::other("the writer is gone")));
+            begun.map(|()| body)
+        };
+        (writer, answer)
     }
 
     /// Sends what is left.
     pub fn finish(mut self) -> io::Result<()> {
+        self.begin(Ok(()));
         self.flush()
     }
 
-    /// Breaks the answer off, so that the client does not take half of it for the whole.
-    pub fn fail(self, error: io::Error) {
-        let _ = self.send(Err(error));
+    /// Breaks the answer off, so that the client does not take half of it for the whole. Before it has begun there is no answer to break
+    /// off, only one to make of the error.
+    pub fn fail(mut self, error: io::Error) {
+        if let Some(error) = self.begin(Err(error)).and_then(Result::err) {
+            let _ = self.send(Err(error));
+        }
     }
 
-    fn send(&self, item: io::Result<Bytes>) -> io::Result<()> {
+    /// Says how the answer begins; gives the word back if it was said already.
+    fn begin(&mut self, begun: io::Result<()>) -> Option<io::Result<()>> {
+        let Some(sender) = self.begun.take() else { return Some(begun) };
+        // An error here: nobody waits for the answer any more.
+        let _ = sender.send(begun);
+        None
+    }
+
+    fn send(&mut self, item: io::Result<Bytes>) -> io::Result<()> {
+        self.begin(Ok(()));
         let sending = tokio::time::timeout(self.pace.left(), self.sender.send(item));
         match self.runtime.block_on(sending) {
             Err(_) => Err(too_slow()),
@@ -136,13 +157,13 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn bytes_come_through_in_both_directions() {
         let data: Vec<u8> = (0..1_000_000u32).map(|number| (number % 251) as u8).collect();
-        let (mut writer, body) = BodyWriter::new(pace(60_000));
+        let (mut writer, answer) = BodyWriter::new(pace(60_000));
         let sent = data.clone();
         let writing = tokio::task::spawn_blocking(move || {
             writer.write_all(&sent).unwrap();
             writer.finish().unwrap();
         });
-        let mut reader = BodyReader::new(body, pace(60_000));
+        let mut reader = BodyReader::new(answer.await.unwrap(), pace(60_000));
         let reading = tokio::task::spawn_blocking(move || {
             let mut got = Vec::new();
             reader.read_to_end(&mut got).unwrap();
@@ -154,8 +175,9 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_stalled_client_ends_the_writer() {
-        let (mut writer, body) = BodyWriter::new(pace(20));
+        let (mut writer, answer) = BodyWriter::new(pace(20));
         let writing = tokio::task::spawn_blocking(move || writer.write_all(&vec![0; 1 << 20]));
+        let body = answer.await.unwrap();
         assert_eq!(writing.await.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
         drop(body);
     }
@@ -170,12 +192,25 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_broken_answer_is_not_a_whole_one() {
-        let (mut writer, body) = BodyWriter::new(pace(60_000));
+        let (mut writer, answer) = BodyWriter::new(pace(60_000));
         tokio::task::spawn_blocking(move || {
             writer.write_all(b"half").unwrap();
             writer.flush().unwrap();
             writer.fail(io::Error::other("broken"));
         });
-        assert!(body.collect().await.is_err());
+        assert!(answer.await.unwrap().collect().await.is_err());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_fails_before_it_begins_is_no_answer() {
+        let (writer, answer) = BodyWriter::new(pace(60_000));
+        tokio::task::spawn_blocking(move || writer.fail(io::Error::other("broken")));
+        assert_eq!(answer.await.unwrap_err().to_string(), "broken");
+        let (writer, answer) = BodyWriter::new(pace(60_000));
+        drop(writer);
+        assert!(answer.await.is_err());
+        let (writer, answer) = BodyWriter::new(pace(60_000));
+        tokio::task::spawn_blocking(move || writer.finish().unwrap());
+        assert_eq!(answer.await.unwrap().collect().await.unwrap().to_bytes().len(), 0);
     }
 }

@@ -22,7 +22,6 @@ use super::problem::{ApiError, Code};
 use super::read::stamped;
 use crate::accounts::{Action, Caller, authorize};
 use crate::commit::{self, CommitAnswer, Committed, RepoChange};
-use crate::core::Resolved;
 use crate::limits::Limits;
 use crate::state::RepoName;
 
@@ -71,8 +70,7 @@ async fn one(
     let answer = commit(&app, &caller, &headers, request.message, repos).await?;
     let committed = answer.repos.get(&repo).ok_or_else(|| ApiError::internal(&"a commit without its repository"))?;
     let status = if committed.changed { StatusCode::CREATED } else { StatusCode::OK };
-    let resolved = Resolved { commit: committed.head.commit, revision: Some(committed.head.revision) };
-    Ok(stamped(resolved, (status, JsonBody(shown(*committed))).into_response()))
+    Ok(stamped(committed.head, (status, JsonBody(shown(*committed))).into_response()))
 }
 
 /// Commits to several repositories at once: all or nothing.

@@ -21,7 +21,6 @@ use super::problem::{ApiError, Code};
 use super::read::stamped;
 use super::repositories::Min;
 use crate::accounts::{Action, Caller, authorize};
-use crate::core::Resolved;
 use crate::state::{Head, NodeName, RepoName};
 use crate::tree_files::TreeFiles;
 
@@ -88,13 +87,11 @@ async fn effective(
         };
         filled(document, found).map(|document| Shown::Json(Box::new(document)))
     };
-    let shown = tokio::task::spawn_blocking(work).await.map_err(|error| ApiError::internal(&error))??;
-    let resolved = Resolved { commit: head.commit, revision: Some(head.revision) };
-    Ok(match shown {
-        Shown::Json(document) => stamped(resolved, JsonBody(document)),
+    Ok(match app.blocking(work).await? {
+        Shown::Json(document) => stamped(head, JsonBody(document)),
         Shown::Toml(text) => {
             let content_type = [(header::CONTENT_TYPE, HeaderValue::from_static("application/toml"))];
-            stamped(resolved, (content_type, text).into_response())
+            stamped(head, (content_type, text).into_response())
         }
     })
 }
@@ -166,17 +163,15 @@ impl View {
 }
 
 impl App {
-    /// The nodes that `global/cluster.toml` names now.
-    pub(super) async fn named_nodes(&self) -> Result<Cluster, ApiError> {
-        let global = RepoName::global();
-        let commit = self.core.head(&global)?.commit;
-        let store = self.core.store(&global)?;
+    /// The nodes that `cluster.toml` names at a revision of `global`.
+    pub(super) async fn named_nodes(&self, head: Head) -> Result<Cluster, ApiError> {
+        let store = self.core.store(&RepoName::global())?;
         let work = move || {
-            let files = TreeFiles::of_commit(store.reader()?, commit)?;
+            let files = TreeFiles::of_commit(store.reader()?, head.commit)?;
             let files = Mounted { subcluster: MemoryFiles::default(), global: &files as &dyn Files };
             cluster::documents::conf::read_cluster(&files).map_err(unusable)
         };
-        tokio::task::spawn_blocking(work).await.map_err(|error| ApiError::internal(&error))?
+        self.blocking(work).await
     }
 }
 

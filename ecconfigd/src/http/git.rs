@@ -13,6 +13,8 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
+use cluster::api::X_REVISION;
+use cluster::error::Chain;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use repos::protocol::{Advertised, Error, Service, Version, decode_body, receive_pack, upload_pack};
 use repos::{RefMap, RefName, Store};
@@ -49,15 +51,22 @@ fn version(headers: &HeaderMap) -> Version {
 struct View {
     store: Store,
     refs: Arc<RefMap>,
+    revision: u64,
     head: RefName,
 }
 
 impl View {
     /// What everybody has agreed on by now.
     async fn newest(app: &App, repo: &RepoName) -> Result<Self, ApiError> {
-        app.core.linearize().await?;
+        let linearized = tokio::time::timeout(app.limits.request_time, app.core.linearize()).await;
+        linearized.map_err(|_| ApiError::new(Code::Unavailable, "a majority of the servers does not answer"))??;
         let record = app.core.repo(repo)?;
-        Ok(Self { store: app.core.store(repo)?, refs: app.core.refs(repo)?, head: record.head_ref.clone() })
+        Ok(Self {
+            store: app.core.store(repo)?,
+            refs: app.core.refs(repo)?,
+            revision: record.head.revision,
+            head: record.head_ref.clone(),
+        })
     }
 
     fn advertised(&self) -> Advertised<'_> {
@@ -97,10 +106,11 @@ async fn info_refs(
         ApiError::new(Code::Forbidden, "git's dumb protocol is not served here").hint("use a git from this century")
     })?;
     app.may_use(&caller, &repo, service)?;
-    let _place = app.places.fetches.take().await?;
+    let place = app.places.fetches.take().await?;
     let view = View::newest(&app, &repo).await?;
-    let version = version(&headers);
+    let (version, revision) = (version(&headers), view.revision);
     let advertising = tokio::task::spawn_blocking(move || {
+        let _place = place;
         let mut out = Vec::new();
         match service {
             Service::UploadPack => upload_pack::advertise(&view.store, version, view.advertised(), &mut out)?,
@@ -110,7 +120,12 @@ async fn info_refs(
     });
     let out = advertising.await.map_err(|error| ApiError::internal(&error))?;
     let out = out.map_err(|error| ApiError::internal(&error))?;
-    Ok(answer(service.advertisement_type(), out.into()))
+    Ok(at_revision(revision, answer(service.advertisement_type(), out.into())))
+}
+
+fn at_revision(revision: u64, mut response: Response) -> Response {
+    response.headers_mut().insert(X_REVISION, HeaderValue::from(revision));
+    response
 }
 
 /// git's answers are never kept by anybody in between.
@@ -152,6 +167,21 @@ impl Incoming {
     }
 }
 
+/// What both services begin with: the repository, the right to use it so, and the body.
+fn begun(
+    app: &App,
+    caller: &Caller,
+    segment: &str,
+    request: Request,
+    service: Service,
+    limit_bytes: u64,
+) -> Result<(RepoName, Incoming), ApiError> {
+    let repo = repo_name(segment)?;
+    app.may_use(caller, &repo, service)?;
+    let incoming = Incoming::new(request, service, app.pace(), limit_bytes)?;
+    Ok((repo, incoming))
+}
+
 /// Clone and fetch: negotiation and pack, streamed.
 async fn upload(
     State(app): State<Arc<App>>,
@@ -159,15 +189,14 @@ async fn upload(
     Path(segment): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let repo = repo_name(&segment)?;
-    app.may_use(&caller, &repo, Service::UploadPack)?;
     let limits = upload_pack::UploadLimits::default();
     let version = version(request.headers());
-    let pace = app.pace();
-    let incoming = Incoming::new(request, Service::UploadPack, pace, limits.max_request_bytes)?;
+    let service = Service::UploadPack;
+    let (repo, incoming) = begun(&app, &caller, &segment, request, service, limits.max_request_bytes)?;
     let place = app.places.fetches.take().await?;
     let view = View::newest(&app, &repo).await?;
-    let (mut out, answer_body) = BodyWriter::new(pace);
+    let revision = view.revision;
+    let (mut out, beginning) = BodyWriter::new(app.pace());
     let span = tracing::Span::current();
     tokio::task::spawn_blocking(move || {
         let _place = place;
@@ -184,12 +213,30 @@ async fn upload(
                 drop(out.finish());
             }
             Err(error) => {
-                tracing::info!(%error, "a fetch broke off");
-                out.fail(io::Error::other(error));
+                tracing::info!(error = %Chain(&error), "a fetch broke off");
+                out.fail(match error {
+                    Error::Io { source, .. } => source,
+                    error => io::Error::other(Inside(error)),
+                });
             }
         }
     });
-    Ok(answer(Service::UploadPack.result_type(), answer_body))
+    let body = beginning.await.map_err(unreadable)?;
+    Ok(at_revision(revision, answer(service.result_type(), body)))
+}
+
+/// A failure of this server, as opposed to one of the request's body.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", Chain(.0))]
+struct Inside(Error);
+
+/// A body that could not be read: it broke off, came too slowly, or is not packed as it says.
+fn unreadable(error: io::Error) -> ApiError {
+    match error.kind() {
+        io::ErrorKind::TimedOut => ApiError::new(Code::TooSlow, error.to_string()),
+        _ if error.get_ref().is_some_and(|inner| inner.is::<Inside>()) => ApiError::internal(&error),
+        _ => ApiError::bad_request(format!("the body cannot be read: {error}")),
+    }
 }
 
 /// Push: the pack is streamed into a quarantine, judged, and becomes visible with the log entry that names it.
@@ -199,23 +246,23 @@ async fn receive(
     Path(segment): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let repo = repo_name(&segment)?;
-    app.may_use(&caller, &repo, Service::ReceivePack)?;
     let limits = app.receive_limits();
     let limit_bytes = limits.max_command_bytes + limits.pack.max_bytes;
-    let incoming = Incoming::new(request, Service::ReceivePack, app.pace(), limit_bytes)?;
+    let (repo, incoming) = begun(&app, &caller, &segment, request, Service::ReceivePack, limit_bytes)?;
     let place = app.places.pushes.take().await?;
     let store = app.core.store(&repo)?;
+    // The place goes along with the thread: a client that goes away does not make room for another pack while its own is being read.
     let reading = tokio::task::spawn_blocking(move || {
         let mut body = incoming.open()?;
         let push = receive_pack::read(&store, &mut body, &limits);
         // A client that is refused early still sends its pack; read on for a while so that it reads our answer.
         let _ = io::copy(&mut (&mut body).take(DISCARD_BYTES), &mut io::sink());
-        Ok::<_, io::Error>(push)
+        Ok::<_, io::Error>((push, place))
     });
     let result_type = Service::ReceivePack.result_type();
-    let push = reading.await.map_err(|error| ApiError::internal(&error))?;
-    let mut push = match push.map_err(|error| ApiError::bad_request(error.to_string()))? {
+    let read = reading.await.map_err(|error| ApiError::internal(&error))?;
+    let (push, place) = read.map_err(unreadable)?;
+    let mut push = match push {
         Ok(push) => push,
         Err(error) => {
             tracing::info!(%error, "a push could not be read");

@@ -18,6 +18,7 @@ use super::extract::{Path, Query, accepts, revision_number};
 use super::files::repo_path;
 use super::problem::ApiError;
 use super::read::{At, stamped};
+use super::repositories::Min;
 use crate::accounts::Caller;
 use crate::state::RepoName;
 
@@ -186,6 +187,7 @@ fn changed(change: &Change) -> DiffEntry {
 #[utoipa::path(get, path = "/api/v1/repos/{repo}/commits/{revision}", tag = "history", operation_id = "getCommit", params(
     ("repo" = String, Path, description = "The repository"),
     ("revision" = String, Path, description = "`47`, `r47` or a commit id of at least seven hex digits"),
+    Min,
 ), responses(
     (status = 200, description = "The commit", body = CommitDetail,
         headers(("X-Revision" = u64, description = "The commit's revision"))),
@@ -195,10 +197,11 @@ async fn commit(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path((repo, revision)): Path<(RepoName, String)>,
+    Query(min): Query<Min>,
 ) -> Result<Response, ApiError> {
     let revision: RevisionSpec =
         revision.parse().map_err(|error: cluster::api::BadRevision| ApiError::not_found(error.to_string()))?;
-    let resolved = app.at(&caller, &repo, &At { revision: Some(revision), min_revision: None }).await?;
+    let resolved = app.at(&caller, &repo, &At { revision: Some(revision), min_revision: min.min_revision }).await?;
     let (commit, diff) = app
         .read(&repo, move |reader| {
             let commit = reader.commit(resolved.commit)?;

@@ -8,7 +8,6 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 
 use axum::body::Body;
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Version, header};
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
@@ -72,7 +71,7 @@ impl<H: Handler> Acceptor<H> {
                         return;
                     }
                     if let Some(byte) = read {
-                        wire.put_back(Bytes::copy_from_slice(&[byte]));
+                        wire.put_back(&[byte]);
                     }
                 }
             }
@@ -99,7 +98,7 @@ impl<H: Handler> Acceptor<H> {
                     let parts = connection.into_parts();
                     let mut wire = parts.io.into_inner();
                     // A client that sent its next request along: it has no other way of telling us that it is still there.
-                    wire.put_back(parts.read_buf);
+                    wire.put_back(&parts.read_buf);
                     return Some((wire, taken));
                 }
                 () = self.draining.cancelled(), if !draining => {

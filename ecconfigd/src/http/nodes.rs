@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::Json as JsonBody;
 use axum::extract::State;
+use axum::response::Response;
 use cluster::api::{ClusterInfo, ClusterMember, NodeInfo, NodeReport, NodeRole, Problem};
 use cluster::documents::SearchPath;
 use cluster::documents::schema::cluster::Node;
@@ -13,12 +14,14 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::App;
-use super::extract::{Json, Path, Payload};
+use super::extract::{Json, Path, Payload, Query};
 use super::problem::{ApiError, Code};
+use super::read::stamped;
+use super::repositories::Min;
 use super::trust::now_ms;
 use crate::accounts::{Action, Caller, authorize};
 use crate::core::Group;
-use crate::state::{NodeKind, NodeName, NodeRecord, ReportRecord, rfc3339};
+use crate::state::{Head, NodeKind, NodeName, NodeRecord, RepoName, ReportRecord, rfc3339};
 
 /// What is kept of a command's output: the end, where errors are.
 const OUTPUT_MAX_BYTES: usize = 16 << 10;
@@ -66,30 +69,34 @@ async fn cluster_info(State(app): State<Arc<App>>, caller: Caller) -> Result<Jso
 }
 
 /// Every node that joined, enrolled, or is named in `global/cluster.toml`.
-#[utoipa::path(get, path = "/api/v1/nodes", tag = "nodes", operation_id = "listNodes", responses(
-    (status = 200, description = "The nodes by name", body = Vec<NodeInfo>),
+#[utoipa::path(get, path = "/api/v1/nodes", tag = "nodes", operation_id = "listNodes", params(Min), responses(
+    (status = 200, description = "The nodes by name", body = Vec<NodeInfo>,
+        headers(("X-Revision" = u64, description = "The revision of global, whose cluster.toml was read"))),
     (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
 ))]
-async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<JsonBody<Vec<NodeInfo>>, ApiError> {
-    authorize(&caller, Action::SeeCluster)?;
-    Ok(JsonBody(app.node_infos().await?))
+async fn list(State(app): State<Arc<App>>, caller: Caller, Query(min): Query<Min>) -> Result<Response, ApiError> {
+    let (head, infos) = app.node_infos(&caller, min.min_revision).await?;
+    Ok(stamped(head, JsonBody(infos)))
 }
 
 /// One node.
 #[utoipa::path(get, path = "/api/v1/nodes/{node}", tag = "nodes", operation_id = "getNode", params(
-    ("node" = String, Path, description = "The node"),
+    ("node" = String, Path, description = "The node"), Min,
 ), responses(
-    (status = 200, description = "The node", body = NodeInfo),
+    (status = 200, description = "The node", body = NodeInfo,
+        headers(("X-Revision" = u64, description = "The revision of global, whose cluster.toml was read"))),
     (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
 ))]
 async fn one(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(node): Path<NodeName>,
-) -> Result<JsonBody<NodeInfo>, ApiError> {
-    authorize(&caller, Action::SeeCluster)?;
-    let found = app.node_infos().await?.into_iter().find(|info| info.name == node.as_str());
-    found.map(JsonBody).ok_or_else(|| ApiError::not_found(format!("no such node: {node}")))
+    Query(min): Query<Min>,
+) -> Result<Response, ApiError> {
+    let (head, infos) = app.node_infos(&caller, min.min_revision).await?;
+    let found = infos.into_iter().find(|info| info.name == node.as_str());
+    let found = found.ok_or_else(|| ApiError::not_found(format!("no such node: {node}")))?;
+    Ok(stamped(head, JsonBody(found)))
 }
 
 /// A program on a node tells what it did with its target. The newest report of each program is kept.
@@ -195,14 +202,19 @@ impl App {
         Ok(StatusCode::NO_CONTENT)
     }
 
-    /// Every node, by name: those of the state, and those that `cluster.toml` names in advance.
-    async fn node_infos(&self) -> Result<Vec<NodeInfo>, ApiError> {
-        let group = self.core.group();
+    /// Every node, by name: those of the state, and those that `cluster.toml` names in advance. What the others shall have and what
+    /// their commands printed is no business of a node that only holds a working copy.
+    async fn node_infos(&self, caller: &Caller, min: Option<u64>) -> Result<(Head, Vec<NodeInfo>), ApiError> {
+        authorize(caller, Action::SeeCluster)?;
+        let global = RepoName::global();
+        self.reached(&global, min).await?;
+        let (group, head) = (self.core.group(), self.core.head(&global)?);
         // A cluster.toml that cannot be read must not hide the nodes that exist.
-        let named = self.named_nodes().await.unwrap_or_default();
+        let named = self.named_nodes(head).await.unwrap_or_default();
         let mut infos = BTreeMap::new();
         for record in self.core.nodes() {
-            infos.insert(record.name.to_string(), self.registered(&record, &group)?);
+            let whole = authorize(caller, Action::SeeReports(&record.name)).is_ok();
+            infos.insert(record.name.to_string(), self.registered(&record, &group, whole)?);
         }
         for node in named.nodes.into_values() {
             let info = infos.entry(node.name.clone()).or_insert_with(|| only_named(&node));
@@ -210,11 +222,11 @@ impl App {
             info.search_path = SearchPath::of_node(&node.name, &node.groups).directories().to_vec();
             (info.labels, info.groups, info.witness) = (node.labels.into_iter().collect(), node.groups, node.witness);
         }
-        Ok(infos.into_values().collect())
+        Ok((head, infos.into_values().collect()))
     }
 
-    fn registered(&self, record: &NodeRecord, group: &Group) -> Result<NodeInfo, ApiError> {
-        let reports = self.core.reports(&record.name)?;
+    fn registered(&self, record: &NodeRecord, group: &Group, whole: bool) -> Result<NodeInfo, ApiError> {
+        let reports = if whole { self.core.reports(&record.name)? } else { Vec::new() };
         let reports = reports.iter().filter_map(|report| serde_json::from_slice(&report.json).ok()).collect();
         Ok(NodeInfo {
             name: record.name.to_string(),
@@ -225,7 +237,7 @@ impl App {
             groups: Vec::new(),
             witness: false,
             search_path: SearchPath::of_node(record.name.as_str(), &[]).directories().to_vec(),
-            target: self.core.target(&record.name).ok().map(|event| event.api()),
+            target: if whole { self.core.target(&record.name).ok().map(|event| event.api()) } else { None },
             reports,
         })
     }
@@ -235,7 +247,8 @@ impl App {
         if let Some(address) = self.core.node(node).ok().and_then(|record| record.address.clone()) {
             return Some(address);
         }
-        let named = self.named_nodes().await.ok()?;
+        let head = self.core.head(&RepoName::global()).ok()?;
+        let named = self.named_nodes(head).await.ok()?;
         Some(named.nodes.get(node.as_str())?.address.as_ref()?.to_string())
     }
 }

@@ -14,7 +14,7 @@ use super::extract::revision_number;
 use super::problem::{ApiError, Code};
 use crate::accounts::{Action, Caller, authorize};
 use crate::core::Resolved;
-use crate::state::RepoName;
+use crate::state::{Head, RepoName};
 
 /// How long a read waits for its `min_revision` unless it says otherwise.
 pub(super) const MIN_REVISION_WAIT: Duration = Duration::from_secs(10);
@@ -39,6 +39,11 @@ impl App {
     pub(super) async fn may_read(&self, caller: &Caller, repo: &RepoName, min: Option<u64>) -> Result<(), ApiError> {
         authorize(caller, Action::Read(repo))?;
         self.core.repo(repo)?;
+        self.reached(repo, min).await
+    }
+
+    /// Waits for `min_revision`.
+    pub(super) async fn reached(&self, repo: &RepoName, min: Option<u64>) -> Result<(), ApiError> {
         let Some(min) = min else { return Ok(()) };
         let waited = self.core.wait_revision(repo, min, MIN_REVISION_WAIT).await;
         waited.map_err(|error| match error {
@@ -54,21 +59,31 @@ impl App {
         self.may_read(caller, repo, at.min_revision).await?;
         match &at.revision {
             Some(spec) => Ok(self.core.resolve(repo, spec).await?),
-            None => {
-                let head = self.core.head(repo)?;
-                Ok(Resolved { commit: head.commit, revision: Some(head.revision) })
-            }
+            None => Ok(self.core.head(repo)?.into()),
         }
     }
 
-    /// Runs git reads on a thread that may block. Bounded by the places that requests have.
+    /// Runs git reads on a thread that may block.
     pub(super) async fn read<T: Send + 'static>(
         &self,
         repo: &RepoName,
         work: impl FnOnce(&Reader) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
         let store = self.core.store(repo)?;
-        let task = tokio::task::spawn_blocking(move || work(&store.reader()?));
+        self.blocking(move || work(&store.reader()?)).await
+    }
+
+    /// Runs work on a thread that may block. The thread's place is its own: a request whose time is over is answered, but the thread that
+    /// it leaves behind is not free yet.
+    pub(super) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let place = self.places.readers.take().await?;
+        let task = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            work()
+        });
         task.await.map_err(|error| ApiError::internal(&error))?
     }
 
@@ -78,9 +93,15 @@ impl App {
     }
 }
 
+impl From<Head> for Resolved {
+    fn from(head: Head) -> Self {
+        Self { commit: head.commit, revision: Some(head.revision) }
+    }
+}
+
 /// An answer that depends on a revision says which.
-pub fn stamped(resolved: Resolved, body: impl IntoResponse) -> Response {
-    let mut response = body.into_response();
+pub fn stamped(resolved: impl Into<Resolved>, body: impl IntoResponse) -> Response {
+    let (resolved, mut response) = (resolved.into(), body.into_response());
     let headers = response.headers_mut();
     if let Some(revision) = resolved.revision {
         headers.insert(X_REVISION, HeaderValue::from(revision));

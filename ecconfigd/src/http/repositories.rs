@@ -17,7 +17,6 @@ use super::extract::{Json, Path, Payload, Query, revision_number};
 use super::problem::{ApiError, Code};
 use super::read::stamped;
 use crate::accounts::{Action, Caller, authorize};
-use crate::core::Resolved;
 use crate::state::RepoName;
 use crate::templates;
 
@@ -75,7 +74,7 @@ async fn create(
         RepoInfo { name: name.to_string(), revision: head.revision, commit: head.commit.to_string(), frozen: false };
     let location = format!("/api/v1/repos/{name}/head");
     let body = (StatusCode::CREATED, [(header::LOCATION, location)], JsonBody(info)).into_response();
-    Ok(stamped(Resolved { commit: head.commit, revision: Some(head.revision) }, body))
+    Ok(stamped(head, body))
 }
 
 /// Where `main` stands.
@@ -93,8 +92,7 @@ async fn head(
 ) -> Result<Response, ApiError> {
     app.may_read(&caller, &repo, min.min_revision).await?;
     let head = app.core.head(&repo)?;
-    let resolved = Resolved { commit: head.commit, revision: Some(head.revision) };
-    Ok(stamped(resolved, JsonBody(Head::from(head))))
+    Ok(stamped(head, JsonBody(Head::from(head))))
 }
 
 /// Every ref and where it points.
@@ -114,6 +112,5 @@ async fn refs(
     let head = app.core.head(&repo)?;
     let refs = app.core.refs(&repo)?;
     let infos = refs.iter().map(|(name, id)| RefInfo { name: name.to_string(), id: id.to_string() });
-    let resolved = Resolved { commit: head.commit, revision: Some(head.revision) };
-    Ok(stamped(resolved, JsonBody(infos.collect::<Vec<_>>())))
+    Ok(stamped(head, JsonBody(infos.collect::<Vec<_>>())))
 }

@@ -15,7 +15,6 @@ use super::extract::{Json, Path, Payload};
 use super::problem::{ApiError, Code};
 use super::read::stamped;
 use crate::accounts::{Action, Caller, authorize};
-use crate::core::Resolved;
 use crate::state::{BadName, Head, NodeName, RepoName};
 
 impl Payload for CopyRepo {}
@@ -92,8 +91,7 @@ async fn copy(
 fn info(repo: &RepoName, head: Head, frozen: bool, status: StatusCode) -> Response {
     let (name, commit) = (repo.to_string(), head.commit.to_string());
     let body = JsonBody(RepoInfo { name, revision: head.revision, commit, frozen });
-    let resolved = Resolved { commit: head.commit, revision: Some(head.revision) };
-    stamped(resolved, (status, body).into_response())
+    stamped(head, (status, body).into_response())
 }
 
 /// Pins the leadership to a node, for as long as that node is healthy. A pin to another node stays: 409.

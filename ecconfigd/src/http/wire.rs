@@ -35,9 +35,13 @@ impl<T> Wire<T> {
         Self { io, info, before: Bytes::new(), instead: Bytes::new(), quiet_at: 0 }
     }
 
-    /// Puts back what was read, in front of what was put back before and not read again yet.
-    pub(super) fn put_back(&mut self, bytes: Bytes) {
-        self.before = if self.before.is_empty() { bytes } else { [bytes, self.before.split_off(0)].concat().into() };
+    /// Puts back what was read, in front of what was put back before and not read again yet. A copy: the bytes may be a few of a large
+    /// buffer, or none of it.
+    pub(super) fn put_back(&mut self, bytes: &[u8]) {
+        self.before = match (bytes, &*self.before) {
+            ([], []) => Bytes::new(),
+            (bytes, before) => [bytes, before].concat().into(),
+        };
     }
 
     /// The problem document for what hyper is about to say by itself.
@@ -178,8 +182,8 @@ mod tests {
         let info = ConnectionInfo::new(([127, 0, 0, 1], 1).into(), None);
         let (near, mut far) = tokio::io::duplex(4096);
         let mut wire = Wire::new(near, info);
-        wire.put_back(Bytes::from_static(b"ET "));
-        wire.put_back(Bytes::from_static(b"G"));
+        wire.put_back(b"ET ");
+        wire.put_back(b"G");
         far.write_all(b"/").await.unwrap();
         let mut text = [0; 5];
         wire.read_exact(&mut text).await.unwrap();

@@ -180,13 +180,23 @@ pub async fn read_all(stream: &mut TlsStream<TcpStream>) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// One answer: its head, and as much body as its length says.
-pub async fn read_answer(stream: &mut TlsStream<TcpStream>) -> String {
+/// The head of one answer.
+pub async fn read_head(stream: &mut TlsStream<TcpStream>) -> String {
     let reading = async {
         let mut text = String::new();
         while !text.ends_with("\r\n\r\n") {
-            text.push(char::from(stream.read_u8().await.unwrap()));
+            let Ok(byte) = stream.read_u8().await else { break };
+            text.push(char::from(byte));
         }
+        text
+    };
+    tokio::time::timeout(PATIENCE, reading).await.expect("an answer in time")
+}
+
+/// One answer: its head, and as much body as its length says.
+pub async fn read_answer(stream: &mut TlsStream<TcpStream>) -> String {
+    let text = read_head(stream).await;
+    let reading = async {
         let length =
             text.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |n| n.parse().unwrap());
         let mut body = vec![0; length];
