@@ -31,11 +31,13 @@ fn main() {
     let start = Instant::now();
     wc.prepare().unwrap();
     println!("preparing the second tree: {:?}", start.elapsed());
+    wc.watch().unwrap();
+    wc.tend(Scan::Watched).unwrap();
     for (name, scan, durability) in [
         ("full scan, synced", Scan::Full, Durability::BeforeExchange),
         ("full scan, not synced", Scan::Full, Durability::Never),
-        ("told that nothing was touched, synced", Scan::Unchanged, Durability::BeforeExchange),
-        ("told that nothing was touched, not synced", Scan::Unchanged, Durability::Never),
+        ("watched, synced", Scan::Watched, Durability::BeforeExchange),
+        ("watched, not synced", Scan::Watched, Durability::Never),
     ] {
         let mut times: [Vec<Duration>; 3] = Default::default();
         let mut cpu = [Duration::ZERO; 2];
@@ -53,6 +55,7 @@ fn main() {
             exchanged.settle().unwrap();
             times[2].push(start.elapsed());
             cpu[1] += cpu_time() - before;
+            wc.tend(Scan::Watched).unwrap();
         }
         let [stage, exchange, settle] = times.map(quantiles);
         let [on, off] = cpu.map(|t| t.as_secs_f64() * 1e3 / rounds as f64);

@@ -325,6 +325,18 @@ impl Store {
         result
     }
 
+    /// The files that [`sync`](Self::sync) would put on disk, for a caller that does so together with files of its own, and says so
+    /// with [`note_failed_sync`](Self::note_failed_sync) if that fails. The directory `pack` goes with them.
+    pub(crate) fn take_unsynced(&self) -> Result<BTreeSet<PathBuf>> {
+        self.refuse_after_failed_sync()?;
+        Ok(std::mem::take(&mut *lock(&self.inner.unsynced)))
+    }
+
+    /// What [`take_unsynced`](Self::take_unsynced) named is perhaps not on disk, and never will be.
+    pub(crate) fn note_failed_sync(&self) {
+        self.inner.sync_failed.store(true, Ordering::SeqCst);
+    }
+
     fn refuse_after_failed_sync(&self) -> Result<()> {
         if self.inner.sync_failed.load(Ordering::SeqCst) {
             return Err(Error::SyncFailed { path: self.inner.root.clone() });

@@ -30,10 +30,16 @@ fn victim() {
     staged.exchange().unwrap().settle().unwrap();
 }
 
-fn kill_at(world: &World, point: &str, late: bool) {
+fn victim_of(world: &World) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["victim", "--exact", "--nocapture"]).env("ECCFG_FAULT", point).env("VICTIM_ROOT", world.root());
+    command.args(["victim", "--exact", "--nocapture"]).env("VICTIM_ROOT", world.root());
     command.env("VICTIM_TARGETS", serde_json::to_string(&world.targets()).unwrap());
+    command
+}
+
+fn kill_at(world: &World, point: &str, late: bool) {
+    let mut command = victim_of(world);
+    command.env("ECCFG_FAULT", point);
     if late {
         command.env("VICTIM_LATE", "1");
     }
@@ -112,9 +118,11 @@ fn leftovers(world: &World) -> Vec<String> {
         .unwrap()
         .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
         .collect();
+    let trash = std::fs::read_dir(world.wc.state_dir().join("trash")).into_iter().flatten();
+    names.extend(trash.map(|e| format!("trash/{}", e.unwrap().file_name().to_string_lossy())));
     names.retain(|n| {
         !n.starts_with("manifest-")
-            && !["copy.json", "lock", "journal", "objects", "saved", "spare"].contains(&n.as_str())
+            && !["copy.json", "lock", "journal", "objects", "saved", "spare", "trash"].contains(&n.as_str())
     });
     names
 }
@@ -142,7 +150,7 @@ fn run(point: &str, spare: bool, late: bool, old: &str, new: &str) {
     assert_eq!(leftovers(&world), Vec::<String>::new(), "{point}");
     assert!(!world.file(".git/index.lock").exists() && !world.file("global/.git/index.lock").exists(), "{point}");
     if late && !point.starts_with("stage.locked") {
-        let edited = point.starts_with("exchange") || point.starts_with("settle") || point == "stage.journal-ready";
+        let edited = point.starts_with("exchange") || point.starts_with("settle");
         if edited {
             assert_eq!(world.read("n1/x"), "late edit\n", "{point}");
             assert_eq!(world.read("late-new"), "late new\n", "{point}");
@@ -177,10 +185,7 @@ fn killed_at_every_step_of_an_update() {
 #[test]
 fn edits_of_the_last_moment_survive_a_kill() {
     let (old, new) = expected(true, true);
-    for point in fault::POINTS
-        .iter()
-        .filter(|p| p.starts_with("exchange.") || p.starts_with("settle.") || **p == "stage.journal-ready")
-    {
+    for point in fault::POINTS.iter().filter(|p| p.starts_with("exchange.") || p.starts_with("settle.")) {
         run(point, true, true, &old, &new);
     }
 }
@@ -201,5 +206,64 @@ fn killed_at_every_step_of_a_move_in_place() {
         assert_eq!(wc.base("global").unwrap().unwrap().revision, 2);
         assert_eq!(leftovers(&world), Vec::<String>::new(), "{point}");
         assert!(!world.file(".git/index.lock").exists(), "{point}");
+    }
+}
+
+/// The next run of the machine, for a process of its own.
+fn after_power_loss(world: &World) {
+    let output = victim_of(world).env("ECCFG_BOOT", "1".repeat(32)).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The disk has what the file system happened to write of a tree that was being patched: names, but not the content of the new
+/// files, and neither the journal nor that the tree has no id any more. (A file system that keeps the order of its own metadata
+/// does exactly this when somebody else has it commit in the middle of the update.)
+#[test]
+fn a_tree_that_was_cut_off_by_power_loss_is_never_taken_for_a_good_one() {
+    let (_, new) = expected(true, false);
+    for point in ["stage.journal-staging", "stage.patched-first", "stage.patched", "stage.base-written"] {
+        let world = ready(true);
+        let files = [".conf.eccfg/journal", ".conf.eccfg/spare/.git/eccfg/tree"].map(|f| world.temp.path().join(f));
+        let before = files.each_ref().map(|f| std::fs::read(f).unwrap());
+        kill_at(&world, point, false);
+        for (file, data) in files.iter().zip(before) {
+            std::fs::write(file, data).unwrap();
+        }
+        for file in ["default/a.conf", "new/file", "both", "n1/x"] {
+            let file = world.wc.state_dir().join("spare").join(file);
+            if file.exists() {
+                std::fs::write(file, "").unwrap();
+            }
+        }
+        // Something that reached the previous tree late, and its disk.
+        std::fs::write(world.wc.state_dir().join("spare/n1/late"), "late\n").unwrap();
+        after_power_loss(&world);
+        let seen = picture(&world).replace(&world.root().display().to_string(), "ROOT");
+        assert_eq!(seen, new, "{point}");
+        let saved: Vec<_> = world.wc.saved().unwrap().iter().map(|s| s.path.to_string()).collect();
+        assert_eq!(saved, ["n1/late", "both"], "{point}");
+        world.git(&["fsck", "--strict"]);
+    }
+}
+
+/// What is on disk at the exchange is the whole new tree; what nobody synced are caches.
+#[test]
+fn an_exchange_is_settled_after_power_loss_without_any_cache() {
+    let (_, new) = expected(true, false);
+    for point in fault::POINTS.iter().filter(|p| p.starts_with("exchange.") || p.starts_with("settle.")) {
+        let world = ready(true);
+        kill_at(&world, point, false);
+        for entry in std::fs::read_dir(world.wc.state_dir()).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_name().to_string_lossy().starts_with("manifest-") {
+                std::fs::write(entry.path(), "").unwrap();
+            }
+        }
+        after_power_loss(&world);
+        let seen = picture(&world).replace(&world.root().display().to_string(), "ROOT");
+        assert_eq!(seen, new, "{point}");
+        let saved: Vec<_> = world.wc.saved().unwrap().iter().map(|s| s.path.to_string()).collect();
+        assert_eq!(saved, ["both"], "{point}");
+        world.git(&["fsck", "--strict"]);
     }
 }

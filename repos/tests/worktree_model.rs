@@ -35,6 +35,7 @@ enum Step {
     GitCommit,
     Update(OnOverlap, bool),
     Prepare,
+    Tend,
     /// The tree as upstream has it.
     Reset,
 }
@@ -54,6 +55,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::GitCommit),
         4 => (prop_oneof![3 => Just(OnOverlap::Refuse), 1 => Just(OnOverlap::Mine), 1 => Just(OnOverlap::Theirs)], any::<bool>()).prop_map(|(o, t)| Step::Update(o, t)),
         1 => Just(Step::Prepare),
+        1 => Just(Step::Tend),
         1 => Just(Step::Reset),
     ]
 }
@@ -142,7 +144,9 @@ impl Play {
         let mut world = World::new();
         world.commit("default", &[put("a/x", &text(0)), put("b/c/d", &text(1)), put("keep", "k\n")]);
         world.commit("global", &[put("cluster.toml", "")]);
+        world.wc.watch().unwrap();
         world.update().unwrap();
+        world.wc.tend(Scan::Watched).unwrap();
         let upstream = on_disk(world.root());
         Play { world, base: upstream.clone(), upstream, pending: Vec::new() }
     }
@@ -213,8 +217,9 @@ impl Play {
             Step::GitCommit => {
                 let _ = git_command(self.world.root()).args(["commit", "-q", "-m", "local"]).output().unwrap();
             }
-            Step::Update(how, trust) => self.update(*how, *trust),
+            Step::Update(how, watched) => self.update(*how, *watched),
             Step::Prepare => self.world.wc.prepare().unwrap(),
+            Step::Tend => assert!(self.world.wc.tend(Scan::Watched).unwrap().is_empty()),
             Step::Reset => {
                 self.world.git(&["reset", "-q", "--hard", "origin/main"]);
                 self.world.git(&["clean", "-q", "-fdx", "-e", "/global"]);
@@ -223,15 +228,11 @@ impl Play {
         self.check();
     }
 
-    fn update(&mut self, how: OnOverlap, trust: bool) {
+    fn update(&mut self, how: OnOverlap, watched: bool) {
         self.push_upstream();
         let before = on_disk(self.world.root());
         let options =
-            StageOptions { on_overlap: how, scan: if trust { Scan::Unchanged } else { Scan::Full }, ..quick() };
-        // A caller may only say that nothing was touched if that is true.
-        if trust {
-            self.world.wc.stage(&Default::default(), &quick()).unwrap().discard().unwrap();
-        }
+            StageOptions { on_overlap: how, scan: if watched { Scan::Watched } else { Scan::Full }, ..quick() };
         let result =
             self.world.wc.stage(&self.world.targets(), &options).and_then(|s| s.exchange()).and_then(|e| e.settle());
         let after = on_disk(self.world.root());
@@ -334,6 +335,7 @@ fn concurrent_editors_lose_nothing() {
                 })
             })
             .collect();
+        world.wc.watch().unwrap();
         for round in 0..40 {
             // Upstream touches files of its own, and the editors' files now and then.
             let name =
@@ -341,7 +343,7 @@ fn concurrent_editors_lose_nothing() {
             world.commit("default", &[put(&name, &format!("upstream {round}\n"))]);
             let options = StageOptions {
                 on_overlap: OnOverlap::Mine,
-                scan: if round % 2 == 0 { Scan::Full } else { Scan::Unchanged },
+                scan: if round % 2 == 0 { Scan::Full } else { Scan::Watched },
                 ..quick()
             };
             let staged = world.wc.stage(&world.targets(), &options).unwrap();
@@ -349,6 +351,8 @@ fn concurrent_editors_lose_nothing() {
             staged.exchange().unwrap().settle().unwrap();
             if round % 7 == 0 {
                 world.wc.sweep().unwrap();
+            } else if round % 3 == 0 {
+                world.wc.tend(Scan::Watched).unwrap();
             }
         }
         stop.store(true, Ordering::Relaxed);

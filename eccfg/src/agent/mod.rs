@@ -30,7 +30,7 @@ use cluster::shutdown::Shutdown;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use repos::worktree::{CreateOptions, Mount, WorkingCopy, WorktreeError};
+use repos::worktree::{CreateOptions, Mount, Scan, WorkingCopy, WorktreeError};
 
 use crate::place::{self, CopyInfo};
 use crate::server::Server;
@@ -119,7 +119,7 @@ pub async fn run(options: Options, shutdown: Shutdown) -> Result<(), AgentError>
     let node = agree_on_node(&options, &config, &identity)?;
     let data = options.data.clone().unwrap_or_else(|| PathBuf::from("/var/lib/eccluster/agent").join(&node));
     cluster::files::create_dirs(&data, 0o700).map_err(|error| AgentError::Start(Box::new(error)))?;
-    let _lock = DirLock::acquire(&data, &Owner::current(PROGRAM, &node))?;
+    let _lock = acquire(&data, &node).await?;
     let record = RecordFile::open(&data).map_err(|error| AgentError::Record(Box::new(error)))?;
     let client =
         ApiClient::as_node(config.servers(&options.servers)?, Arc::clone(&identity)).map_err(AgentError::Client)?;
@@ -155,6 +155,20 @@ pub async fn run(options: Options, shutdown: Shutdown) -> Result<(), AgentError>
         shown,
     };
     agent.run(record).await
+}
+
+/// The data directory's lock. That of an agent which was killed a moment ago may still be held by a command that it was about to start: a
+/// new process has its parent's descriptors until its program is loaded. So one attempt is not enough to believe that another agent runs.
+async fn acquire(data: &std::path::Path, node: &str) -> Result<DirLock, LockError> {
+    const ATTEMPTS: u32 = 20;
+    const PAUSE: Duration = Duration::from_millis(100);
+    for _ in 1..ATTEMPTS {
+        match DirLock::acquire(data, &Owner::current(PROGRAM, node)) {
+            Err(LockError::Held { .. }) => tokio::time::sleep(PAUSE).await,
+            other => return other,
+        }
+    }
+    DirLock::acquire(data, &Owner::current(PROGRAM, node))
 }
 
 /// The name of the control socket, and what reports call this program.
@@ -229,8 +243,10 @@ impl Agent {
             only_unchanged: self.config.boot.autoupdate == Autoupdate::IfUnchanged,
             reload: self.config.boot.reload_config_on_update,
         };
+        updater.watch();
         let mut backoff = Backoff::default();
         let mut recent = Recent::default();
+        let mut scan = Scan::Full;
         loop {
             let mut wait = self.config.boot.poll.get();
             match self.attempt(&mut updater, &mut recent).await {
@@ -245,9 +261,16 @@ impl Agent {
                     self.show(&updater, Some(trouble));
                 }
             }
-            match self.wake(wait).await {
+            // Beside the waiting: what is done now need not be done when the next target comes.
+            let tending = updater.tend(std::mem::replace(&mut scan, Scan::Watched));
+            let woken = self.wake(wait).await;
+            updater.tended(tending).await;
+            match woken {
                 Wake::Target => {}
-                Wake::Time => updater.look_again(),
+                Wake::Time => {
+                    updater.look_again();
+                    scan = Scan::Full;
+                }
                 Wake::Reread => self.reread(&mut updater),
                 Wake::Stop => return Ok(()),
             }
@@ -274,8 +297,10 @@ impl Agent {
         if updater.is_done_with(&target).map_err(in_words)? {
             return Ok(None);
         }
+        tracing::debug!(serial = target.serial, "a new target");
         let targets = update::targets_of(&updater.wc, &target.repos).map_err(in_words)?;
         update::fetch(&self.server, &updater.wc, &targets).await.map_err(in_words)?;
+        tracing::debug!(serial = target.serial, "its objects are here");
         fault::point("agent.fetched");
         let concerned = updater.concerned(&target).map_err(in_words)?;
         if let Some(wait) = recent.wait(&concerned) {

@@ -10,7 +10,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use cluster::api::{Head, NodeReport, ReportState, StepReport, Target};
-use repos::worktree::{Exchanged, Settled, StageOptions, Staged, Targets, WorkingCopy, WorktreeError};
+use repos::worktree::{Exchanged, Scan, Settled, StageOptions, Staged, Targets, WorkingCopy, WorktreeError};
 use repos::{Oid, RepoPath};
 
 use super::command::{Step, StepKind};
@@ -143,6 +143,7 @@ impl Updater {
         // What is staged holds the lock: from here on nobody else moves the working copy.
         let base = self.base()?;
         let moved_by_hand = base == target.repos;
+        tracing::debug!(serial = target.serial, "staged");
         fault::point("agent.staged");
         if concerned.iter().any(|service| !service.check.is_empty()) {
             // Checks may take long, and whoever watches wants to know what the node is about.
@@ -174,6 +175,7 @@ impl Updater {
                 return Err(error);
             }
         };
+        tracing::debug!(serial = target.serial, "exchanged");
         fault::point("agent.exchanged");
         self.report(target, ReportState::Applied, String::new(), steps.clone());
         let failure = self.activate(&concerned, target, Failing::Stops, &mut steps).await;
@@ -256,7 +258,7 @@ impl Updater {
             let target = repos::worktree::Target { revision: head.revision, commit: commit_of(head)? };
             targets.insert(repo.clone(), target);
         }
-        let options = StageOptions { reason: reason.to_owned(), ..StageOptions::default() };
+        let options = StageOptions { reason: reason.to_owned(), scan: Scan::Watched, ..StageOptions::default() };
         let wc = self.wc.clone();
         let staged = tokio::task::spawn_blocking(move || wc.stage(&targets, &options)).await?;
         staged.map_err(|error| self.failed(error))
@@ -270,14 +272,30 @@ impl Updater {
     }
 
     async fn settled(&self, settling: Settling) -> Result<(), UpdateError> {
-        let settled = settling.await?.map_err(|error| self.failed(error))?;
-        for path in &settled.carried {
-            tracing::info!(%path, "carried over an edit that was made during the update");
-        }
-        for edit in &settled.saved {
-            tracing::warn!(path = %edit.path, kept = ?edit.file, reason = edit.reason, "put aside an edit that was made during the update");
-        }
+        note(&settling.await?.map_err(|error| self.failed(error))?);
         Ok(())
+    }
+
+    /// From now on the kernel tells what is touched in the working copy.
+    pub(crate) fn watch(&self) {
+        if let Err(error) = self.wc.watch() {
+            tracing::warn!(%error, "the working copy cannot be watched; every update looks at every file");
+        }
+    }
+
+    /// Does beside the waiting for the next target what need not be done then.
+    pub(crate) fn tend(&self, scan: Scan) -> Settling {
+        let wc = self.wc.clone();
+        tokio::task::spawn_blocking(move || wc.tend(scan))
+    }
+
+    /// Waits for [`tend`](Self::tend), which has the working copy's lock.
+    pub(crate) async fn tended(&self, tending: Settling) {
+        match tending.await {
+            Ok(Ok(settled)) => note(&settled),
+            Ok(Err(error)) => tracing::debug!(%error, "the working copy is looked at later"),
+            Err(error) => tracing::warn!(%error, "the look at the working copy died"),
+        }
     }
 
     /// Runs every check on the staged tree; the first failure is the answer.
@@ -483,7 +501,17 @@ impl Updater {
     }
 }
 
-/// The rescan of a displaced tree, under way.
+/// Says what became of edits that were made during an update, or through old handles after it.
+fn note(settled: &Settled) {
+    for path in &settled.carried {
+        tracing::info!(%path, "carried over an edit that was made during the update");
+    }
+    for edit in &settled.saved {
+        tracing::warn!(path = %edit.path, kept = ?edit.file, reason = edit.reason, "put aside an edit that was made during the update");
+    }
+}
+
+/// The look at a tree, under way.
 type Settling = tokio::task::JoinHandle<Result<Settled, WorktreeError>>;
 
 /// Runs a step and keeps its report; the answer is why it failed.

@@ -10,10 +10,12 @@ use super::gitdir;
 use super::inner::Inner;
 use super::settle::Displaced;
 use super::stage::{GitLocks, Kind, Prepared};
+use super::survey::Look;
 use super::types::{
-    Base, ConflictState, CreateOptions, Durability, LocalChange, Mount, OnOverlap, ResolveTo, SavedEdit, Settled,
+    Base, ConflictState, CreateOptions, Durability, LocalChange, Mount, OnOverlap, ResolveTo, SavedEdit, Scan, Settled,
     StageOptions, Status, Target, Targets,
 };
+use super::watch::Watch;
 use crate::{Oid, Patch, PatchOptions, RepoPath, Store, TreeChange};
 
 /// An opened working copy. Cheap to clone, `Send + Sync`; a resident program keeps one, because it remembers what the trees hold.
@@ -201,14 +203,43 @@ impl WorkingCopy {
     pub fn sweep(&self) -> Result<Settled> {
         let _lock = self.inner.lock(StageOptions::default().lock_wait)?;
         self.inner.recover()?;
-        self.inner.sweep_spare()
+        self.inner.sweep_spare(Look::Write)
+    }
+
+    /// Has the kernel tell from now on which files are touched, so that [`Scan::Watched`](super::Scan::Watched) and
+    /// [`tend`](Self::tend) need not look at every file. For a resident program, which then calls `tend` in its idle moments. Where
+    /// watching is not possible, every file is looked at as before, and [`watch_trouble`](Self::watch_trouble) says why.
+    pub fn watch(&self) -> Result<()> {
+        if self.inner.watch.get().is_none() {
+            let watch = Watch::new().at("watch", &self.inner.root)?;
+            // Two at once: one of them wins, the other ends.
+            let _ = self.inner.watch.set(watch);
+        }
+        Ok(())
+    }
+
+    /// Why the working copy is not watched, if it is not.
+    pub fn watch_trouble(&self) -> Option<String> {
+        self.inner.watch.get().and_then(Watch::trouble)
+    }
+
+    /// Does in an idle moment what the next update need not do then: looks at what was touched, carries writes over that reached the
+    /// displaced tree late ([`sweep`](Self::sweep)), and sees to it that all directories are watched. With
+    /// [`Scan::Full`](super::Scan::Full), which a resident program should ask for now and then, it looks at every file, and finds what
+    /// the kernel does not tell: writes through mappings and through hard links from elsewhere.
+    ///
+    /// Does nothing while somebody else is at work.
+    pub fn tend(&self, scan: Scan) -> Result<Settled> {
+        let Some(_lock) = self.inner.try_lock()? else { return Ok(Settled::default()) };
+        self.inner.recover()?;
+        self.inner.tend(scan.into())
     }
 
     /// Brings the spare tree up to what the live tree holds, so that the next update has only its own difference to
     /// write. For the idle moments of a resident program; after the first checkout, `settle` does it.
     pub fn prepare(&self) -> Result<()> {
         let lock = self.inner.lock(StageOptions::default().lock_wait)?;
-        self.inner.prepare(lock)
+        self.inner.prepare(lock, Durability::BeforeExchange)
     }
 
     /// Refuses a working copy in which somebody works on another branch than `main`, as every update does.
@@ -306,7 +337,8 @@ impl Staged {
         let Some(prepared) = self.prepared.take() else { return Ok(()) };
         if let Kind::Swap(swap) = &prepared.kind {
             prepared.inner.remember_spare(&swap.id, &swap.manifests)?;
-            prepared.inner.clear_journal()?;
+            prepared.inner.empty_trash()?;
+            prepared.inner.clear_journal(false)?;
         }
         Ok(())
     }
@@ -372,6 +404,7 @@ impl Exchanged {
             mains: plans.iter().map(|p| p.old_main).collect(),
             lost: plans.into_iter().map(|p| p.lost).collect(),
             lost_is_saved: true,
+            sync: options.durability != Durability::Never,
         };
         let settled = inner.settle(displaced, swap.id, swap.manifests)?;
         drop(locks);
@@ -379,7 +412,7 @@ impl Exchanged {
             store.consolidate(&Default::default(), &[])?;
         }
         if inner.spare_is_far_behind()
-            && let Err(err) = inner.prepare(lock)
+            && let Err(err) = inner.prepare(lock, options.durability)
         {
             tracing::warn!(%err, "cannot prepare the second tree now; the next update will");
         }

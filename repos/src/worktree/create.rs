@@ -157,6 +157,7 @@ fn build(
         settings,
         stores,
         cache: Default::default(),
+        watch: Default::default(),
     };
     fault::point("create.stores");
     // The tree is laid out beside the root and put there when it is whole.

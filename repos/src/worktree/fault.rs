@@ -18,18 +18,18 @@ pub const POINTS: &[&str] = &[
     "stage.index-written",
     "stage.refs-written",
     "stage.base-written",
-    "stage.synced",
     "stage.journal-ready",
+    "stage.synced",
     "exchange.locked",
     "exchange.before",
     "exchange.after",
-    "exchange.synced",
     "settle.scanned",
     "settle.carried",
     "settle.git-carried",
     "settle.manifest-live",
     "settle.manifest-spare",
     "settle.journal-cleared",
+    "settle.pruned",
     "flip.prepared",
     "flip.journal",
     "flip.renamed",
@@ -43,7 +43,27 @@ pub const CREATE_POINTS: &[&str] = &["create.stores", "create.laid-out", "create
 #[inline]
 pub fn point(name: &'static str) {
     debug_assert!(POINTS.contains(&name) || CREATE_POINTS.contains(&name), "{name} is missing in POINTS");
+    #[cfg(debug_assertions)]
+    HOOK.with_borrow_mut(|hook| hook.iter_mut().for_each(|hook| hook(name)));
     die_if_asked(name);
+}
+
+/// What a test does at the points that a thread passes.
+#[cfg(debug_assertions)]
+pub type Hook = Box<dyn FnMut(&'static str)>;
+
+#[cfg(debug_assertions)]
+thread_local! {
+    static HOOK: std::cell::RefCell<Option<Hook>> = const { std::cell::RefCell::new(None) };
+}
+
+/// Has `hook` called at every point that this thread passes while it does `work`: somebody who interferes at exactly that moment.
+#[cfg(debug_assertions)]
+pub fn interfering<T>(hook: impl FnMut(&'static str) + 'static, work: impl FnOnce() -> T) -> T {
+    HOOK.set(Some(Box::new(hook)));
+    let result = work();
+    HOOK.set(None);
+    result
 }
 
 /// Dies if `ECCFG_FAULT` is `name`; for other crates' points. `name#2` lets the first pass go by.
@@ -63,4 +83,31 @@ pub fn die_if_asked(name: &'static str) {
         let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
         std::process::abort();
     }
+}
+
+/// As if the user could watch no more than `ECCFG_WATCH_LIMIT` directories.
+#[cfg(debug_assertions)]
+pub(crate) fn watch_limit(watched: usize) -> Result<(), ()> {
+    let limit = std::env::var("ECCFG_WATCH_LIMIT").ok().and_then(|limit| limit.parse::<usize>().ok());
+    if limit.is_some_and(|limit| watched >= limit) { Err(()) } else { Ok(()) }
+}
+
+/// A release knows the kernel's limits only.
+#[cfg(not(debug_assertions))]
+#[inline]
+pub(crate) fn watch_limit(_watched: usize) -> Result<(), ()> {
+    Ok(())
+}
+
+/// As if the machine had been started anew: `ECCFG_BOOT`, 32 hexadecimal digits.
+#[cfg(debug_assertions)]
+pub(crate) fn boot_id() -> Option<String> {
+    std::env::var("ECCFG_BOOT").ok()
+}
+
+/// A release asks the kernel.
+#[cfg(not(debug_assertions))]
+#[inline]
+pub(crate) fn boot_id() -> Option<String> {
+    None
 }

@@ -12,6 +12,7 @@ use super::inner::{Held as CachedTree, Inner};
 use super::journal::Journal;
 use super::manifest::{Entry, Manifest, PathKey};
 use super::stage::{GitLocks, Prepared, encode_index, index_bytes, new_state, require_unchanged};
+use super::sync::Written;
 use crate::Oid;
 
 pub(crate) const REDO: &str = "redo";
@@ -46,12 +47,23 @@ impl Prepared {
             if plan.line.main.is_some() && plan.line.main != plan.old_main {
                 let (old, new) = (plan.old_main.unwrap_or(Oid::NULL), plan.line.main.unwrap_or(Oid::NULL));
                 let git = &self.survey.tree.mounts[i].git;
-                gitdir::append_reflog(git, old, new, &self.options.reason, &inner.settings.ownership)
-                    .at("write", &inner.root.join(".git/logs"))?;
+                gitdir::append_reflog(
+                    git,
+                    old,
+                    new,
+                    &self.options.reason,
+                    &inner.settings.ownership,
+                    &mut Written::default(),
+                )
+                .at("write", &inner.root.join(".git/logs"))?;
             }
         }
         drop(locks);
-        inner.remember_live(id, manifests)
+        if let Some(watch) = inner.watch.get() {
+            watch.renamed(&self.survey.tree, &self.survey.id, &id);
+        }
+        let conflicts: Vec<bool> = self.plans.iter().map(|plan| !plan.conflicts.is_empty()).collect();
+        inner.remember_live(id, manifests, &conflicts)
     }
 }
 
@@ -112,7 +124,9 @@ impl<'a> Redo<'a> {
 
     pub(crate) fn commit(self) -> Result<()> {
         fault::point("flip.prepared");
-        self.inner.write_journal(&Journal::Flip { files: self.files.clone() }, true)?;
+        let path = self.inner.state_dir.join("journal");
+        let journal = self.inner.write_journal(&Journal::Flip { files: self.files.clone() })?;
+        rustix::fs::fdatasync(journal).at("sync", &path)?;
         fault::point("flip.journal");
         self.inner.redo(&self.files)
     }
@@ -133,14 +147,15 @@ impl Inner {
             std::fs::rename(self.state_dir.join(&from), &at).at("replace", &at)?;
             fault::point("flip.renamed");
         }
-        self.clear_journal()?;
+        self.clear_journal(false)?;
         fault::point("flip.journal-cleared");
         fsx::remove_all_at(&self.state_fd, REDO.as_bytes()).at("remove", &self.state_dir.join(REDO))
     }
 
-    /// Notes what the live tree holds under its new id. The index signature is taken from the file as it is now.
-    pub(crate) fn remember_live(&self, id: String, mut manifests: Vec<Manifest>) -> Result<()> {
-        for (i, manifest) in manifests.iter_mut().enumerate() {
+    /// Notes what the live tree holds under its new id. The index signature is taken from the file as it is now; an index with
+    /// `conflicts` is read every time.
+    pub(crate) fn remember_live(&self, id: String, mut manifests: Vec<Manifest>, conflicts: &[bool]) -> Result<()> {
+        for (i, manifest) in manifests.iter_mut().enumerate().filter(|(i, _)| !conflicts[*i]) {
             let path = self.root.join(&self.mounts()[i].at).join(".git/index");
             manifest.index_sig =
                 fsx::try_lstat_at(&self.parent_fd, std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()))

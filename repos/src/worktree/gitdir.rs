@@ -13,6 +13,7 @@ use rustix::fs::{self, AtFlags, FileType};
 use serde::{Deserialize, Serialize};
 
 use super::fsx::{self, Sig, list, open_dir_at, split, try_lstat_at, try_read_at, write_atomic_at};
+use super::sync::Written;
 use super::types::{Base, ConflictState, Mount, Ownership};
 use crate::Oid;
 
@@ -137,20 +138,55 @@ pub(crate) fn put(git: &OwnedFd, path: &[u8], data: &[u8], own: &Ownership) -> i
 }
 
 /// Like [`put`] in a tree that nobody reads yet: the file is overwritten where it is, which spares the file system a
-/// new inode. Answers the open file, to be synced.
-pub(crate) fn put_private(git: &OwnedFd, path: &[u8], data: &[u8], own: &Ownership) -> io::Result<OwnedFd> {
-    let flags = fs::OFlags::WRONLY | fs::OFlags::NOFOLLOW | fs::OFlags::CLOEXEC;
+/// new inode.
+pub(crate) fn put_private(
+    git: &OwnedFd,
+    path: &[u8],
+    data: &[u8],
+    own: &Ownership,
+    written: &mut Written,
+) -> io::Result<()> {
+    let flags = fs::OFlags::RDWR | fs::OFlags::NOFOLLOW | fs::OFlags::CLOEXEC;
     if let Ok(fd) = fs::openat(git, path, flags, fs::Mode::empty()) {
         let stat = fs::fstat(&fd)?;
         if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink == 1 {
-            let mut file = std::fs::File::from(fd);
-            io::Write::write_all(&mut file, data)?;
-            file.set_len(data.len() as u64)?;
-            return Ok(file.into());
+            let file = std::fs::File::from(fd);
+            // What is as it was has been synced when it was written.
+            if overwrite(&file, stat.st_size as u64, data)? {
+                written.push(file.into());
+            }
+            return Ok(());
         }
     }
     put(git, path, data, own)?;
-    Ok(fs::openat(git, path, fs::OFlags::RDONLY | fs::OFlags::NOFOLLOW | fs::OFlags::CLOEXEC, fs::Mode::empty())?)
+    written.push_unknown();
+    Ok(())
+}
+
+/// The unit in which the kernel keeps files, and in which they are written to the disk.
+const PAGE: usize = 4096;
+
+/// Makes a file what `data` is, touching only the pages that differ: an index of a megabyte changes in two places. True if it was
+/// something else.
+fn overwrite(file: &std::fs::File, size: u64, data: &[u8]) -> io::Result<bool> {
+    use std::os::unix::fs::FileExt;
+    let mut old = vec![0; data.len().min(size as usize)];
+    let known = match file.read_exact_at(&mut old, 0) {
+        Ok(()) => old.as_slice(),
+        Err(_) => &[],
+    };
+    let mut changed = size != data.len() as u64;
+    for (i, page) in data.chunks(PAGE).enumerate() {
+        let at = i * PAGE;
+        if known.get(at..at + page.len()) != Some(page) {
+            file.write_all_at(page, at as u64)?;
+            changed = true;
+        }
+    }
+    if size != data.len() as u64 {
+        file.set_len(data.len() as u64)?;
+    }
+    Ok(changed)
 }
 
 /// Hands `path` to the configured owner.
@@ -303,11 +339,12 @@ pub(crate) fn same_file(a: &OwnedFd, a_sig: &Sig, b: &OwnedFd, b_sig: &Sig, path
 }
 
 /// Makes the user's files below `to` what they are below `from`. Returns what they were there.
-pub(crate) fn mirror(from: &OwnedFd, to: &OwnedFd) -> io::Result<GitFiles> {
+pub(crate) fn mirror(from: &OwnedFd, to: &OwnedFd, written: &mut Written) -> io::Result<GitFiles> {
     let wanted = user_files(from)?;
     let present = user_files(to)?;
     for path in present.keys().filter(|path| !wanted.contains_key(*path)) {
         remove_file(to, path)?;
+        written.push_unknown();
     }
     for (path, sig) in wanted.iter().filter(|(path, _)| !is_managed(path)) {
         if path.starts_with(b"logs/")
@@ -322,6 +359,7 @@ pub(crate) fn mirror(from: &OwnedFd, to: &OwnedFd) -> io::Result<GitFiles> {
         };
         if !same {
             copy_file(from, to, path, sig)?;
+            written.push_unknown();
         }
     }
     Ok(wanted)
@@ -335,6 +373,7 @@ fn append_tail(from: &OwnedFd, to: &OwnedFd, path: &[u8]) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Not to be synced: a log that lost its last lines is one (and git does not sync its logs either).
 fn append(git: &OwnedFd, path: &[u8], data: &[u8]) -> io::Result<()> {
     let flags = fs::OFlags::WRONLY | fs::OFlags::APPEND | fs::OFlags::NOFOLLOW | fs::OFlags::CLOEXEC;
     io::Write::write_all(&mut std::fs::File::from(fs::openat(git, path, flags, fs::Mode::empty())?), data)
@@ -391,7 +430,14 @@ pub(crate) fn remove_file(git: &OwnedFd, path: &[u8]) -> io::Result<()> {
 const REFLOG_BYTES: usize = 128 << 10;
 
 /// Appends a line to the reflogs of HEAD and `main`.
-pub(crate) fn append_reflog(git: &OwnedFd, old: Oid, new: Oid, reason: &str, own: &Ownership) -> io::Result<()> {
+pub(crate) fn append_reflog(
+    git: &OwnedFd,
+    old: Oid,
+    new: Oid,
+    reason: &str,
+    own: &Ownership,
+    written: &mut Written,
+) -> io::Result<()> {
     let seconds = fsx::now_ns() / 1_000_000_000;
     let reason: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let line = format!("{old} {new} eccfg <eccfg@localhost> {seconds} +0000\teccfg: {reason}\n");
@@ -407,6 +453,7 @@ pub(crate) fn append_reflog(git: &OwnedFd, old: Oid, new: Oid, reason: &str, own
         log.drain(..cut);
         log.extend_from_slice(line.as_bytes());
         put(git, path, &log, own)?;
+        written.push_unknown();
     }
     Ok(())
 }
@@ -467,7 +514,7 @@ mod tests {
         std::fs::create_dir_all(temp.path().join("a/refs/heads")).unwrap();
         std::fs::write(temp.path().join("a/refs/heads/topic"), "t").unwrap();
         let [a, b] = ["a", "b"].map(|n| fsx::open_dir(&temp.path().join(n)).unwrap());
-        mirror(&a, &b).unwrap();
+        mirror(&a, &b, &mut Written::default()).unwrap();
         let read = |p: &str| std::fs::read_to_string(temp.path().join(p)).ok();
         assert_eq!(read("b/hooks/x").as_deref(), Some("new"));
         assert_eq!(read("b/refs/heads/topic").as_deref(), Some("t"));

@@ -78,16 +78,20 @@ impl GitIndex {
     }
 }
 
-/// The bytes of an index with these entries, which are sorted by path and stage.
-pub(crate) fn encode(entries: &[IndexEntry<'_>]) -> Vec<u8> {
-    let extended = entries.iter().any(|e| e.intent_to_add);
-    let mut out = Vec::with_capacity(32 + entries.iter().map(|e| 72 + e.path.len()).sum::<usize>());
+/// The bytes of an index with these entries, which are sorted by path and stage. `size_hint` is about how many bytes that will be.
+pub(crate) fn encode<'a>(entries: impl IntoIterator<Item = IndexEntry<'a>>, size_hint: usize) -> Vec<u8> {
+    let (mut extended, mut count) = (false, 0);
+    let mut out = Vec::with_capacity(size_hint);
     out.extend_from_slice(b"DIRC");
-    put(&mut out, if extended { 3 } else { 2 });
-    put(&mut out, entries.len() as u32);
+    out.extend_from_slice(&[0; 8]);
     for entry in entries {
-        put_entry(&mut out, entry);
+        extended |= entry.intent_to_add;
+        count += 1;
+        put_entry(&mut out, &entry);
     }
+    let version: u32 = if extended { 3 } else { 2 };
+    out[4..8].copy_from_slice(&version.to_be_bytes());
+    out[8..12].copy_from_slice(&u32::to_be_bytes(count));
     let sum = checksum(&out);
     out.extend_from_slice(&sum);
     out
@@ -147,7 +151,7 @@ mod tests {
             IndexEntry { path: b"c", leaf: leaf(4), stage: 0, sig: None, intent_to_add: true },
             IndexEntry { path: &long, leaf: leaf(5), stage: 0, sig: None, intent_to_add: false },
         ];
-        std::fs::write(temp.path().join("index"), encode(&entries)).unwrap();
+        std::fs::write(temp.path().join("index"), encode(entries.clone(), 0)).unwrap();
         let index = GitIndex::read(open_dir(temp.path()).unwrap(), temp.path()).unwrap();
         let back: Vec<_> = index.entries().collect();
         let expected: Vec<_> = entries.into_iter().map(|e| IndexEntry { sig: None, ..e }).collect();

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,7 @@ use super::manifest::Manifest;
 use super::saved::Saved;
 use super::tree::{Tree, TreeMount, leaf_of};
 use super::types::{Mount, Ownership};
+use super::watch::Watch;
 use crate::{RepoPath, Store};
 
 pub(crate) struct Inner {
@@ -28,6 +29,8 @@ pub(crate) struct Inner {
     pub settings: Settings,
     pub stores: Vec<Store>,
     pub cache: Mutex<Cache>,
+    /// For programs that stay.
+    pub watch: OnceLock<Watch>,
 }
 
 /// `copy.json`.
@@ -119,6 +122,7 @@ impl Inner {
             settings,
             stores,
             cache: Mutex::default(),
+            watch: OnceLock::new(),
         })
     }
 
@@ -194,16 +198,28 @@ impl Inner {
     }
 
     pub(crate) fn load_manifest(&self, id: &str, mount: usize) -> Result<Option<Manifest>> {
+        Ok(self.manifest_bytes(id, mount)?.and_then(|bytes| Manifest::from_bytes(&bytes)))
+    }
+
+    /// The cache files of a tree, from this run of the machine or an earlier one; `None` unless all are whole.
+    pub(crate) fn old_manifests(&self, id: &str) -> Result<Option<Vec<Manifest>>> {
+        let mut manifests = Vec::new();
+        for i in 0..self.mounts().len() {
+            manifests.push(self.manifest_bytes(id, i)?.and_then(|bytes| Manifest::decode(&bytes)).map(|(_, m)| m));
+        }
+        Ok(manifests.into_iter().collect())
+    }
+
+    fn manifest_bytes(&self, id: &str, mount: usize) -> Result<Option<Vec<u8>>> {
         if id.is_empty() {
             return Ok(None);
         }
         let name = Self::manifest_name(id, mount);
-        let bytes = match fsx::try_read_at(&self.state_fd, name.as_bytes()) {
+        match fsx::try_read_at(&self.state_fd, name.as_bytes()) {
             // Somebody else's working copy can be looked at as well, only more slowly.
-            Err(err) if err.kind() == std::io::ErrorKind::PermissionDenied => None,
-            other => other.at("read", &self.state_dir.join(&name))?,
-        };
-        Ok(bytes.and_then(|bytes| Manifest::from_bytes(&bytes)))
+            Err(err) if err.kind() == std::io::ErrorKind::PermissionDenied => Ok(None),
+            other => other.at("read", &self.state_dir.join(&name)),
+        }
     }
 
     fn blank(&self, mount: usize, commit: Option<crate::Oid>) -> Result<Manifest> {

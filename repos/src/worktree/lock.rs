@@ -3,8 +3,8 @@
 //! `flock` goes away with the process, however it dies; the content of the file only says who it was.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::Read;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -49,7 +49,7 @@ impl Lock {
             .at("open", path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {
-                let mut lock = Lock { file };
+                let lock = Lock { file };
                 lock.sign().at("write", path)?;
                 Ok(Some(lock))
             }
@@ -58,19 +58,20 @@ impl Lock {
         }
     }
 
-    fn sign(&mut self) -> std::io::Result<()> {
+    fn sign(&self) -> std::io::Result<()> {
         let program =
             std::env::current_exe().ok().and_then(|p| p.file_name().map(|n| n.to_string_lossy().into_owned()));
-        let text = format!("process {} ({})\n", std::process::id(), program.as_deref().unwrap_or("unknown program"));
-        self.file.set_len(0)?;
-        self.file.rewind()?;
-        self.file.write_all(text.as_bytes())
+        // Always as long: a file that is cut off is flushed when it is closed, and its block freed.
+        let text = format!(
+            "{:<95}\n",
+            format!("process {} ({})", std::process::id(), program.as_deref().unwrap_or("unknown program"))
+        );
+        self.file.write_all_at(text.as_bytes(), 0)
     }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        let _ = self.file.set_len(0);
         let _ = flock(&self.file, FlockOperation::Unlock);
     }
 }

@@ -6,7 +6,7 @@
 //! files.
 //!
 //! ```text
-//! "ECMAN3\n\0" · taken_ns i64 · base commit 20 · index sig · n_entries u32 · entries · n_dirs u32 · dirs · n_staged u32 · staged · crc32 u32
+//! "ECMAN4\n\0" · boot id 16 · taken_ns i64 · base commit 20 · index sig · n_entries u32 · entries · n_dirs u32 · dirs · n_staged u32 · staged · crc32 u32
 //! entry: path_len u16 · path · flags u8 (1 base, 2 held, 4 content known, 8 shared) · [base: mode u8, oid 20] · [held: sig 56 · oid 20]
 //! dir:   path_len u16 · path · mode u32 · uid u32 · gid u32 · ino u64 · mtime_ns i64
 //! staged: path_len u16 · path · flags u8 (1 present, 2 intent to add) · [mode u8 · oid 20]
@@ -16,6 +16,7 @@
 use std::sync::Arc;
 
 use super::fsx::{Kind, Sig};
+use super::sync::boot_id;
 use crate::{Mode, Oid};
 
 /// A path inside one repository. Shared, because two trees and every update have the same ten thousand of them.
@@ -210,12 +211,13 @@ impl Manifest {
     }
 }
 
-const MAGIC: &[u8; 8] = b"ECMAN3\n\0";
+const MAGIC: &[u8; 8] = b"ECMAN4\n\0";
 
 impl Manifest {
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(64 + self.entries.len() * 160);
         out.extend_from_slice(MAGIC);
+        out.extend_from_slice(boot_id());
         out.extend_from_slice(&self.taken_ns.to_le_bytes());
         out.extend_from_slice(self.commit.unwrap_or(Oid::NULL).as_bytes());
         put_sig(&mut out, &self.index_sig.unwrap_or_default());
@@ -259,8 +261,14 @@ impl Manifest {
         out
     }
 
-    /// `None` if the bytes are not a whole manifest.
+    /// `None` if the bytes are not a whole manifest, or one from before the machine was started: what was not synced then may be gone,
+    /// and signatures do not show it.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Manifest> {
+        Manifest::decode(bytes).filter(|(boot, _)| boot == boot_id()).map(|(_, manifest)| manifest)
+    }
+
+    /// A whole manifest, however old, and which run of the machine it is from.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<([u8; 16], Manifest)> {
         let (body, sum) = bytes.split_last_chunk::<4>()?;
         let mut crc = flate2::Crc::new();
         crc.update(body);
@@ -271,6 +279,7 @@ impl Manifest {
         if from.take(8)? != MAGIC {
             return None;
         }
+        let boot = from.array()?;
         let taken_ns = from.i64()?;
         let commit = Some(from.oid()?).filter(|oid| !oid.is_null());
         let index_sig = Some(from.sig()?).filter(|sig| *sig != Sig::default());
@@ -302,7 +311,7 @@ impl Manifest {
             let leaf = if flags & 1 != 0 { Some(from.leaf()?) } else { None };
             manifest.staged.push(Staged { path, leaf, intent_to_add: flags & 2 != 0 });
         }
-        from.0.is_empty().then_some(manifest)
+        from.0.is_empty().then_some((boot, manifest))
     }
 }
 
@@ -450,6 +459,14 @@ mod tests {
         for cut in 0..bytes.len() {
             assert!(Manifest::from_bytes(&bytes[..cut]).is_none());
         }
+        // The sum is over the boot id too; a manifest from another boot is whole, and not to be believed.
+        let mut other = bytes.clone();
+        other[8] ^= 1;
+        let mut crc = flate2::Crc::new();
+        crc.update(&other[..other.len() - 4]);
+        let end = other.len() - 4;
+        other[end..].copy_from_slice(&crc.sum().to_le_bytes());
+        assert!(Manifest::from_bytes(&other).is_none() && Manifest::decode(&other).is_some());
         let mut flipped = bytes.clone();
         flipped[30] ^= 1;
         assert!(Manifest::from_bytes(&flipped).is_none());

@@ -14,8 +14,9 @@
 //!   lock                    flock, held by whoever changes anything; its content names the holder
 //!   objects/<repo>.git      a bare store per repository; `.git/objects/info/alternates` of both trees names it
 //!   spare/                  the second tree
-//!   manifest-<tree>         what each tree held when it was last looked at (a cache that can be rebuilt)
+//!   manifest-<tree>         what each tree held when it was last looked at (a cache, of this run of the machine, that can be rebuilt)
 //!   journal                 what is under way, for the next run after a crash
+//!   trash/                  what an update has replaced, until it is through
 //!   saved/<n>/              local edits that could not be carried into the live tree
 //! ```
 //!
@@ -29,15 +30,23 @@
 //!   refused before anything changes, or saved under `saved/`. It is never dropped silently.
 //! * Nothing runs `git`; no credential is ever written.
 //!
-//! # What can be promised about writes through an old handle
+//! # What can be promised about edits during an update
+//! An edit that the kernel tells about ([`WorkingCopy::watch`]) or that a look at every file finds is known before the exchange:
+//! merged, or the update is refused. Three kinds are found only after it, when the displaced tree is settled, and are carried over then
+//! by a three-way merge or saved: edits of the last moment, stores through a memory mapping that still exists, and writes through
+//! a hard link from outside the tree. inotify tells of neither; [`Scan::Full`] finds both, except for a store to a page that was
+//! dirty already: the kernel changes no time for that one, so it is found when the mapping ends and that is told.
+//!
 //! A process that opened a *tracked* file for writing before the exchange, or whose current directory lies in the
 //! tree, keeps a handle into the displaced tree. What it wrote before [`Exchanged::settle`] looks is carried over or
-//! saved. What it writes later is found by [`WorkingCopy::sweep`], which a
-//! resident agent should call now and then when idle; a full [`WorkingCopy::stage`] runs it when the directories of the
-//! second tree look touched. Until then the write is in the spare tree, not in the live one; a write in place is found
-//! at the latest when that file is patched (it is saved then) or comes back as a local edit with the next exchange. A spare tree's file is never overwritten or removed without being compared with what was last seen
-//! there; the window that remains is a write through an old handle in the microseconds between that comparison and
-//! the replacement of the very same file.
+//! saved. What it writes later is found by [`WorkingCopy::tend`], which a resident agent calls when idle, or by the next
+//! [`WorkingCopy::stage`] of a watched working copy; without a watch by [`WorkingCopy::sweep`], and by `stage` when the directories of
+//! the second tree look touched. Until then the write is in the spare tree, not in the live one; a write in place is found
+//! at the latest when that file is patched (it is saved then) or comes back as a local edit with the next exchange. A spare tree's file is
+//! never overwritten or removed without being compared with what was last seen there; the window that remains is a write through an
+//! old handle in the microseconds between that comparison and the replacement of the very same file.
+//!
+//! What power loss can do is said in `sync`; the reasons for all of it in `docs/decisions/working-copies.md`.
 //!
 //! Left out on purpose: clean/smudge filters and end-of-line conversion (`.git/info/attributes` switches them off:
 //! bytes are what was committed), submodules, extended attributes, sparse checkouts.
@@ -66,9 +75,12 @@ mod settle;
 mod stage;
 mod status;
 mod survey;
+mod sync;
 mod threeway;
+mod trash;
 mod tree;
 mod types;
+mod watch;
 
 pub use copy::{Exchanged, Staged, WorkingCopy};
 pub use error::WorktreeError;

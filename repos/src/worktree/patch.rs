@@ -5,7 +5,6 @@
 //! nothing is replaced that is not what the manifest says: a process with an old handle may have written there.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::fs::{self, AtFlags};
@@ -17,6 +16,8 @@ use super::fsx::{self, DirCursor, Kind, Sig};
 use super::gitdir::chown;
 use super::manifest::{DirMeta, Entry, Held, Manifest, PathKey};
 use super::plan::{MAX_FILE_BYTES, MountPlan, Planned, Source, Want};
+use super::sync::Written;
+use super::trash::Trash;
 use super::tree::TreeMount;
 use crate::{Reader, RepoPath};
 
@@ -34,8 +35,8 @@ enum Action {
 
 /// The steps for one mount, worked out before anything is touched.
 pub(crate) struct Steps {
-    /// Parallel to the plan's files: what to do and what the spare has there.
-    actions: Vec<(Action, Option<Held>)>,
+    /// Parallel to the plan's files: what to do, and which entry of the spare has something there.
+    actions: Vec<(Action, Option<usize>)>,
     /// Entries of the spare that the plan does not know.
     extra: Vec<Action>,
 }
@@ -59,15 +60,13 @@ pub(crate) fn steps(spare: &Manifest, live: &Manifest, plan: &MountPlan) -> Step
             }
             at += 1;
         }
-        let held =
-            (at < spare.entries.len() && spare.entries[at].path == file.path).then(|| spare.entries[at].held).flatten();
-        if at < spare.entries.len() && spare.entries[at].path == file.path {
-            if held.is_some() && file.want.is_none() {
-                extra.push(Action::Remove(at));
-            }
-            at += 1;
+        let known = spare.entries.get(at).filter(|entry| entry.path == file.path);
+        let held = known.and_then(|entry| entry.held.as_ref());
+        actions.push((action(file, held, there), held.map(|_| at)));
+        if held.is_some() && file.want.is_none() {
+            extra.push(Action::Remove(at));
         }
-        actions.push((action(file, held.as_ref(), there), held));
+        at += usize::from(known.is_some());
     }
     extra.extend((at..spare.entries.len()).filter(|i| spare.entries[*i].held.is_some()).map(Action::Remove));
     Steps { actions, extra }
@@ -122,45 +121,10 @@ pub(crate) struct Patcher<'a> {
     pub live: &'a TreeMount,
     pub reader: &'a Reader,
     pub late: &'a mut Late<'a>,
-    /// Files that were created, to be synced: bounded by what the update touches, and cut off in `written`.
+    /// Takes what is replaced.
+    pub trash: &'a Trash,
+    /// What was created, to be synced.
     pub written: &'a mut Written,
-}
-
-/// What has to be synced.
-#[derive(Default)]
-pub(crate) struct Written {
-    pub files: Vec<OwnedFd>,
-    /// More than we want to sync one by one (or keep open): the whole file system is synced.
-    pub many: bool,
-}
-
-/// Up to this many files are synced one by one; beyond it one `syncfs` is cheaper, and descriptors are finite.
-const SYNC_EACH: usize = 32;
-
-impl Written {
-    pub(crate) fn push(&mut self, fd: OwnedFd) {
-        if self.files.len() < SYNC_EACH {
-            self.files.push(fd);
-        } else {
-            self.many = true;
-        }
-    }
-
-    /// Puts everything on disk. Several files at once share the journal commits of the file system.
-    pub(crate) fn sync(&self, root: &OwnedFd) -> io::Result<()> {
-        if self.many {
-            return Ok(fs::syncfs(root)?);
-        }
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = self
-                .files
-                .chunks(self.files.len().div_ceil(4).max(1))
-                .map(|part| scope.spawn(move || part.iter().try_for_each(fs::fsync)))
-                .collect();
-            threads.into_iter().try_for_each(|t| t.join().unwrap_or(Err(Errno::IO)))
-        })?;
-        Ok(())
-    }
 }
 
 impl Patcher<'_> {
@@ -179,9 +143,10 @@ impl Patcher<'_> {
                 self.remove(&mut cursor, &entry.path, entry.held.as_ref())?;
             }
         }
-        for ((action, held), file) in steps.actions.iter().zip(&plan.files) {
-            if *action == Action::Put && held.is_some() {
-                self.remove(&mut cursor, &file.path, held.as_ref())?;
+        let held_at = |at: &Option<usize>| at.and_then(|at| old.entries[at].held);
+        for ((action, at), file) in steps.actions.iter().zip(&plan.files) {
+            if *action == Action::Put && at.is_some() {
+                self.remove(&mut cursor, &file.path, held_at(at).as_ref())?;
             }
         }
         fault::point("stage.patched-first");
@@ -190,11 +155,11 @@ impl Patcher<'_> {
         let mut live_cursor = self.live.cursor();
         let mut now = Manifest { commit: plan.commit(), ..Manifest::default() };
         let mut entries = Vec::with_capacity(plan.files.len());
-        for ((action, held), file) in steps.actions.iter().zip(&plan.files) {
+        for ((action, at), file) in steps.actions.iter().zip(&plan.files) {
             let held = match (&file.want, action) {
                 (None, _) => None,
-                (Some(_), Action::Keep | Action::Remove(_)) => *held,
-                (Some(want), Action::Meta) => Some(self.meta(&mut cursor, &file.path, want, held.as_ref())?),
+                (Some(_), Action::Keep | Action::Remove(_)) => held_at(at),
+                (Some(want), Action::Meta) => Some(self.meta(&mut cursor, &file.path, want, held_at(at).as_ref())?),
                 (Some(want), Action::Put) => self.put(&mut cursor, &mut live_cursor, &file.path, want, live)?,
             };
             if file.base.is_some() || held.is_some() {
@@ -224,12 +189,14 @@ impl Patcher<'_> {
             return rescue_dir(dir, name, path, self.late)
                 .and_then(|()| fsx::remove_all_at(dir, name).at("remove", &at));
         }
-        let expected = held.is_some_and(|h| if h.shared { h.sig.ino == sig.ino } else { h.sig == sig });
+        // What nobody versions is the live tree's inode, or was: whoever removed it there did not mean it to be kept here.
+        let same = |h: &Held| if h.shared || h.oid.is_none() { h.sig.ino == sig.ino } else { h.sig == sig };
+        let expected = held.is_some_and(same);
         if !expected && sig.kind() != Kind::Special {
             let (sig, data) = fsx::read_content_at(dir, name).at("read", &at)?;
             (self.late)(path, &sig, &data)?;
         }
-        fs::unlinkat(dir, name, AtFlags::empty()).at("remove", &at)
+        self.trash.take(dir, name).at("remove", &at)
     }
 
     /// Removes directories that are not wanted any more and makes those that are new.
@@ -285,6 +252,7 @@ impl Patcher<'_> {
                 set_meta_fd(dir, meta).at("set permissions of", &at)?;
             }
             dirs.push((PathKey::clone(path), DirMeta::of(&fs::fstat(dir).at("examine", &at)?)));
+            self.written.push(dir.try_clone_to_owned().at("open", &at)?);
         }
         Ok(dirs)
     }

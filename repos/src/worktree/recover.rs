@@ -11,8 +11,9 @@ use super::flip::REDO;
 use super::fsx;
 use super::gitdir;
 use super::inner::{Held as CachedTree, Inner, SPARE};
-use super::journal::{Journal, Seen};
+use super::journal::{Journal, Seen, Spare};
 use super::manifest::{Entry, Held, Manifest};
+use super::objects::blob_oid;
 use super::settle::Displaced;
 use super::stage::GitLocks;
 use super::tree::Tree;
@@ -35,12 +36,12 @@ impl Inner {
         }
         *self.cache() = super::inner::Cache::default();
         match journal {
-            Journal::Staging { spare, touched } => self.take_back(spare.as_deref(), &touched),
-            Journal::Ready { staged, live: old, seen, lost, seen_ns } => {
+            Journal::Staging(spare) => self.take_back(&spare),
+            Journal::Ready { staged, live: old, seen, lost, seen_ns, spare } => {
                 if live.id()?.as_deref() == Some(staged.as_str()) {
                     self.settle_after_crash(&staged, &old.unwrap_or_default(), &seen, &lost, seen_ns)
                 } else {
-                    self.take_back(None, &[])
+                    self.take_back(&spare)
                 }
             }
             Journal::Flip { files } => self.redo(&files),
@@ -49,24 +50,58 @@ impl Inner {
 
     /// The exchange did not happen: the spare is neither old nor new, and is dropped. Writes through old handles
     /// that reached it are rescued first.
-    fn take_back(&self, id: Option<&str>, touched: &[Vec<String>]) -> Result<()> {
-        if let (Some(id), Ok(tree)) = (id, Tree::open(&self.spare_path(), self.mounts())) {
+    fn take_back(&self, spare: &Spare) -> Result<()> {
+        if let (Some(id), Ok(tree)) = (&spare.id, Tree::open(&self.spare_path(), self.mounts())) {
+            let touched: Vec<HashSet<Vec<u8>>> =
+                spare.touched.iter().map(|list| list.iter().filter_map(|p| hex::decode(p).ok()).collect()).collect();
+            let is_ours = |i: usize, path: &[u8]| touched.get(i).is_some_and(|set| set.contains(path));
             let manifests: Vec<_> = (0..self.mounts().len())
                 .filter_map(|i| self.load_manifest(id, i).transpose())
                 .collect::<Result<_>>()?;
             if manifests.len() == self.mounts().len() {
-                let touched: Vec<HashSet<Vec<u8>>> =
-                    touched.iter().map(|list| list.iter().filter_map(|p| hex::decode(p).ok()).collect()).collect();
                 let mut manifests = manifests;
-                self.sweep_tree(&tree, &mut manifests, &|i, path| {
-                    touched.get(i).is_some_and(|set| set.contains(path))
-                })?;
+                self.sweep_tree(&tree, &mut manifests, None, &is_ours)?;
+            } else {
+                self.rescue(&tree, id, &is_ours)?;
             }
         }
         fsx::remove_all_at(&self.state_fd, SPARE.as_bytes()).at("remove", &self.spare_path())?;
-        self.clear_journal()?;
+        self.empty_trash()?;
+        self.clear_journal(false)?;
         let id = self.live()?.id()?.unwrap_or_default();
         self.prune_manifests(&[&id])
+    }
+
+    /// Puts aside what somebody may have written to a second tree that cannot be trusted any more: the machine was started anew, and
+    /// what was not synced may be gone or cut off. So nothing of it is carried into the live tree, and what is empty or
+    /// known to the store is not worth keeping.
+    pub(crate) fn rescue(&self, tree: &Tree, id: &str, is_ours: &dyn Fn(usize, &[u8]) -> bool) -> Result<()> {
+        let Some(manifests) = self.old_manifests(id)? else { return Ok(()) };
+        let live = self.live()?;
+        for (i, mount) in tree.mounts.iter().enumerate() {
+            let reader = self.stores[i].reader()?;
+            let (_, diffs) = mount.look_diffs(&manifests[i], None, &|_| false)?;
+            let (mut cursor, mut live) = (mount.cursor(), live.mounts[i].cursor());
+            for path in diffs.iter().filter(|path| !is_ours(i, path)) {
+                let full = self.full_path(i, path);
+                let shared = live.try_lstat(path).at("examine", full.as_path())?;
+                let found = cursor.parent(path).and_then(|(dir, name)| fsx::read_content_at(dir, name));
+                let (sig, data) = match found {
+                    // Gone, or nothing that has content.
+                    Err(err) if fsx::absent(&err) || err.kind() == std::io::ErrorKind::InvalidInput => continue,
+                    other => other.at("read", full.as_path())?,
+                };
+                if shared.is_some_and(|there| there.ino == sig.ino)
+                    || data.iter().all(|byte| *byte == 0)
+                    || reader.contains(blob_oid(&data))
+                {
+                    continue;
+                }
+                let reason = "found in the previous tree after the machine was started anew; it may be incomplete";
+                self.with_saved(|s| s.save(&full, sig.kind(), sig.perm(), Some(&data), reason))?;
+            }
+        }
+        Ok(())
     }
 
     /// The exchange happened; what was displaced lies in the spare.
@@ -88,7 +123,7 @@ impl Inner {
         let live_states = self.states(&live_tree)?;
         let mut live = Vec::new();
         for (mount, manifest) in live_tree.mounts.iter().zip(self.remembered(&live_tree, &live_states, None)?) {
-            live.push(mount.look(&manifest, &|_| false)?);
+            live.push(mount.look(&manifest, None, &|_| false)?);
         }
         // The journal was written last before the exchange: what is older in the live tree was staged.
         let staged_ns = fsx::try_lstat_at(&self.state_fd, b"journal")
@@ -120,6 +155,7 @@ impl Inner {
             mains,
             lost,
             lost_is_saved: false,
+            sync: true,
         };
         self.settle(displaced, live_id.into(), live).map(|_| ())
     }

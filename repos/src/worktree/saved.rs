@@ -103,6 +103,7 @@ impl Saved<'_> {
         let text = serde_json::to_vec(&meta).unwrap_or_default();
         fsx::write_atomic_at(&fd, b"meta.json", &text, 0o600, true).at("write", &dir.join("meta.json"))?;
         fs::fsync(&fd).at("sync", &dir)?;
+        fsx::open_dir(self.dir).and_then(|all| Ok(fs::fsync(all)?)).at("sync", self.dir)?;
         tracing::warn!(path = %path, %reason, "put a local edit aside as {}", dir.display());
         Ok(self.edit(id, &meta))
     }

@@ -4,6 +4,7 @@
 //! spread over a few threads; within one, the sorted names are merged with the manifest's sorted entries, so
 //! nothing is looked up.
 
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
@@ -14,8 +15,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use rustix::fs::{self, AtFlags, FileType, RawDir};
 use rustix::io::Errno;
 
-use super::fsx::{Sig, absent, open_dir_at};
+use super::fsx::{self, DirCursor, Kind, Sig, absent, open_dir_at};
 use super::manifest::{DirMeta, Entry, Held, Manifest, PathKey};
+use super::watch::{Depth, Paths};
 
 /// A path where disk and manifest disagree, at least in the signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,6 +105,128 @@ pub(crate) fn scan(root: &Arc<OwnedFd>, manifest: &Manifest, skip: &[Vec<u8>]) -
     all.diffs.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     all.dirs.sort_unstable_by(|a, b| a.0.cmp(&b.0));
     Ok(all)
+}
+
+/// Looks at these paths only; about all others the manifest is right. Paths with [`Depth::Whole`] are looked at with all that is
+/// below, the others alone, and the directories they lie in are noted anew.
+pub(crate) fn scan_touched(root: &Arc<OwnedFd>, manifest: &Manifest, touched: &Paths) -> io::Result<Scanned> {
+    let mut look = Touched {
+        manifest,
+        cursor: DirCursor::new(Arc::clone(root)),
+        dirs: BTreeMap::new(),
+        whole: HashSet::new(),
+        out: Scanned::default(),
+    };
+    for (path, depth) in touched {
+        look.path(path, *depth)?;
+    }
+    let Touched { dirs, mut out, .. } = look;
+    out.diffs.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+    out.diffs.dedup_by(|a, b| a.path == b.path);
+    let known = manifest.dirs.iter().filter(|(path, _)| !dirs.contains_key(path)).cloned();
+    out.dirs = known.chain(dirs.iter().filter_map(|(path, meta)| Some((Arc::clone(path), (*meta)?)))).collect();
+    out.dirs.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    Ok(out)
+}
+
+struct Touched<'a> {
+    manifest: &'a Manifest,
+    cursor: DirCursor,
+    /// Directories that were looked at; `None`: not there.
+    dirs: BTreeMap<PathKey, Option<DirMeta>>,
+    /// Paths below which nothing is left to be looked at.
+    whole: HashSet<Vec<u8>>,
+    out: Scanned,
+}
+
+impl<'a> Touched<'a> {
+    fn path(&mut self, path: &[u8], depth: Depth) -> io::Result<()> {
+        if path.is_empty() {
+            return self.directory(path);
+        }
+        // A path sorts after the directories that it lies in.
+        if fsx::ancestors(path).any(|dir| self.whole.contains(dir)) {
+            return Ok(());
+        }
+        self.directory(fsx::split(path).0)?;
+        let found = self.cursor.try_lstat(path)?;
+        let known = self.manifest.get(path);
+        if let Some(sig) = found.filter(|sig| sig.kind() == Kind::Dir) {
+            known.into_iter().for_each(|entry| push_missing(entry, &mut self.out));
+            if depth == Depth::Alone && self.manifest.dir(path).is_some_and(|dir| dir.ino == sig.ino) {
+                return self.directory(path);
+            }
+            return self.below(path);
+        }
+        self.forget_below(path);
+        self.whole.insert(path.to_vec());
+        match (found, known) {
+            // Nobody versions it, and a log is written all the time: only another file in its place is news.
+            (Some(sig), Some(entry)) if entry.base.is_none() && entry.held.is_some_and(|h| h.oid.is_none()) => {
+                self.pool().compare(b"", path, known, sig, &mut self.out);
+            }
+            // Not by its signature: a store through a mapping need not change the time.
+            (Some(sig), _) => self.out.diffs.push(Diff { path: path.into(), found: Some(sig) }),
+            (None, Some(entry)) => push_missing(entry, &mut self.out),
+            (None, None) => {}
+        }
+        Ok(())
+    }
+
+    /// Notes what a directory itself is like now.
+    fn directory(&mut self, path: &[u8]) -> io::Result<()> {
+        if self.dirs.contains_key(path) {
+            return Ok(());
+        }
+        let meta = match self.cursor.dir(path) {
+            Ok(dir) => Some(DirMeta::of(&fs::fstat(dir)?)),
+            Err(err) if absent(&err) => None,
+            Err(err) => return Err(err),
+        };
+        self.dirs.insert(path.into(), meta);
+        Ok(())
+    }
+
+    /// A directory that came, with everything in it.
+    fn below(&mut self, path: &[u8]) -> io::Result<()> {
+        self.dirs.extend(self.known_dirs(path).map(|dir| (dir, None)).collect::<Vec<_>>());
+        self.whole.insert(path.to_vec());
+        let (parent, _) = self.cursor.parent(path)?;
+        let parent = Arc::new(parent.try_clone_to_owned()?);
+        let all = 0..self.manifest.entries.len();
+        let pool = self.pool();
+        let job = pool.job(&parent, path.to_vec(), &all, &(0..self.manifest.dirs.len()));
+        pool.lock().jobs.push(job);
+        let found = pool.work()?;
+        self.out.diffs.extend(found.diffs);
+        self.dirs.extend(found.dirs.into_iter().map(|(path, meta)| (path, Some(meta))));
+        Ok(())
+    }
+
+    /// Nothing is below this path any more.
+    fn forget_below(&mut self, path: &[u8]) {
+        self.dirs.extend(self.known_dirs(path).map(|dir| (dir, None)).collect::<Vec<_>>());
+        for entry in self.manifest.below(path) {
+            push_missing(entry, &mut self.out);
+        }
+    }
+
+    /// The directories of the manifest at and below a path that is not the root.
+    fn known_dirs(&self, path: &[u8]) -> impl Iterator<Item = PathKey> {
+        let dirs = &self.manifest.dirs;
+        let itself = dirs.binary_search_by(|(dir, _)| (**dir).cmp(path)).ok();
+        let below = self.manifest.dirs_below(path, 0..dirs.len());
+        itself.into_iter().chain(below).map(|i| Arc::clone(&dirs[i].0))
+    }
+
+    fn pool(&self) -> Pool<'a> {
+        Pool {
+            queue: Mutex::new(Queue { jobs: Vec::new(), busy: 0, failed: false }),
+            wake: Condvar::new(),
+            manifest: self.manifest,
+            skip: &[],
+        }
+    }
 }
 
 impl Pool<'_> {

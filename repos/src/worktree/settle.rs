@@ -20,9 +20,11 @@ use super::inner::{Held as CachedTree, Inner};
 use super::manifest::{Entry, Held, Leaf, Manifest, PathKey};
 use super::objects::{blob_oid, harvest};
 use super::plan::{MAX_FILE_BYTES, new_dir};
+use super::survey::Look;
 use super::threeway::{self, Contents, Outcome};
 use super::tree::{Tree, TreeMount};
 use super::types::{OnOverlap, SavedEdit, Settled};
+use super::watch::Paths;
 use crate::{Oid, Reader, RepoPath};
 
 /// Everything that settling needs to know; from memory, or from the journal after a crash.
@@ -40,6 +42,8 @@ pub(crate) struct Displaced {
     /// Files that were given up.
     pub lost: Vec<Vec<PathKey>>,
     pub lost_is_saved: bool,
+    /// True if power loss shall not bring the tree back that was displaced, nor what is done to it from now on.
+    pub sync: bool,
 }
 
 impl Inner {
@@ -48,13 +52,17 @@ impl Inner {
         let tree = self.live()?;
         let mut settled = Settled::default();
         let mut spare = Vec::new();
+        // Always at every file: what the watch cannot see is found here.
+        if let Some(watch) = self.watch.get() {
+            let _ = watch.begin(&displaced.tree, &displaced.id);
+        }
         for (i, seen) in displaced.seen.iter().enumerate() {
             harvest(&displaced.tree.mounts[i].git, &self.stores[i])?;
             let lost = &displaced.lost[i];
             for path in lost.iter().filter(|_| !displaced.lost_is_saved) {
                 settled.saved.extend(self.save_lost(i, &displaced.tree.mounts[i], path)?);
             }
-            let (now, diffs) = displaced.tree.mounts[i].look_diffs(seen, &|_| false)?;
+            let (now, diffs) = displaced.tree.mounts[i].look_diffs(seen, None, &|_| false)?;
             fault::point("settle.scanned");
             let mut carrier = Carrier::new(self, i, &displaced.tree.mounts[i], &tree.mounts[i], seen, &mut live[i])?;
             for path in diffs.iter().filter(|path| !lost.contains(path)) {
@@ -76,12 +84,20 @@ impl Inner {
         fault::point("settle.manifest-live");
         self.store_manifests(&spare)?;
         fault::point("settle.manifest-spare");
-        self.clear_journal()?;
+        self.empty_trash()?;
+        if displaced.sync {
+            self.sync_names()?;
+        }
+        self.clear_journal(displaced.sync)?;
         fault::point("settle.journal-cleared");
         self.prune_manifests(&[&live.id, &spare.id])?;
+        fault::point("settle.pruned");
         let mut cache = self.cache();
         cache.live = Some(live);
+        let id = spare.id.clone();
         cache.spare = Some(spare);
+        drop(cache);
+        self.looked(&displaced.tree, &id);
         Ok(settled)
     }
 
@@ -107,7 +123,12 @@ impl Inner {
         let Ok(tree) = Tree::open(&self.spare_path(), self.mounts()) else { return Ok(()) };
         let cached = self.cache().spare.clone();
         let id = tree.id()?;
-        let Some(cached) = cached.filter(|c| Some(&c.id) == id.as_ref()) else { return self.sweep_spare().map(|_| ()) };
+        let Some(cached) = cached.filter(|c| Some(&c.id) == id.as_ref()) else {
+            return self.sweep_spare(Look::Watched).map(|_| ());
+        };
+        if self.watch.get().is_some_and(|watch| watch.is_untouched(&tree, &cached.id)) {
+            return Ok(());
+        }
         for (mount, manifest) in tree.mounts.iter().zip(&cached.manifests) {
             let mut cursor = mount.cursor();
             for (path, meta) in manifest.dirs.iter() {
@@ -116,7 +137,7 @@ impl Inner {
                     .at("examine", &mount.path)?
                     .is_some_and(|sig| (sig.ino, sig.mtime_ns) == (meta.ino, meta.mtime_ns));
                 if !same {
-                    return self.sweep_spare().map(|_| ());
+                    return self.sweep_spare(Look::Watched).map(|_| ());
                 }
             }
         }
@@ -125,10 +146,11 @@ impl Inner {
 
     /// Looks for writes into the spare since it was settled. Deletions there mean nothing: nobody who deletes in a
     /// directory that is not live any more has the live one in mind.
-    pub(crate) fn sweep_spare(&self) -> Result<Settled> {
+    pub(crate) fn sweep_spare(&self, look: Look) -> Result<Settled> {
         let Ok(tree) = Tree::open(&self.spare_path(), self.mounts()) else { return Ok(Settled::default()) };
         let Some(id) = tree.id()? else { return Ok(Settled::default()) };
         let cached = self.cache().spare.clone().filter(|c| c.id == id);
+        let remembered = cached.is_some();
         let mut manifests = match cached {
             Some(cached) => cached.manifests,
             None => (0..self.mounts().len())
@@ -138,20 +160,24 @@ impl Inner {
         if manifests.len() != self.mounts().len() {
             return Ok(Settled::default());
         }
-        let settled = self.sweep_tree(&tree, &mut manifests, &|_, _| false)?;
-        let spare = CachedTree { id, manifests };
+        let touched = self.touched(&tree, &id, look, remembered);
+        let settled = self.sweep_tree(&tree, &mut manifests, touched.as_deref(), &|_, _| false)?;
+        let spare = CachedTree { id: id.clone(), manifests };
         if !settled.is_empty() {
             self.store_manifests(&spare)?;
         }
         self.cache().spare = Some(spare);
+        self.looked(&tree, &id);
         Ok(settled)
     }
 
-    /// Carries what differs from `manifests` in a tree that is not live, except for paths that `ignore` names.
+    /// Carries what differs from `manifests` in a tree that is not live, except for paths that `ignore` names. With `touched`
+    /// (mount by mount) only these paths are looked at.
     pub(crate) fn sweep_tree(
         &self,
         tree: &Tree,
         manifests: &mut [Manifest],
+        touched: Option<&[Paths]>,
         ignore: &dyn Fn(usize, &[u8]) -> bool,
     ) -> Result<Settled> {
         let live_tree = self.live()?;
@@ -159,7 +185,7 @@ impl Inner {
         let mut settled = Settled::default();
         let mut live: Option<Vec<Manifest>> = None;
         for (i, mount) in tree.mounts.iter().enumerate() {
-            let (now, diffs) = mount.look_diffs(&manifests[i], &|_| false)?;
+            let (now, diffs) = mount.look_diffs(&manifests[i], touched.map(|t| &t[i]), &|_| false)?;
             let late: Vec<_> = diffs
                 .iter()
                 .filter(|path| !ignore(i, path) && now.get(path).is_some_and(|e| e.held.is_some()))

@@ -1,8 +1,8 @@
 //! Preparing the second tree, and putting it in place.
 //!
 //! ```text
-//! lock → look at the live tree → plan → journal "staging" → patch the spare → .git → sync → journal "ready"
-//!      → lock git's indexes → RENAME_EXCHANGE → (the caller goes on) → settle
+//! lock → look at the live tree → plan → journal "staging" → patch the spare → .git → journal "ready" → sync
+//!      → lock git's indexes → RENAME_EXCHANGE → (the caller goes on) → settle → sync
 //! ```
 //! Up to the exchange the live tree is only read. If nothing in the files differs, the spare is left alone and the
 //! metadata is moved in place instead, by a redo log (`flip`).
@@ -20,15 +20,16 @@ use super::fsx;
 use super::gitdir::{self, ConflictRecord, GitFiles, MountState};
 use super::gitindex::{self, IndexEntry};
 use super::inner::{self, Inner, SPARE};
-use super::journal::{self, Journal};
+use super::journal::{self, Journal, Spare};
 use super::lock::Lock;
-use super::manifest::{Leaf, Manifest, PathKey};
+use super::manifest::{Entry, Held, Leaf, Manifest, PathKey};
 use super::objects::write_blob;
-use super::patch::{Patcher, Steps, Written, steps};
+use super::patch::{Patcher, Steps, steps};
 use super::plan::{MountPlan, Planner};
 use super::survey::{Look, Survey};
+use super::sync::Written;
 use super::tree::Tree;
-use super::types::{Base, ConflictState, Durability, OnOverlap, SavedEdit, Scan, StageOptions, Targets};
+use super::types::{Base, ConflictState, Durability, OnOverlap, SavedEdit, StageOptions, Targets};
 use crate::{Content, Draft, NewCommit, Oid, RepoPath, Signature, TreeChange};
 
 /// An update that is ready to be put in place.
@@ -67,7 +68,7 @@ impl Inner {
         fault::point("stage.locked");
         self.recover()?;
         self.check_spare()?;
-        let mut survey = self.survey(if options.scan == Scan::Full { Look::Write } else { Look::Trust })?;
+        let mut survey = self.survey(options.scan.into())?;
         fault::point("stage.scanned");
         let bases = self.new_bases(&survey, targets, options)?;
         let plans = self.plan(&mut survey, bases, options)?;
@@ -195,6 +196,7 @@ impl Inner {
             if manifests.len() == self.mounts().len() {
                 return Ok((tree, manifests));
             }
+            self.rescue(&tree, &id, &|_, _| false)?;
         }
         self.fresh_spare()
     }
@@ -247,20 +249,20 @@ impl Inner {
         live > FEW && spare * 2 < live
     }
 
-    /// Brings the spare up to the live tree.
-    pub(crate) fn prepare(self: &Arc<Self>, _lock: Lock) -> Result<()> {
+    /// Brings the spare up to the live tree. It is synced here: the next update syncs only what it writes itself.
+    pub(crate) fn prepare(self: &Arc<Self>, _lock: Lock, durability: Durability) -> Result<()> {
         self.recover()?;
-        self.sweep_spare()?;
+        self.sweep_spare(Look::Write)?;
         let mut survey = self.survey(Look::Write)?;
         let bases = survey.states.iter().map(|s| s.base.clone()).collect();
-        let options =
-            StageOptions { durability: Durability::Never, on_overlap: OnOverlap::Mine, ..StageOptions::default() };
+        let options = StageOptions { durability, on_overlap: OnOverlap::Mine, ..StageOptions::default() };
         let plans = self.plan(&mut survey, bases, &options)?;
         let swap = self.build(&survey, &plans, &options)?;
         self.remember_spare(&swap.id, &swap.manifests)?;
         let live = inner::Held { id: survey.id, manifests: survey.manifests };
         self.store_manifests(&live)?;
-        self.clear_journal()?;
+        self.clear_journal(false)?;
+        self.empty_trash()?;
         self.prune_manifests(&[&live.id, &swap.id])?;
         self.cache().live = Some(live);
         Ok(())
@@ -268,27 +270,33 @@ impl Inner {
 
     /// Patches the spare into what the plans want.
     fn build(self: &Arc<Self>, survey: &Survey, plans: &[MountPlan], options: &StageOptions) -> Result<Swap> {
-        let mut plans: Vec<&MountPlan> = plans.iter().collect();
         let (tree, spare) = self.spare()?;
         let old_id = tree.id()?;
         let all_steps: Vec<Steps> =
-            (0..plans.len()).map(|i| steps(&spare[i], &survey.manifests[i], plans[i])).collect();
+            (0..plans.len()).map(|i| steps(&spare[i], &survey.manifests[i], &plans[i])).collect();
         let touched = all_steps
             .iter()
             .enumerate()
-            .map(|(i, s)| s.touched(plans[i], &spare[i]).into_iter().map(hex::encode).collect())
+            .map(|(i, s)| s.touched(&plans[i], &spare[i]).into_iter().map(hex::encode).collect())
             .collect();
-        self.write_journal(&Journal::Staging { spare: old_id, touched }, false)?;
+        let spare_before = Spare { id: old_id, touched };
+        self.write_journal(&Journal::Staging(spare_before.clone()))?;
         fault::point("stage.journal-staging");
         self.cache().spare = None;
-        let (id_file, own) = (tree.path.join(".git/eccfg/tree"), &self.settings.ownership);
-        // Without an id: whatever happens from here on, the tree is not what any manifest says.
-        gitdir::put_private(&tree.mounts[0].git, b"eccfg/tree", b"", own).at("write", &id_file)?;
-
         let mut written = Written::default();
+        let (id_file, own) = (tree.path.join(".git/eccfg/tree"), &self.settings.ownership);
+        let put_id = |id: &str, written: &mut Written| {
+            // Always as long: overwriting costs the file system nothing then.
+            let line = format!("{id:<47}\n");
+            gitdir::put_private(&tree.mounts[0].git, b"eccfg/tree", line.as_bytes(), own, written).at("write", &id_file)
+        };
+        // Without an id: whatever happens from here on, the tree is not what any manifest says.
+        put_id("", &mut Written::default())?;
+
         let mut manifests = Vec::new();
+        let trash = self.trash();
         let (mut git_seen, mut git_staged) = (Vec::new(), Vec::new());
-        for (i, plan) in plans.drain(..).enumerate() {
+        for (i, plan) in plans.iter().enumerate() {
             let mut late = |path: &[u8], sig: &fsx::Sig, data: &[u8]| {
                 let reason = "written to the previous tree through a handle from before an update";
                 self.with_saved(|s| s.save(&self.full_path(i, path), sig.kind(), sig.perm(), Some(data), reason))
@@ -299,25 +307,28 @@ impl Inner {
                 live: &survey.tree.mounts[i],
                 reader: &survey.readers[i],
                 late: &mut late,
+                trash: &trash,
                 written: &mut written,
             };
             let mut manifest = patcher.apply(&all_steps[i], &spare[i], &survey.manifests[i], plan)?;
             fault::point("stage.patched");
             let (git, git_path) = (&tree.mounts[i].git, tree.mounts[i].path.join(".git"));
-            git_seen.push(gitdir::mirror(&survey.tree.mounts[i].git, git).at("copy metadata to", &git_path)?);
+            git_seen
+                .push(gitdir::mirror(&survey.tree.mounts[i].git, git, &mut written).at("copy metadata to", &git_path)?);
             fault::point("stage.git-mirrored");
             self.write_git(i, git, &git_path, plan, &mut manifest, &survey.states[i], options, &mut written)?;
             git_staged.push(gitdir::user_files(git).at("list", &git_path)?);
             manifests.push(manifest);
         }
         let id = fsx::unique();
-        written
-            .push(gitdir::put_private(&tree.mounts[0].git, b"eccfg/tree", id.as_bytes(), own).at("write", &id_file)?);
+        put_id(&id, &mut written)?;
+        if let (Some(watch), Some(old)) = (self.watch.get(), &spare_before.id) {
+            watch.renamed(&tree, old, &id);
+        }
+        written.push(self.write_journal(&ready(survey, plans, &id, spare_before))?);
+        fault::point("stage.journal-ready");
         if options.durability == Durability::BeforeExchange {
-            for store in &self.stores {
-                store.sync()?;
-            }
-            written.sync(&self.state_fd).at("sync", &tree.path)?;
+            self.sync_all(written)?;
         }
         fault::point("stage.synced");
         Ok(Swap { path: tree.path, id, manifests, git_seen, git_staged })
@@ -339,7 +350,7 @@ impl Inner {
         let own = &self.settings.ownership;
         let main = self.branch_commit(mount, plan)?;
         let index = index_bytes(manifest, plan);
-        written.push(gitdir::put_private(git, b"index", &index, own).at("write", &git_path.join("index"))?);
+        gitdir::put_private(git, b"index", &index, own, written).at("write", &git_path.join("index"))?;
         manifest.index_sig = fsx::try_lstat_at(git, b"index").at("examine", &git_path.join("index"))?;
         manifest.staged.clone_from(&plan.staged);
         if !plan.conflicts.is_empty() {
@@ -349,22 +360,19 @@ impl Inner {
         for (name, value) in [(gitdir::MAIN, main), (gitdir::ORIGIN_MAIN, plan.commit())] {
             if let Some(value) = value {
                 let line = format!("{value}\n");
-                written.push(
-                    gitdir::put_private(git, name.as_bytes(), line.as_bytes(), own)
-                        .at("write", &git_path.join(name))?,
-                );
+                gitdir::put_private(git, name.as_bytes(), line.as_bytes(), own, written)
+                    .at("write", &git_path.join(name))?;
             }
         }
         if main.is_some() && main != plan.old_main {
             let (old, new) = (plan.old_main.unwrap_or(Oid::NULL), main.unwrap_or(Oid::NULL));
-            gitdir::append_reflog(git, old, new, &options.reason, own).at("write", &git_path.join("logs/HEAD"))?;
+            gitdir::append_reflog(git, old, new, &options.reason, own, written)
+                .at("write", &git_path.join("logs/HEAD"))?;
         }
         fault::point("stage.refs-written");
         let state = new_state(plan, old);
-        written.push(
-            gitdir::put_private(git, b"eccfg/state", &gitdir::encode_state(&state), own)
-                .at("write", &git_path.join("eccfg/state"))?,
-        );
+        gitdir::put_private(git, b"eccfg/state", &gitdir::encode_state(&state), own, written)
+            .at("write", &git_path.join("eccfg/state"))?;
         fault::point("stage.base-written");
         Ok(())
     }
@@ -476,25 +484,20 @@ pub(crate) fn encode_index(
     overlay: &BTreeMap<PathKey, (Option<Leaf>, bool)>,
     conflicts: &[(Vec<u8>, [Option<Leaf>; 3])],
 ) -> Vec<u8> {
-    let mut entries: Vec<IndexEntry<'_>> = Vec::with_capacity(manifest.entries.len() + overlay.len());
+    /// What an entry of a usual path takes.
+    const ENTRY_BYTES: usize = 112;
+    let size_hint = (manifest.entries.len() + overlay.len()) * ENTRY_BYTES;
     let is_conflict = |path: &[u8]| conflicts.iter().any(|(p, _)| p == path);
-    let entry = |path, leaf: Leaf, held: Option<&super::manifest::Held>, intent_to_add| {
-        let sig = held.filter(|h| h.leaf() == Some(leaf)).map(|h| h.sig);
-        IndexEntry { path, leaf, stage: 0, sig, intent_to_add }
-    };
-    let plain = overlay.is_empty() && conflicts.is_empty();
-    for known in manifest.entries.iter() {
-        if !plain && (overlay.contains_key(&known.path) || is_conflict(&known.path)) {
-            continue;
-        }
-        if let Some(leaf) = known.base {
-            entries.push(entry(&*known.path, leaf, known.held.as_ref(), false));
-        }
+    if overlay.is_empty() && conflicts.is_empty() {
+        // Ten thousand times the same, and in the way of an update: nothing is collected.
+        return gitindex::encode(manifest.entries.iter().filter_map(upstream), size_hint);
     }
+    let kept = manifest.entries.iter().filter(|e| !overlay.contains_key(&e.path) && !is_conflict(&e.path));
+    let mut entries: Vec<IndexEntry<'_>> = kept.filter_map(upstream).collect();
     for (path, (leaf, intent)) in overlay.iter().filter(|(path, _)| !is_conflict(path)) {
         if let Some(leaf) = leaf {
             let held = manifest.get(path).and_then(|e| e.held.as_ref());
-            entries.push(entry(&**path, *leaf, held, *intent));
+            entries.push(index_entry(path, *leaf, held, *intent));
         }
     }
     for (path, sides) in conflicts {
@@ -504,10 +507,18 @@ pub(crate) fn encode_index(
             }
         }
     }
-    if !plain {
-        entries.sort_by(|a, b| (a.path, a.stage).cmp(&(b.path, b.stage)));
-    }
-    gitindex::encode(&entries)
+    entries.sort_by(|a, b| (a.path, a.stage).cmp(&(b.path, b.stage)));
+    gitindex::encode(entries, size_hint)
+}
+
+fn index_entry<'a>(path: &'a [u8], leaf: Leaf, held: Option<&Held>, intent_to_add: bool) -> IndexEntry<'a> {
+    let sig = held.filter(|h| h.leaf() == Some(leaf)).map(|h| h.sig);
+    IndexEntry { path, leaf, stage: 0, sig, intent_to_add }
+}
+
+/// The index entry of what upstream has.
+fn upstream(known: &Entry) -> Option<IndexEntry<'_>> {
+    Some(index_entry(&known.path, known.base?, known.held.as_ref(), false))
 }
 
 /// `index.lock` in the `.git` directories of a tree, which keeps plain git out.
@@ -566,6 +577,18 @@ impl Drop for GitLocks {
     }
 }
 
+/// What the next run has to know if we die between here and the end of `settle`.
+fn ready(survey: &Survey, plans: &[MountPlan], id: &str, spare: Spare) -> Journal {
+    Journal::Ready {
+        staged: id.into(),
+        live: Some(survey.id.clone()),
+        seen: survey.manifests.iter().map(journal::seen).collect(),
+        lost: plans.iter().map(|p| p.lost.iter().map(hex::encode).collect()).collect(),
+        seen_ns: survey.manifests.iter().map(|m| m.taken_ns).min().unwrap_or(0),
+        spare,
+    }
+}
+
 /// The live tree is what was planned from: nobody committed, staged or switched branches meanwhile.
 pub(crate) fn require_unchanged(prepared: &Prepared) -> Result<()> {
     for (i, mount) in prepared.survey.tree.mounts.iter().enumerate() {
@@ -579,7 +602,7 @@ pub(crate) fn require_unchanged(prepared: &Prepared) -> Result<()> {
         let mut now =
             Manifest { index_sig: manifest.index_sig, staged: manifest.staged.clone(), ..Manifest::default() };
         let sig = fsx::try_lstat_at(&mount.git, b"index").at("examine", &mount.path.join(".git/index"))?;
-        if sig != manifest.index_sig || manifest.is_racy(&sig.unwrap_or_default()) {
+        if sig != manifest.index_sig {
             now.entries.clone_from(&manifest.entries);
             let unmerged = mount.read_staged(&mut now, &prepared.survey.lines[i])?;
             if now.staged != manifest.staged || unmerged != prepared.survey.unmerged[i] {
@@ -591,20 +614,10 @@ pub(crate) fn require_unchanged(prepared: &Prepared) -> Result<()> {
 }
 
 impl Prepared {
-    /// Journal, locks, and the exchange itself.
+    /// Locks, and the exchange itself. That it happened is on disk when the displaced tree is settled.
     pub(crate) fn swap(&mut self) -> Result<GitLocks> {
         let inner = Arc::clone(&self.inner);
         let Kind::Swap(swap) = &self.kind else { unreachable!("only called for an update that exchanges") };
-        let sync = self.options.durability == Durability::BeforeExchange;
-        let ready = Journal::Ready {
-            staged: swap.id.clone(),
-            live: Some(self.survey.id.clone()),
-            seen: self.survey.manifests.iter().map(journal::seen).collect(),
-            lost: self.plans.iter().map(|p| p.lost.iter().map(hex::encode).collect()).collect(),
-            seen_ns: self.survey.manifests.iter().map(|m| m.taken_ns).min().unwrap_or(0),
-        };
-        inner.write_journal(&ready, sync)?;
-        fault::point("stage.journal-ready");
         let locks = GitLocks::take(&self.survey.tree, self.options.git_lock_wait)?;
         fault::point("exchange.locked");
         require_unchanged(self)?;
@@ -612,11 +625,6 @@ impl Prepared {
         fsx::exchange(&inner.parent_fd, &inner.name, &inner.state_fd, SPARE.as_bytes())
             .map_err(|err| exchange_error(&inner.root, err))?;
         fault::point("exchange.after");
-        if sync {
-            fs::fsync(&inner.parent_fd).at("sync", &inner.root)?;
-            fs::fsync(&inner.state_fd).at("sync", &inner.state_dir)?;
-        }
-        fault::point("exchange.synced");
         let mut cache = inner.cache();
         cache.live = Some(inner::Held { id: swap.id.clone(), manifests: swap.manifests.clone() });
         cache.spare = None;

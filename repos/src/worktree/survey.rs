@@ -6,6 +6,8 @@ use super::inner::{Held, Inner};
 use super::manifest::Manifest;
 use super::objects::harvest;
 use super::tree::{Line, Tree};
+use super::types::{Scan, Settled};
+use super::watch::Paths;
 use crate::{Reader, Store};
 
 /// The live tree as it is now.
@@ -27,8 +29,23 @@ pub(crate) enum Look {
     Read,
     /// At every file, under the lock: objects of plain git are collected into the stores.
     Write,
-    /// At nothing but `.git`, if this process remembers the rest. Under the lock.
-    Trust,
+    /// Like `Write`, but only at the files that the watch tells to have been touched, if it can tell.
+    Watched,
+}
+
+impl From<Scan> for Look {
+    fn from(scan: Scan) -> Look {
+        match scan {
+            Scan::Full => Look::Write,
+            Scan::Watched => Look::Watched,
+        }
+    }
+}
+
+/// The manifests are about the commits that the mounts are based on.
+fn fits(manifests: &[Manifest], states: &[MountState]) -> bool {
+    let commits = states.iter().map(|s| s.base.as_ref().map(|b| b.commit));
+    manifests.len() == states.len() && manifests.iter().zip(commits).all(|(m, commit)| m.commit == commit)
 }
 
 impl Inner {
@@ -37,27 +54,56 @@ impl Inner {
         let id = tree.id()?.unwrap_or_default();
         let states = self.states(&tree)?;
         let cached = self.cache().live.clone();
-        let trusted = look == Look::Trust && cached.as_ref().is_some_and(|c| c.id == id);
         let mut manifests = self.remembered(&tree, &states, cached.as_ref())?;
+        let touched = self.touched(&tree, &id, look, cached.is_some_and(|c| c.id == id && fits(&c.manifests, &states)));
         let (mut lines, mut unmerged, mut readers) = (Vec::new(), Vec::new(), Vec::new());
         for (i, mount) in tree.mounts.iter().enumerate() {
             let reader = self.reader(i, &tree, look)?;
             let line = mount.line(&reader, states[i].base.as_ref().map(|b| b.commit))?;
             unmerged.push(mount.read_staged(&mut manifests[i], &line)?);
-            if !trusted {
-                let staged: std::collections::HashSet<&[u8]> = manifests[i].staged.iter().map(|s| &*s.path).collect();
-                let looked =
-                    mount.look(&manifests[i], &|path| staged.contains(path) || line.diff.contains_key(path))?;
-                drop(staged);
-                manifests[i] = looked;
-            }
+            let staged: std::collections::HashSet<&[u8]> = manifests[i].staged.iter().map(|s| &*s.path).collect();
+            let looked = mount.look(&manifests[i], touched.as_ref().map(|t| &t[i]), &|path| {
+                staged.contains(path) || line.diff.contains_key(path)
+            })?;
+            drop(staged);
+            manifests[i] = looked;
             lines.push(line);
             readers.push(reader);
         }
         if look != Look::Read {
             self.cache().live = Some(Held { id: id.clone(), manifests: manifests.clone() });
+            self.looked(&tree, &id);
         }
         Ok(Survey { tree, id, states, manifests, lines, unmerged, readers })
+    }
+
+    /// What has to be looked at, mount by mount; `None`: everything.
+    pub(crate) fn touched(&self, tree: &Tree, id: &str, look: Look, remembered: bool) -> Option<Vec<Paths>> {
+        if look == Look::Read {
+            return None;
+        }
+        let touched = self.watch.get()?.begin(tree, id)?;
+        if look == Look::Watched && remembered { tree.by_mount(touched) } else { None }
+    }
+
+    /// Both trees are watched, and what was touched in them is known. Under the lock.
+    pub(crate) fn tend(&self, look: Look) -> Result<Settled> {
+        if let Some(watch) = self.watch.get() {
+            watch.arm(&self.live()?);
+            if let Ok(spare) = Tree::open(&self.spare_path(), self.mounts()) {
+                watch.arm(&spare);
+            }
+        }
+        let settled = self.sweep_spare(look)?;
+        self.survey(look)?;
+        Ok(settled)
+    }
+
+    /// The watch is told that `tree` was looked at, and that what it holds is remembered.
+    pub(crate) fn looked(&self, tree: &Tree, id: &str) {
+        if let Some(watch) = self.watch.get() {
+            watch.done(tree, id);
+        }
     }
 
     fn reader(&self, mount: usize, tree: &Tree, look: Look) -> Result<Reader> {

@@ -12,8 +12,9 @@ use super::gitdir;
 use super::gitindex::GitIndex;
 use super::manifest::{Entry, Held, Leaf, Manifest, PathKey, Staged};
 use super::objects::blob_oid;
-use super::scan::{Scanned, scan};
+use super::scan::{Scanned, scan, scan_touched};
 use super::types::Mount;
+use super::watch::Paths;
 use crate::{Oid, Reader};
 
 /// Descriptors into one tree. They stay in it when the trees change places.
@@ -29,6 +30,8 @@ pub(crate) struct TreeMount {
     pub git: Arc<OwnedFd>,
     /// For messages.
     pub path: PathBuf,
+    /// Its directory below the root; empty for the outer one.
+    pub at: Vec<u8>,
     /// Names directly below `dir` that are not part of this repository.
     pub skip: Vec<Vec<u8>>,
 }
@@ -48,9 +51,30 @@ impl Tree {
                 (Arc::new(open_dir_at(&root, mount.at.as_bytes()).at("open", &mount_path)?), vec![b".git".to_vec()])
             };
             let git = Arc::new(open_dir_at(&dir, b".git").at("open", &mount_path.join(".git"))?);
-            opened.push(TreeMount { dir, git, path: mount_path, skip });
+            opened.push(TreeMount { dir, git, path: mount_path, at: mount.at.clone().into_bytes(), skip });
         }
         Ok(Tree { path: path.to_owned(), mounts: opened })
+    }
+
+    /// Paths of the tree, mount by mount. `None` if a mount as a whole may have been replaced.
+    pub(crate) fn by_mount(&self, touched: Paths) -> Option<Vec<Paths>> {
+        let mut mounts = vec![Paths::new(); self.mounts.len()];
+        for (path, depth) in touched {
+            let first = path.split(|byte| *byte == b'/').next().unwrap_or_default();
+            let nested = self.mounts.iter().skip(1).position(|mount| mount.at == first).map(|i| i + 1);
+            match nested {
+                Some(_) if first == path.as_slice() => return None,
+                Some(i) => {
+                    let inside = path[first.len() + 1..].to_vec();
+                    if !self.mounts[i].is_skipped(&inside) {
+                        mounts[i].insert(inside, depth);
+                    }
+                }
+                None if self.mounts[0].is_skipped(&path) => {}
+                None => drop(mounts[0].insert(path, depth)),
+            }
+        }
+        Some(mounts)
     }
 
     /// The tree's id, kept in the outer repository.
@@ -60,24 +84,43 @@ impl Tree {
 }
 
 impl TreeMount {
+    fn is_skipped(&self, path: &[u8]) -> bool {
+        self.skip.iter().any(|name| fsx::is_at_or_below(path, name))
+    }
+
     pub(crate) fn cursor(&self) -> DirCursor {
         DirCursor::new(Arc::clone(&self.dir))
     }
 
     /// Compares the files with `manifest` and answers what is there now. Contents of files that git versions
     /// (`versioned`, or with a base) are hashed if their signature changed.
-    pub(crate) fn look(&self, manifest: &Manifest, versioned: &dyn Fn(&[u8]) -> bool) -> Result<Manifest> {
-        Ok(self.look_diffs(manifest, versioned)?.0)
+    pub(crate) fn look(
+        &self,
+        manifest: &Manifest,
+        touched: Option<&Paths>,
+        versioned: &dyn Fn(&[u8]) -> bool,
+    ) -> Result<Manifest> {
+        Ok(self.look_diffs(manifest, touched, versioned)?.0)
     }
 
-    /// Like [`look`](Self::look), and which paths (and directories) were found to differ from `manifest`.
+    /// Like [`look`](Self::look), and which paths (and directories) were found to differ from `manifest`. With `touched`, only
+    /// these are looked at, and the manifest is right about the rest.
     pub(crate) fn look_diffs(
         &self,
         manifest: &Manifest,
+        touched: Option<&Paths>,
         versioned: &dyn Fn(&[u8]) -> bool,
     ) -> Result<(Manifest, Vec<PathKey>)> {
-        let taken_ns = fsx::now_ns();
-        let Scanned { diffs, dirs } = scan(&self.dir, manifest, &self.skip).at("scan", &self.path)?;
+        if touched.is_some_and(Paths::is_empty) {
+            return Ok((manifest.clone(), Vec::new()));
+        }
+        // What was young when everything was looked at is still to be mistrusted when only a part is.
+        let taken_ns = if touched.is_some() { manifest.taken_ns } else { fsx::now_ns() };
+        let scanned = match touched {
+            Some(touched) => scan_touched(&self.dir, manifest, touched),
+            None => scan(&self.dir, manifest, &self.skip),
+        };
+        let Scanned { diffs, dirs } = scanned.at("scan", &self.path)?;
         let mut cursor = self.cursor();
         let mut changes = Vec::with_capacity(diffs.len());
         let paths = diffs.iter().map(|d| PathKey::clone(&d.path)).collect();
@@ -113,7 +156,8 @@ impl TreeMount {
     /// lists unmerged paths.
     pub(crate) fn read_staged(&self, manifest: &mut Manifest, line: &Line) -> Result<Vec<Vec<u8>>> {
         let sig = fsx::try_lstat_at(&self.git, b"index").at("read", &self.path.join(".git/index"))?;
-        if sig.is_some() && sig == manifest.index_sig && !manifest.is_racy(&sig.unwrap_or_default()) && line.unchanged {
+        // Git writes another file and renames it, so that an index which was written at the same time is another inode.
+        if sig.is_some() && sig == manifest.index_sig && line.unchanged {
             return Ok(Vec::new());
         }
         let index = GitIndex::read(&self.git, &self.path.join(".git"))?;

@@ -93,17 +93,17 @@ pub enum Scan {
     /// Look at every file.
     #[default]
     Full,
-    /// The caller watches the tree (inotify) and knows that nothing was touched since this `WorkingCopy` value last
-    /// scanned, staged or settled. If it never did, a full scan happens all the same. The rescan after the exchange
-    /// is not skipped.
-    Unchanged,
+    /// Look at what the kernel says was touched since this `WorkingCopy` last looked, if it is
+    /// [watched](super::WorkingCopy::watch) and somebody [tends](super::WorkingCopy::tend) it; else at every file. What the kernel does
+    /// not tell is found by the rescan after the exchange, which is always at every file.
+    Watched,
 }
 
 /// When content is forced to disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Durability {
-    /// Everything written is synced before the exchange, the directories after it: power loss leaves the old or the
-    /// new tree.
+    /// Everything written is synced before the exchange, the exchange itself by `settle`: power loss leaves the old or the
+    /// new tree, whole.
     #[default]
     BeforeExchange,
     /// Synced in `settle`: the exchange is quicker; power loss in between may leave empty new files.
