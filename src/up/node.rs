@@ -196,7 +196,7 @@ impl Node {
         if !kept.exists() {
             let mut token = self.tool(&["eccfg", "node", "token", "--username", "admin", "--password-file"]);
             token.arg(self.first.join("admin-password")).arg("--ca").arg(self.first.join("ca.pem"));
-            others.iter().for_each(|url| drop(token.args(["--server", url])));
+            token.args(server_options(&others));
             let said = self.run_until_served(&mut token).await?;
             cluster::files::write_atomic(&kept, &said, 0o600)?;
         }
@@ -204,7 +204,7 @@ impl Node {
         let listen = self.address().to_string();
         let mut join = self.tool(&["ecconfigd", "join", "--node", &self.name, "--listen", &listen, "--token"]);
         join.arg(token.trim());
-        others.iter().for_each(|url| drop(join.args(["--server", url])));
+        join.args(server_options(&others));
         self.run_until_served(join.arg("--data").arg(&self.data)).await?;
         // What is left is used up, and the node does not read it again.
         let _ = std::fs::remove_file(&kept);
@@ -291,7 +291,7 @@ impl Node {
             }
             Role::Agent => {
                 let mut all = words(&["eccfg", "agent", "--node", &self.name]);
-                self.urls(0).into_iter().for_each(|url| all.extend(["--server".into(), url.into()]));
+                all.extend(server_options(&self.urls(0)).map(OsString::from));
                 for (option, value) in [
                     ("--wc", path("conf")),
                     ("--config", path("etc")),
@@ -332,6 +332,11 @@ impl Node {
         cluster::files::write_atomic(&etc.join("agent.toml"), toml::to_string(&document)?.as_bytes(), 0o600)?;
         Ok(())
     }
+}
+
+/// `--server URL` for each.
+fn server_options(urls: &[String]) -> impl Iterator<Item = &str> {
+    urls.iter().flat_map(|url| ["--server", url.as_str()])
 }
 
 /// Finds out what this machine allows, by trying it.
