@@ -656,6 +656,9 @@ pub struct ClusterInfo {
     pub applied: u64,
     /// The members of the Raft group.
     pub members: Vec<ClusterMember>,
+    /// Why the node that answers writes nothing: its disk is full.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_only: Option<String>,
     /// The server's version.
     pub version: String,
 }

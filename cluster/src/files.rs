@@ -74,6 +74,14 @@ pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
+/// Removes a file durably; one that is not there is removed already.
+pub fn remove(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::io("remove", path)(error)),
+        _ => sync_dir(parent(path)),
+    }
+}
+
 /// Points the symbolic link `link` to `target` in one step, durably.
 pub fn symlink_atomic(target: &Path, link: &Path) -> Result<(), FileError> {
     let temporary = temporary_name(link);

@@ -3,6 +3,9 @@
 //! What always holds: every write goes through the log and is answered after it was applied here; reads of refs, heads and targets come from
 //! one immutable picture that is exchanged as a whole after each applied entry, so nobody sees half of an update.
 
+mod ca_key;
+mod catchup;
+mod disk;
 mod forward;
 #[cfg(test)]
 pub(crate) mod group;
@@ -70,6 +73,8 @@ struct Inner {
     client: Option<peer::Client>,
     /// Answers them.
     peers: peer::Server,
+    /// Why nothing is written, where that is so.
+    full: watch::Sender<Option<String>>,
     tasks: tokio::sync::Mutex<Option<life::Tasks>>,
 }
 
@@ -118,7 +123,9 @@ impl Core {
         let _ = tokio::time::timeout(timeout, readiness.wait_for(over)).await;
         match self.readiness() {
             Readiness::Ready => Ok(()),
-            Readiness::Starting(why) | Readiness::Failed(why) => Err(Error::Unavailable(why)),
+            Readiness::Starting(why) | Readiness::ReadOnly(why) | Readiness::Failed(why) => {
+                Err(Error::Unavailable(why))
+            }
             Readiness::Stopping => Err(stopping()),
         }
     }
@@ -271,7 +278,17 @@ impl Core {
         head.ok_or_else(|| Error::Internal(format!("the answer does not name {repo}")))
     }
 
+    /// Why this node writes nothing, where that is so: its disk is full.
+    pub fn read_only(&self) -> Option<String> {
+        self.inner.full.borrow().clone()
+    }
+
+    fn refuse_read_only(&self) -> Result<()> {
+        self.read_only().map_or(Ok(()), |why| Err(Error::Unavailable(why)))
+    }
+
     async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T>>) -> Job) -> Result<T> {
+        self.refuse_read_only()?;
         let queue = locked(&self.inner.queue).clone().ok_or_else(stopping)?;
         let (answer, answered) = oneshot::channel();
         queue.put(job(answer))?;
@@ -525,6 +542,7 @@ impl Core {
         if report.json.len() > limit {
             return Err(Error::TooLarge { what: "the report".into(), limit_bytes: limit as u64 });
         }
+        self.refuse_read_only()?;
         let reporter = locked(&self.inner.reporter).clone().ok_or_else(stopping)?;
         let answered = reporter.put(report)?;
         drop(reporter);

@@ -1,7 +1,7 @@
 //! The cluster's certificate authority: made once at `init`, issues a certificate for every node.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rcgen::{
@@ -126,6 +126,11 @@ impl Ca {
             String::from_utf8(bytes.into()).map_err(|error| IdentityError::invalid(path, error.utf8_error()))
         };
         Self::from_pem(&text(CA_FILE, &read(CA_FILE)?)?, &Zeroizing::new(text(CA_KEY_FILE, &key)?))
+    }
+
+    /// Where the key is in a directory.
+    pub fn key_file(dir: &Path) -> PathBuf {
+        dir.join(CA_KEY_FILE)
     }
 
     /// Writes `ca-key.pem` (0600) and then `ca.pem`, each atomically.

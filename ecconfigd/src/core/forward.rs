@@ -203,6 +203,8 @@ impl Core {
 
     /// Has it done by whoever leads. The answer comes after it is applied here.
     pub(super) async fn write(&self, write: Write) -> Result<Written> {
+        // What the leader would do with it could not be read here.
+        self.refuse_read_only()?;
         let begun = Instant::now();
         let repeatable = write.is_repeatable();
         let mut encoded: Option<Bytes> = None;

@@ -61,6 +61,7 @@ pub(super) struct Tasks {
     pub(super) maintenance: JoinHandle<()>,
     pub(super) readiness: JoinHandle<()>,
     pub(super) steward: JoinHandle<()>,
+    pub(super) disk: JoinHandle<()>,
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
@@ -176,7 +177,8 @@ impl Core {
         let client = tls.map(|identity| peer::Client::new(identity, raft_id));
         let (network, machine) = (Network::new(client.clone()), Machine::new(state.clone()));
         let raft = Raft::new(raft_id, config, network, log.clone(), machine).await.map_err(Error::internal)?;
-        let service = PeerService::new(raft.clone(), raft_id, state.clone(), options.data.clone());
+        let full = watch::Sender::new(None);
+        let service = PeerService::new(raft.clone(), raft_id, state.clone(), options.data.clone(), full.subscribe());
         let proposer = Proposer { raft, state };
         let (queue, committer) = Queue::start(proposer.clone(), limits.gate, limits.commit_queue);
         let (reporter, reports) = Reporter::new(limits.report_queue);
@@ -194,6 +196,7 @@ impl Core {
             stopping: stopping.clone(),
             client,
             peers: peer::Server::new(service.clone()),
+            full: full.clone(),
             tasks: tokio::sync::Mutex::new(None),
         });
         let _ = service.core.set(Arc::downgrade(&inner));
@@ -202,6 +205,13 @@ impl Core {
             reporter: tokio::spawn(super::reports::run(Core { inner: inner.clone() }, reports)),
             pin: tokio::spawn(super::pin::keep(proposer.clone(), raft_id, stopping.clone())),
             maintenance: tokio::spawn(maintain(inner.proposer.clone(), inner.options.limits.clone(), stopping.clone())),
+            disk: tokio::spawn(super::disk::keep(
+                proposer.clone(),
+                inner.options.data.clone(),
+                inner.options.limits.clone(),
+                full,
+                stopping.clone(),
+            )),
             readiness: tokio::spawn(follow_readiness(inner.clone().into(), readiness, stopping.clone())),
             steward: tokio::spawn(steward::run(
                 proposer,
@@ -242,6 +252,7 @@ impl Core {
         let _ = tasks.pin.await;
         let _ = tasks.readiness.await;
         let _ = tasks.steward.await;
+        let _ = tasks.disk.await;
         self.hand_over().await;
         if let Err(error) = inner.proposer.raft.shutdown().await {
             tracing::error!("raft ended badly: {error}");
@@ -266,7 +277,7 @@ impl Core {
         inner.proposer.state.hub().close();
         drop(super::locked(&inner.queue).take());
         drop(super::locked(&inner.reporter).take());
-        for task in [tasks.committer, tasks.reporter, tasks.maintenance, tasks.readiness, tasks.steward] {
+        for task in [tasks.committer, tasks.reporter, tasks.maintenance, tasks.readiness, tasks.steward, tasks.disk] {
             let _ = task.await;
         }
         let _ = inner.log.close().await;
@@ -390,6 +401,7 @@ fn read_identity(data: &Path) -> Result<Identity> {
 /// Ready once everything that was committed before the start is applied and the group has a leader; failed when raft stops by itself.
 async fn follow_readiness(group: Group, readiness: watch::Sender<Readiness>, stopping: CancellationToken) {
     let Group { proposer, raft_id, .. } = &group;
+    let mut full = group.full.clone();
     let mut metrics = proposer.raft.metrics();
     let mut caught_up = false;
     let mut asked = false;
@@ -412,7 +424,9 @@ async fn follow_readiness(group: Group, readiness: watch::Sender<Readiness>, sto
         if !caught_up && now.current_leader.is_some() {
             caught_up = group.catch_up().await;
         }
+        let why_full = full.borrow_and_update().clone();
         let next = match (caught_up, now.current_leader) {
+            _ if why_full.is_some() => Readiness::ReadOnly(why_full.unwrap_or_default()),
             (true, Some(_)) => Readiness::Ready,
             (true, None) => Readiness::Starting("the cluster has no leader".into()),
             (false, _) => Readiness::Starting("catching up with the log".into()),
@@ -426,6 +440,7 @@ async fn follow_readiness(group: Group, readiness: watch::Sender<Readiness>, sto
         });
         tokio::select! {
             changed = metrics.changed() => if changed.is_err() { return },
+            changed = full.changed() => if changed.is_err() { return },
             // A leader that could not be asked is asked again although nothing changes here.
             () = tokio::time::sleep(LOOK), if !caught_up => {}
             () = stopping.cancelled() => return,
@@ -438,11 +453,13 @@ struct Group {
     proposer: Proposer,
     raft_id: u64,
     client: Option<peer::Client>,
+    full: watch::Receiver<Option<String>>,
 }
 
 impl From<Arc<Inner>> for Group {
     fn from(inner: Arc<Inner>) -> Self {
-        Self { proposer: inner.proposer.clone(), raft_id: inner.raft_id, client: inner.client.clone() }
+        let (proposer, client) = (inner.proposer.clone(), inner.client.clone());
+        Self { proposer, raft_id: inner.raft_id, client, full: inner.full.subscribe() }
     }
 }
 
@@ -453,7 +470,14 @@ impl Group {
         if !missing.is_empty() {
             let names: Vec<_> = missing.iter().map(|(name, tips)| format!("{name} ({} refs)", tips.len())).collect();
             tracing::error!("objects are missing in {}", names.join(", "));
-            return false;
+            let Some(client) = &self.client else { return false };
+            let membership = self.proposer.state.view().membership.clone();
+            let others = membership.membership().nodes().filter(|(id, _)| **id != self.raft_id);
+            let from: Vec<_> = others.map(|(id, node)| super::peers::target(*id, node)).collect();
+            if let Err(error) = super::catchup::bring_missing(&self.proposer.state, client, &from).await {
+                tracing::error!("{error}");
+                return false;
+            }
         }
         let done = super::peers::linearize(&self.proposer, self.raft_id, self.client.as_ref()).await;
         done.inspect_err(|error| tracing::debug!("not caught up yet: {error}")).is_ok()

@@ -72,6 +72,8 @@ impl Collector for CoreCollector {
             &ConstGauge::new(figures.durable as i64),
         )?;
         put(out, "ecconfigd_raft_term", "The Raft term", &ConstGauge::new(group.term as i64))?;
+        let read_only = ConstGauge::new(i64::from(self.core.read_only().is_some()));
+        put(out, "ecconfigd_read_only", "1 while the disk is full and nothing is written", &read_only)?;
         let hash = ConstGauge::new(hash_number(&group.state_hash));
         put(out, "ecconfigd_state_hash", "First 48 bits of the state's hash: equal on all nodes at equal index", &hash)
     }

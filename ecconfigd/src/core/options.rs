@@ -42,6 +42,10 @@ pub struct CoreLimits {
     pub checkpoint_interval: Duration,
     /// The log is compacted when the checkpoint has so many entries that the last snapshot has not.
     pub compact_entries: u64,
+    /// The room on the disk below which this node is read-only; default: a log segment and 32 MiB.
+    pub min_free_bytes: Option<u64>,
+    /// How fast this node sends objects to a member that catches up without the log.
+    pub catch_up_bytes_per_s: u64,
     /// A repository's packs are merged in the background when it has so many: every commit lets the object database look at all of them.
     pub consolidate_packs: usize,
     /// Watchers of all kinds; more are [`Error::Overloaded`](crate::error::Error::Overloaded).
@@ -60,6 +64,8 @@ impl Default for CoreLimits {
             checkpoint_entries: 1000,
             checkpoint_interval: Duration::from_secs(5),
             compact_entries: 10_000,
+            min_free_bytes: None,
+            catch_up_bytes_per_s: 64 << 20,
             consolidate_packs: 40,
             max_watchers: 20_000,
         }
@@ -97,6 +103,8 @@ pub enum Readiness {
     Ready,
     /// Not yet, and why.
     Starting(String),
+    /// It reads and does not write: its disk is full.
+    ReadOnly(String),
     /// Never again: a failure of this node. The process should end.
     Failed(String),
     /// On the way out.

@@ -37,6 +37,8 @@ pub(super) struct PeerService {
     pub(super) data: PathBuf,
     /// The core, for what is more than Raft; gone while it is being made and after it ended.
     pub(super) core: std::sync::OnceLock<Weak<Inner>>,
+    /// Why nothing is written, where that is so.
+    full: tokio::sync::watch::Receiver<Option<String>>,
     started: Instant,
     /// When a member last sent entries or a heartbeat, in milliseconds after the start.
     heard_ms: AtomicU64,
@@ -89,9 +91,16 @@ fn fatal(error: impl std::fmt::Display) -> Refusal {
 }
 
 impl PeerService {
-    pub(super) fn new(raft: Raft, raft_id: u64, state: Arc<State>, data: PathBuf) -> Arc<Self> {
+    pub(super) fn new(
+        raft: Raft,
+        raft_id: u64,
+        state: Arc<State>,
+        data: PathBuf,
+        full: tokio::sync::watch::Receiver<Option<String>>,
+    ) -> Arc<Self> {
         let core = std::sync::OnceLock::new();
-        Arc::new(Self { raft, raft_id, state, data, core, started: Instant::now(), heard_ms: AtomicU64::new(0) })
+        let (started, heard_ms) = (Instant::now(), AtomicU64::new(0));
+        Arc::new(Self { raft, raft_id, state, data, core, full, started, heard_ms })
     }
 
     /// The core, while there is one.
@@ -122,6 +131,10 @@ impl PeerService {
             self.heard_ms.store(self.now_ms().max(1), Ordering::Relaxed);
         }
         let request = wire::read_append(body).map_err(Refusal::bad)?;
+        // Heartbeats go on: this node knows who leads and waits for room.
+        if let Some(why) = self.full.borrow().clone().filter(|_| !request.entries.is_empty()) {
+            return Err(Refusal::new(RefusalCode::NotNow, why));
+        }
         let response = self.raft.append_entries(request).await.map_err(fatal)?;
         Ok(wire::appended(&response))
     }
@@ -145,10 +158,13 @@ impl PeerService {
         Ok(wire::index(read.log_id()))
     }
 
-    async fn snapshot(self: Arc<Self>, head: Bytes, stream: &mut Bulk) -> Result<(), Refusal> {
+    async fn snapshot(self: Arc<Self>, caller: u64, head: Bytes, stream: &mut Bulk) -> Result<(), Refusal> {
         let (vote, meta) = wire::read_snapshot_head(head).map_err(Refusal::bad)?;
         let received = self.receive_file(stream).await?;
         let install = async {
+            let file = received.try_clone().map_err(Refusal::failed)?;
+            let (client, from) = self.sources(caller, meta.last_membership.membership())?;
+            super::catchup::bring_objects(&self.state, &client, &from, file).await.map_err(Refusal::failed)?;
             let snapshot = Snapshot { meta, snapshot: Manifest { file: received } };
             self.raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)
         };
@@ -156,6 +172,28 @@ impl PeerService {
         let broken = |error: crate::peer::PeerError| Refusal::failed(error);
         stream.send(wire::only_vote(&response.vote)).await.map_err(broken)?;
         stream.finish().await.map_err(broken)
+    }
+
+    /// Whom to ask for objects: the leader last, it has enough to do.
+    fn sources(
+        &self,
+        leader: u64,
+        members: &openraft::Membership<u64, RaftNode>,
+    ) -> Result<(Client, Vec<Target>), Refusal> {
+        let core = self.core.get().and_then(Weak::upgrade);
+        let client = core.and_then(|core| core.client.clone());
+        let client = client.ok_or_else(|| Refusal::new(RefusalCode::NotNow, "this node is starting or stopping"))?;
+        let others = members.nodes().filter(|(id, _)| **id != self.raft_id);
+        let (last, mut first): (Vec<_>, Vec<_>) = others.partition(|(id, _)| **id == leader);
+        first.extend(last);
+        Ok((client, first.into_iter().map(|(id, node)| target(*id, node)).collect()))
+    }
+
+    async fn objects(self: Arc<Self>, head: Bytes, stream: &mut Bulk) -> Result<(), Refusal> {
+        let core = self.core.get().and_then(Weak::upgrade);
+        let rate = core.map(|core| core.options.limits.catch_up_bytes_per_s);
+        let rate = rate.ok_or_else(|| Refusal::new(RefusalCode::NotNow, "this node is starting or stopping"))?;
+        super::catchup::serve_objects(&self.state, head, stream, rate).await
     }
 
     /// Into a file without a name: whatever happens, nothing is left of it.
@@ -192,7 +230,9 @@ impl Service for PeerService {
 
     fn admit(&self, caller: &Caller, method: Option<Method>) -> Result<(), String> {
         let node = &caller.peer.node;
-        if self.is_member(caller.raft_id, node) {
+        let server = caller.peer.role != NodeRole::Client;
+        // At the hello every server of the CA is let in, so that it is told what it may not, and a removed one can give the CA's key back.
+        if self.is_member(caller.raft_id, node) || (server && matches!(method, None | Some(Method::CA_KEY))) {
             return Ok(());
         }
         let of_raft = method.is_none_or(|method| {
@@ -224,6 +264,11 @@ impl Service for PeerService {
             Method::TRANSFER_LEADER => self.transfer_leader(body).boxed(),
             Method::READ_INDEX => self.read_index().boxed(),
             Method::FORWARD => async move { self.core()?.forwarded(body).await }.boxed(),
+            Method::CA_KEY => {
+                let caller = self.is_member(caller.raft_id, &caller.peer.node).then_some(caller.raft_id);
+                let voters = self.raft.voter_ids().collect();
+                async move { super::ca_key::answer(&self.data, &body, caller, &voters).await }.boxed()
+            }
             other => {
                 let words = format!("this build does not know {other}");
                 futures::future::ready(Err(Refusal::new(RefusalCode::UnknownMethod, words))).boxed()
@@ -233,13 +278,14 @@ impl Service for PeerService {
 
     fn bulk<'a>(
         self: Arc<Self>,
-        _caller: Arc<Caller>,
+        caller: Arc<Caller>,
         method: Method,
         head: Bytes,
         stream: &'a mut Bulk,
     ) -> BoxFuture<'a, Result<(), Refusal>> {
         match method {
-            Method::SNAPSHOT => self.snapshot(head, stream).boxed(),
+            Method::SNAPSHOT => self.snapshot(caller.raft_id, head, stream).boxed(),
+            Method::OBJECTS => self.objects(head, stream).boxed(),
             Method::FORWARD_PUSH => async move { self.core()?.forwarded_in_pieces(stream).await }.boxed(),
             other => {
                 let words = format!("this build does not know {other}");

@@ -10,6 +10,7 @@ use openraft::ChangeMembers;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use tokio_util::sync::CancellationToken;
 
+use super::ca_key::{self, Votes};
 use super::options::CoreOptions;
 use crate::commit::{Propose as _, Proposer};
 use crate::peer;
@@ -17,10 +18,12 @@ use crate::raft::RaftNode;
 use crate::raft::command::Op;
 use crate::state::{MemberRecord, View};
 
-/// How often it looks without being told.
-const LOOK: Duration = Duration::from_millis(250);
+/// How often it looks.
+const LOOK: Duration = Duration::from_millis(100);
 /// A step that hangs (the group lost its majority) is given up and tried again.
 const STEP: Duration = Duration::from_secs(15);
+/// How long a node that stops waits for the step that it has begun.
+const LAST_STEP: Duration = Duration::from_secs(2);
 /// A learner that misses fewer entries than this has caught up: the rest takes milliseconds.
 const CAUGHT_UP: u64 = 200;
 
@@ -32,6 +35,8 @@ pub(super) enum Step {
     Promote(u64),
     Demote(u64),
     Remove(u64),
+    /// Ends a change that its leader did not live to end: until then the old voters and the new ones must agree.
+    Settle,
 }
 
 /// What is to be compared.
@@ -42,10 +47,15 @@ pub(super) struct Found<'a> {
     /// How far each follower is known to be.
     pub(super) matched: BTreeMap<u64, u64>,
     pub(super) last_index: u64,
+    /// Whether a change of the voters is half done.
+    pub(super) joint: bool,
 }
 
 /// The next step, if there is one. Additions come before removals: a group never has fewer members than it must.
 pub(super) fn next_step(found: &Found<'_>) -> Option<Step> {
+    if found.joint {
+        return Some(Step::Settle);
+    }
     let wanted = |member: &MemberRecord| RaftNode { name: member.node.to_string(), address: member.address.clone() };
     for (id, member) in &found.members {
         match found.nodes.get(id) {
@@ -73,7 +83,7 @@ pub(super) fn next_step(found: &Found<'_>) -> Option<Step> {
     gone.into_iter().find(|(_, node)| succeeded(&node.name)).map(|(id, _)| Step::Remove(*id))
 }
 
-/// Runs until the core stops; works only while this node leads.
+/// Runs until the core stops. The group is the leader's business, the CA's key every node's own.
 pub(super) async fn run(
     proposer: Proposer,
     raft_id: u64,
@@ -81,36 +91,62 @@ pub(super) async fn run(
     client: Option<peer::Client>,
     stopping: CancellationToken,
 ) {
-    let mut progress = proposer.state.hub().progress();
-    let mut complained = String::new();
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(LOOK) => {}
-            _ = progress.changed() => {}
-            () = stopping.cancelled() => return,
-        }
+    let (mut group, mut key) = (Complaint::default(), Complaint::default());
+    while stopping.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
         let view = proposer.state.view();
-        if let Some(client) = &client {
-            keep_connections(client, &proposer, &view);
-        }
-        if !proposer.raft.is_leader() {
-            continue;
-        }
-        let work = look(&proposer, raft_id, &options, &view);
-        let done = tokio::select! {
-            done = tokio::time::timeout(STEP, work) => done.unwrap_or_else(|_| Err("it takes too long".into())),
-            () = stopping.cancelled() => return,
-        };
-        match done {
-            Ok(()) => complained.clear(),
-            // Once per cause: it is tried four times a second.
-            Err(why) if why != complained => {
-                tracing::warn!("the group could not be changed yet: {why}");
-                complained = why;
+        let work = async {
+            if let Some(client) = &client {
+                keep_connections(client, &proposer, &view);
+                key.note("the CA's key", look_for_key(&proposer, raft_id, &options, client, &view).await);
             }
-            Err(_) => {}
+            if proposer.raft.is_leader() {
+                let done = tokio::time::timeout(STEP, look(&proposer, raft_id, &options, &view)).await;
+                group.note("the group", done.unwrap_or_else(|_| Err("it takes too long".into())));
+            }
+        };
+        let mut work = std::pin::pin!(work);
+        tokio::select! {
+            () = &mut work => {}
+            // A change of the voters is two entries; between them the group needs more of its members than it should.
+            () = stopping.cancelled() => drop(tokio::time::timeout(LAST_STEP, work).await),
         }
     }
+}
+
+/// What went wrong last: said once per cause, because it is tried again several times a second.
+#[derive(Default)]
+struct Complaint(String);
+
+impl Complaint {
+    fn note(&mut self, what: &str, done: Result<(), String>) {
+        let why = done.err().unwrap_or_default();
+        if !why.is_empty() && why != self.0 {
+            tracing::warn!("{what} is not as it shall be yet: {why}");
+        }
+        self.0 = why;
+    }
+}
+
+async fn look_for_key(
+    proposer: &Proposer,
+    raft_id: u64,
+    options: &CoreOptions,
+    client: &peer::Client,
+    view: &View,
+) -> Result<(), String> {
+    let metrics = proposer.raft.metrics().borrow_watched().clone();
+    let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
+    let own = view.members.get(&options.node).filter(|own| own.raft_id == raft_id);
+    let wanted = own.is_some_and(|own| own.voter);
+    let others =
+        metrics.membership_config.membership().nodes().filter(|(id, _)| **id != raft_id && voters.contains(id));
+    let votes = Votes {
+        data: &options.data,
+        votes: wanted && voters.contains(&raft_id),
+        gone: !wanted && !view.members.is_empty(),
+        voters: others.map(|(id, node)| super::peers::target(*id, node)).collect(),
+    };
+    ca_key::look(&votes, client).await
 }
 
 fn keep_connections(client: &peer::Client, proposer: &Proposer, view: &View) {
@@ -127,7 +163,9 @@ async fn look(proposer: &Proposer, raft_id: u64, options: &CoreOptions, view: &V
         return Ok(());
     }
     let own = view.members.get(&options.node);
-    if own.is_none_or(|own| own.raft_id == raft_id && own.address != options.address) {
+    let moved = own.is_some_and(|own| own.raft_id == raft_id && own.address != options.address);
+    // Without any record the cluster is older than the records. A leader that was removed has none, and shall not get one.
+    if moved || view.members.is_empty() {
         return put_own(proposer, raft_id, options, own.map(|own| own.as_ref())).await;
     }
     let mut matched: BTreeMap<u64, u64> =
@@ -140,6 +178,7 @@ async fn look(proposer: &Proposer, raft_id: u64, options: &CoreOptions, view: &V
         nodes: membership.nodes().map(|(id, node)| (*id, node.clone())).collect(),
         matched,
         last_index,
+        joint: membership.get_joint_config().len() > 1,
     };
     match next_step(&found) {
         Some(step) => take(proposer, step).await,
@@ -183,6 +222,7 @@ async fn take(proposer: &Proposer, step: Step) -> Result<(), String> {
         Step::AddLearner(id, node) => (ChangeMembers::AddNodes(BTreeMap::from([(id, node)])), true),
         Step::Readdress(id, node) => (ChangeMembers::SetNodes(BTreeMap::from([(id, node)])), true),
         Step::Promote(id) => (ChangeMembers::AddVoterIds(BTreeSet::from([id])), true),
+        Step::Settle => (ChangeMembers::AddVoterIds(BTreeSet::new()), true),
         Step::Demote(id) => (ChangeMembers::RemoveVoters(BTreeSet::from([id])), true),
         Step::Remove(id) if raft.voter_ids().any(|voter| voter == id) => {
             (ChangeMembers::RemoveVoters(BTreeSet::from([id])), false)
@@ -226,12 +266,14 @@ mod tests {
                 nodes: nodes.clone(),
                 matched: nodes.keys().map(|id| (*id, 1000)).collect(),
                 last_index: 1100,
+                joint: false,
             };
             let Some(step) = next_step(&found) else { return steps };
             match step.clone() {
                 Step::AddLearner(id, node) | Step::Readdress(id, node) => drop(nodes.insert(id, node)),
                 Step::Promote(id) => drop(voters.insert(id)),
                 Step::Demote(id) => drop(voters.remove(&id)),
+                Step::Settle => unreachable!("nothing is joint here"),
                 Step::Remove(id) => {
                     voters.remove(&id);
                     nodes.remove(&id);
@@ -258,8 +300,11 @@ mod tests {
             nodes: BTreeMap::from([(1, node("a")), (2, node("b"))]),
             matched: BTreeMap::from([(2, 10)]),
             last_index: 1000,
+            joint: false,
         };
         assert_eq!(next_step(&found), None);
+        // What another leader began is ended first.
+        assert_eq!(next_step(&Found { joint: true, ..found }), Some(Step::Settle));
     }
 
     #[test]

@@ -64,6 +64,7 @@ async fn cluster_info(State(app): State<Arc<App>>, caller: Caller) -> Result<Jso
         pinned: group.pinned,
         applied: group.applied,
         members: members.collect(),
+        read_only: app.core.read_only(),
         version: env!("CARGO_PKG_VERSION").into(),
     }))
 }

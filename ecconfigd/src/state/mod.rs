@@ -23,5 +23,5 @@ pub use model::{
     RevisionRecord, Role, TargetRecord, TokenRecord, UserRecord, rfc3339,
 };
 pub use names::{BadName, NodeName, RepoName};
-pub use snapshot::{Manifest, has_state};
+pub use snapshot::{Manifest, Need, has_state};
 pub use view::{RepoView, View};

@@ -11,6 +11,7 @@
 //! u8 0, u32 CRC32C of everything before it
 //! ```
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
@@ -19,7 +20,7 @@ use std::sync::{Arc, PoisonError};
 use redb::{Durability, ReadTransaction, ReadableTable};
 use repos::Oid;
 
-use super::db::{State, StateError, TABLE, load_view};
+use super::db::{State, StateError, TABLE, damaged, decode, load_view};
 use super::names::RepoName;
 use crate::raft::SnapshotMeta;
 use crate::raft::command::UploadId;
@@ -31,6 +32,18 @@ const VERSION: u16 = 1;
 const FILE_NAME: &str = "snapshot";
 /// No key, value or meta of ours comes near; a damaged length must not allocate the machine away.
 const MAX_FIELD_BYTES: u32 = 64 << 20;
+
+/// Revisions whose objects are fetched together: an interrupted fetch loses no more than these.
+const SLICE_REVISIONS: u64 = if cfg!(test) { 16 } else { 2000 };
+
+/// What a repository needs, each slice after those before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Need {
+    /// The repository.
+    pub repo: RepoName,
+    /// Objects that are needed with all that they reach.
+    pub slices: Vec<Vec<Oid>>,
+}
 
 /// A snapshot's content: an open file, at its beginning.
 #[derive(Debug)]
@@ -230,6 +243,26 @@ impl State {
         File::open(&self.data)?.sync_all()
     }
 
+    /// What objects a snapshot's refs name, in slices along each history. The file is read from its beginning and left there. Blocks.
+    pub(crate) fn needs_of(file: &File) -> io::Result<Vec<Need>> {
+        let mut file = file.try_clone()?;
+        check_sum(&mut file)?;
+        let mut found: BTreeMap<RepoName, (BTreeMap<u64, Oid>, BTreeSet<Oid>)> = BTreeMap::new();
+        let mut input = BufReader::new(&mut file);
+        read_head(&mut input)?;
+        while let [1] = take::<1>(&mut input)? {
+            let (key, value) = (take_field(&mut input)?, take_field(&mut input)?);
+            note_need(&mut found, &key, &value).map_err(|error| invalid(error.to_string()))?;
+        }
+        drop(input);
+        io::Seek::rewind(&mut file)?;
+        let needs = found.into_iter().map(|(repo, (steps, tips))| {
+            let steps = steps.into_values().map(|commit| vec![commit]);
+            Need { repo, slices: steps.chain([tips.into_iter().collect()]).collect() }
+        });
+        Ok(needs.collect())
+    }
+
     /// Repositories with refs whose objects are not here, as after a snapshot from elsewhere was installed.
     pub fn missing_objects(&self) -> Vec<(RepoName, Vec<Oid>)> {
         let view = self.view();
@@ -244,6 +277,32 @@ impl State {
         }
         missing
     }
+}
+
+/// Notes a ref, and every so many revisions the commit that `main` was at.
+fn note_need(
+    found: &mut BTreeMap<RepoName, (BTreeMap<u64, Oid>, BTreeSet<Oid>)>,
+    key: &[u8],
+    value: &[u8],
+) -> Result<(), StateError> {
+    let refs = key.strip_prefix(super::keys::REFS).map(|rest| (rest, true));
+    let Some((rest, is_ref)) = refs.or_else(|| key.strip_prefix(b"rev/").map(|rest| (rest, false))) else {
+        return Ok(());
+    };
+    let end = rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
+    let repo = std::str::from_utf8(&rest[..end]).map_err(|error| damaged(key, error))?;
+    let repo: RepoName = repo.parse().map_err(|error| damaged(key, error))?;
+    let (steps, tips) = found.entry(repo).or_default();
+    if is_ref {
+        tips.insert(decode(key, value)?);
+        return Ok(());
+    }
+    let number = rest.get(end + 1..).and_then(|number| number.try_into().ok()).map_or(0, u64::from_be_bytes);
+    if number.is_multiple_of(SLICE_REVISIONS) {
+        let revision: super::model::RevisionRecord = decode(key, value)?;
+        steps.insert(number, revision.commit);
+    }
+    Ok(())
 }
 
 fn read_head(input: &mut impl Read) -> io::Result<SnapshotMeta> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::identity::{Ca, DEFAULT_VALIDITY, JoinToken, KeyRequest, NodeCert, NodeRole, ReloadingIdentity};
+use openraft::async_runtime::watch::WatchReceiver as _;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -25,7 +26,7 @@ pub(crate) struct Member {
     dir: tempfile::TempDir,
     address: SocketAddr,
     identity: Arc<ReloadingIdentity>,
-    limits: CoreLimits,
+    pub(crate) limits: CoreLimits,
     running: Option<(Core, tokio::task::JoinHandle<()>)>,
 }
 
@@ -92,6 +93,19 @@ impl Member {
         &self.running.as_ref().unwrap_or_else(|| panic!("{} does not run", self.name)).0
     }
 
+    pub(crate) fn data(&self) -> &std::path::Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn holds_ca_key(&self) -> bool {
+        Ca::key_file(self.dir.path()).exists()
+    }
+
+    /// The last log index that was taken out of its log.
+    pub(crate) fn purged(&self) -> u64 {
+        self.core().inner.proposer.raft.metrics().borrow_watched().purged.map_or(0, |id| id.index)
+    }
+
     pub(crate) fn target(&self) -> crate::peer::Target {
         let address = self.address.to_string();
         crate::peer::Target { raft_id: self.raft_id, node: self.name.clone(), address }
@@ -130,8 +144,12 @@ impl Group {
     }
 
     pub(crate) async fn with(voters: usize, limits: CoreLimits) -> Group {
+        if std::env::var_os("ECCLUSTER_LOG").is_some() {
+            let _ = cluster::telemetry::init(&cluster::telemetry::TelemetryOptions::from_env());
+        }
         let mut group = Group { ca: Ca::create("test").unwrap(), members: Vec::new(), limits };
         let mut one = group.blank("n1", FIRST_RAFT_ID, NodeRole::Voter);
+        group.ca.store(one.dir.path()).unwrap();
         let core = Core::bootstrap(one.options(), first()).await.unwrap();
         core.shutdown().await;
         drop(core);
@@ -141,13 +159,14 @@ impl Group {
         for number in 2..=voters {
             group.join(&format!("n{number}"), true).await;
         }
-        group.wait("all vote", |group| group.leader_core().is_some_and(|core| voters_of(core) == voters)).await;
+        group.wait("all vote", |group| group.leader_core().is_some_and(|core| settled_voters(core) == voters)).await;
         group
     }
 
     fn blank(&self, node: &str, raft_id: u64, role: NodeRole) -> Member {
         let dir = tempfile::tempdir().unwrap();
         let identity = identity(&self.ca, node, role, dir.path());
+        std::fs::write(dir.path().join("ca.pem"), self.ca.certificate_pem()).unwrap();
         let (address, limits) = (free_port(), self.limits.clone());
         Member { name: node.into(), raft_id, dir, address, identity, limits, running: None }
     }
@@ -273,6 +292,9 @@ fn rand_key(node: &str) -> [u8; 32] {
     key
 }
 
-pub(crate) fn voters_of(core: &Core) -> usize {
-    core.group().members.iter().filter(|member| member.voter).count()
+/// The voters, once no change of them is under way.
+fn settled_voters(core: &Core) -> usize {
+    let metrics = core.inner.proposer.raft.metrics().borrow_watched().clone();
+    let joint = metrics.membership_config.membership().get_joint_config().len() > 1;
+    if joint { 0 } else { metrics.membership_config.voter_ids().count() }
 }

@@ -1,6 +1,7 @@
 //! What a group does: elect, replicate, lose one, take one back.
 #![allow(clippy::unwrap_used)]
 
+use super::super::Readiness;
 use super::super::tests::{name, text_at};
 use super::*;
 
@@ -62,5 +63,99 @@ async fn members_come_vote_and_go() {
     group.join("n2", true).await;
     assert!(group.member("n2").raft_id > gone);
     group.wait("n2 votes", |_| role(&core, "n2") == Some(true)).await;
+    group.stop().await;
+}
+
+/// Every revision's file, on this member.
+fn all_files(member: &Member, revisions: u64) -> Vec<Option<String>> {
+    let core = member.core();
+    let store = core.inner.proposer.state.view().repos[&name("default")].store.clone();
+    assert!(store.reader().is_ok());
+    (2..=revisions)
+        .map(|number| {
+            let commit = core.inner.proposer.state.revision(&name("default"), number).unwrap().unwrap().commit;
+            text_at(core, commit, "default/n")
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_behind_the_log_gets_a_snapshot_and_the_objects_it_lacks() {
+    let limits = CoreLimits {
+        segment_bytes: 1 << 20,
+        compact_entries: 10,
+        checkpoint_entries: 5,
+        consolidate_packs: 8,
+        ..CoreLimits::default()
+    };
+    let mut group = Group::with(1, limits).await;
+    group.join("n2", false).await;
+    group.commit("default/n", "first").await;
+    group.converge().await;
+    let had = group.member("n2").core().group().applied;
+    group.member_mut("n2").stop().await;
+    let mut revision = 0;
+    for number in 0..60 {
+        revision = group.commit("default/n", &number.to_string()).await;
+    }
+    group.wait("the log is compacted beyond it", |group| group.member("n1").purged() > had).await;
+    // One that was away, and one that is new.
+    group.member_mut("n2").start().await;
+    group.member("n2").core().wait_ready(PATIENCE).await.unwrap();
+    group.join("n3", false).await;
+    group.converge().await;
+    let expected = all_files(group.member("n1"), revision);
+    for node in ["n2", "n3"] {
+        let member = group.member(node);
+        assert!(member.data().join("snapshot").exists(), "{node} was brought up by a snapshot");
+        assert_eq!(all_files(member, revision), expected, "{node}");
+    }
+    // From here on the log serves again.
+    group.commit("default/n", "last").await;
+    group.converge().await;
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ca_key_follows_the_vote() {
+    let mut group = Group::start(1).await;
+    group.join("n2", false).await;
+    let core = group.leader().await.core().clone();
+    let n2 = "n2".parse().unwrap();
+    core.set_voter(&n2, true).await.unwrap();
+    group.wait("the voter holds the key", |group| group.member("n2").holds_ca_key()).await;
+    let key = |node: &str| std::fs::read(Ca::key_file(group.member(node).data())).unwrap();
+    assert_eq!(key("n1"), key("n2"));
+    core.set_voter(&n2, false).await.unwrap();
+    group.wait("the learner does not", |group| !group.member("n2").holds_ca_key()).await;
+    assert!(group.member("n1").holds_ca_key());
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_disk_is_full_reads_and_the_others_go_on() {
+    let mut group = Group::start(3).await;
+    let before = group.commit("default/a", "1").await;
+    group.converge().await;
+    let full = group.leader().await.name.clone();
+    // As if there were less room than is kept in reserve.
+    group.member_mut(&full).stop().await;
+    group.member_mut(&full).limits.min_free_bytes = Some(u64::MAX / 2);
+    group.member_mut(&full).start().await;
+    let is_read_only = |group: &Group| matches!(group.member(&full).core().readiness(), Readiness::ReadOnly(_));
+    group.wait("it is read-only", is_read_only).await;
+    let core = group.member(&full).core().clone();
+    let refused = core.set_voter(&"n1".parse().unwrap(), true).await.unwrap_err();
+    assert!(refused.to_string().contains("disk is full"), "{refused}");
+    let after = group.commit("default/b", "2").await;
+    assert!(after > before);
+    assert_eq!(text_at(&core, core.head(&name("default")).unwrap().commit, "default/a").unwrap(), "1");
+    assert!(core.head(&name("default")).unwrap().revision < after, "it writes nothing");
+    // There is room again.
+    drop(core);
+    group.member_mut(&full).stop().await;
+    group.member_mut(&full).limits.min_free_bytes = None;
+    group.member_mut(&full).start().await;
+    group.member(&full).core().wait_revision(&name("default"), after, PATIENCE).await.unwrap();
     group.stop().await;
 }

@@ -1,0 +1,91 @@
+//! A disk that fills up: the node stops writing while it still can, says so, and goes on reading.
+//!
+//! Why ahead of time: a write that fails leaves a log and a state that nobody can trust, and the node has to stop. So there is a reserve. Below
+//! it this node takes no entries (the others go on without it), gives the leadership away and does not ask for it; heartbeats, votes and
+//! reads of what it has go on. When there is room again it catches up like any node that was away.
+
+use std::path::Path;
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver as _;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::options::CoreLimits;
+use crate::commit::Proposer;
+
+/// How often the room is looked at: at 100 MiB/s a disk fills by half the reserve in between.
+const LOOK: Duration = Duration::from_millis(300);
+/// Beyond a log segment: what the state, packs and a snapshot may take while the last entries are applied.
+const SLACK_BYTES: u64 = 32 << 20;
+
+/// The room on the disk below which a node writes nothing more.
+pub(super) fn reserve_bytes(limits: &CoreLimits) -> u64 {
+    limits.min_free_bytes.unwrap_or(limits.segment_bytes + SLACK_BYTES)
+}
+
+/// The room that is left for this process.
+pub(super) fn free_bytes(path: &Path) -> std::io::Result<u64> {
+    let found = nix::sys::statvfs::statvfs(path)?;
+    Ok(found.blocks_available().saturating_mul(found.fragment_size()))
+}
+
+/// Watches the room until the core stops. `full` says why nothing is written, where that is so.
+pub(super) async fn keep(
+    proposer: Proposer,
+    data: std::path::PathBuf,
+    limits: CoreLimits,
+    full: watch::Sender<Option<String>>,
+    stopping: CancellationToken,
+) {
+    let reserve = reserve_bytes(&limits);
+    loop {
+        let path = data.clone();
+        let free = tokio::task::spawn_blocking(move || free_bytes(&path)).await;
+        match free {
+            Ok(Ok(free)) => note(&proposer, &full, free, reserve).await,
+            Ok(Err(error)) => tracing::warn!("the room on the disk is not known: {error}"),
+            Err(_) => {}
+        }
+        if stopping.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_none() {
+            return;
+        }
+    }
+}
+
+async fn note(proposer: &Proposer, full: &watch::Sender<Option<String>>, free: u64, reserve: u64) {
+    let was_full = full.borrow().is_some();
+    // Some way above the reserve before it writes again, so that it does not come and go with every segment.
+    let is_full = free < if was_full { reserve.saturating_add(reserve / 4) } else { reserve };
+    if is_full != was_full {
+        let mib = |bytes: u64| bytes >> 20;
+        let words = format!("the disk is full: {} MiB are left, {} are kept in reserve", mib(free), mib(reserve));
+        if is_full {
+            tracing::error!("{words}; this node is read-only until there is room");
+        } else {
+            tracing::info!("there is room on the disk again: this node takes part again");
+        }
+        full.send_replace(is_full.then_some(words));
+        proposer.raft.runtime_config().elect(!is_full);
+    }
+    if is_full {
+        give_leadership_away(proposer).await;
+    }
+}
+
+/// To the voter that has most of the log. Alone there is nobody to give it to.
+async fn give_leadership_away(proposer: &Proposer) {
+    let metrics = proposer.raft.metrics().borrow_watched().clone();
+    let own = *proposer.raft.node_id();
+    if metrics.current_leader != Some(own) {
+        return;
+    }
+    let voters: Vec<u64> = metrics.membership_config.voter_ids().filter(|id| *id != own).collect();
+    let matched = metrics.replication.iter().flatten().filter(|(id, _)| voters.contains(id));
+    if let Some((next, _)) = matched.max_by_key(|(_, matched)| **matched) {
+        tracing::info!(successor = next, "handing the leadership over: the disk is full");
+        if let Err(error) = proposer.raft.trigger().transfer_leader(*next).await {
+            tracing::warn!("the leadership could not be handed over: {error}");
+        }
+    }
+}
