@@ -3,6 +3,7 @@
 //! A reader gives every record at or behind its position exactly once, and says what is missing between two of them: nothing is skipped silently,
 //! because a [`Gap`] comes where the records would have come. It holds one open segment and one buffer, whatever the backlog.
 
+use std::cmp::Ordering;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,6 +103,8 @@ pub struct Reader {
 struct Open {
     first: u64,
     walker: Walker,
+    /// Its length, once it is no longer written. Asked for once: a system call per record would be most of the reading.
+    sealed_bytes: Option<u64>,
     /// Damage was skipped since the last record.
     damaged: bool,
 }
@@ -221,13 +224,7 @@ impl Reader {
     fn step(&mut self) -> Result<Option<Found>> {
         let Some(open) = &mut self.current else { return Ok(Some(Found::Nothing)) };
         loop {
-            let limit = match open.first.cmp(&self.end.segment) {
-                std::cmp::Ordering::Less => {
-                    open.walker.file().length().map_err(JournalError::io("measure", open.walker.path()))?
-                }
-                std::cmp::Ordering::Equal => self.end.offset,
-                std::cmp::Ordering::Greater => 0,
-            };
+            let limit = open.limit(&self.end)?;
             match open.walker.step(limit)? {
                 Step::Record { kind: Kind::Data, sequence, .. } if sequence < self.next => open.damaged = false,
                 Step::Record { kind: Kind::Data, sequence, time_us } => {
@@ -307,7 +304,7 @@ impl Reader {
         };
         let gap = self.gap_before(first, header.as_ref(), lost);
         let walker = Walker::new(file, &path, first, layout::salt(*uuid, first));
-        self.current = Some(Open { first, walker, damaged: false });
+        self.current = Some(Open { first, walker, sealed_bytes: None, damaged: false });
         self.next = self.next.max(first);
         Ok(gap.map(Found::Gap))
     }
@@ -333,6 +330,23 @@ impl Reader {
 }
 
 impl Open {
+    /// How far it may be read.
+    fn limit(&mut self, end: &Point) -> Result<u64> {
+        match self.first.cmp(&end.segment) {
+            Ordering::Greater => Ok(0),
+            Ordering::Equal => Ok(end.offset),
+            Ordering::Less => match self.sealed_bytes {
+                Some(bytes) => Ok(bytes),
+                None => {
+                    let length = self.walker.file().length();
+                    let bytes = length.map_err(JournalError::io("measure", self.walker.path()))?;
+                    self.sealed_bytes = Some(bytes);
+                    Ok(bytes)
+                }
+            },
+        }
+    }
+
     fn gap(&self, from: u64, to: u64) -> Gap {
         Gap { from, to, lost: Lost::Damaged, path: self.walker.path().into(), offset: self.walker.record_offset() }
     }
