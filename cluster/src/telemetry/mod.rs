@@ -89,9 +89,10 @@ where
     }
 }
 
-/// A bare level is meant for our own programs; the libraries below speak up from `warn` unless they are named.
+/// A bare level is meant for our own programs; the libraries below speak up from `warn` unless they are named. Openraft
+/// warns of every heartbeat that gets no answer, many times a second; who is away is said once, by what connects to members.
 fn filter(text: &str) -> Result<EnvFilter, TelemetryError> {
-    let quiet = "hyper=warn,h2=warn,rustls=warn,reqwest=warn,notify=warn,openraft=warn";
+    let quiet = "hyper=warn,h2=warn,rustls=warn,reqwest=warn,notify=warn,openraft=error";
     let full = if text.is_empty() { format!("{quiet},info") } else { format!("{quiet},{text}") };
     full.parse().map_err(|source| TelemetryError::Filter { filter: text.into(), source })
 }

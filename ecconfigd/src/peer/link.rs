@@ -3,7 +3,7 @@
 //! Connecting happens in a task of its own: a heartbeat that is given up after 50 ms must not end a handshake that needs 60.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,8 @@ pub(super) struct Link {
     target: Target,
     lane: Lane,
     state: Mutex<State>,
+    /// Whether it was last said to be away.
+    away: AtomicBool,
 }
 
 enum State {
@@ -51,7 +53,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Link {
     pub(super) fn new(dialer: Arc<Dialer>, target: Target, lane: Lane) -> Self {
-        Self { dialer, target, lane, state: Mutex::new(State::Idle) }
+        Self { dialer, target, lane, state: Mutex::new(State::Idle), away: AtomicBool::new(false) }
     }
 
     pub(super) async fn call(&self, method: Method, body: Bytes, within: Duration) -> Result<Bytes, PeerError> {
@@ -69,6 +71,7 @@ impl Link {
                 return Err(PeerError::Unreachable { peer: self.target.node.clone(), why });
             }
         };
+        self.tell(false, &"");
         let left = within.saturating_sub(begin.elapsed());
         tokio::time::timeout(left, connection.call(method, body, left)).await.map_err(|_| late())?
     }
@@ -104,6 +107,18 @@ impl Link {
         // Whoever comes late must not end what somebody else has made meanwhile.
         if matches!(&*state, State::Made(made) if matches!(made.peek(), Some(Err(_)))) {
             *state = State::Failed(error.clone(), Instant::now());
+            self.tell(true, error);
+        }
+    }
+
+    /// Says once that a member went away or came back; heartbeats are tried many times a second. One lane speaks for all.
+    fn tell(&self, away: bool, why: &dyn std::fmt::Display) {
+        if self.lane != Lane::Urgent || self.away.swap(away, Ordering::Relaxed) == away {
+            return;
+        }
+        match away {
+            true => tracing::warn!("a member went away: {why}"),
+            false => tracing::info!(member = %self.target.node, "a member is back"),
         }
     }
 }
