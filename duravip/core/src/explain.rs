@@ -1,0 +1,79 @@
+//! Why an address is where it is, and what would happen without a node: the assignment itself, asked for its reasons.
+
+use std::net::IpAddr;
+
+use crate::assign::{self, Presence, Situation, Unit, Verdict, Why};
+use crate::ids::MemberId;
+use crate::message::Difference;
+
+/// Why an address is where it is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Explanation {
+    /// The address.
+    pub address: IpAddr,
+    /// The address it follows, or itself.
+    pub lead: IpAddr,
+    /// Who may have it, by the table.
+    pub owner: Option<MemberId>,
+    /// Where it belongs.
+    pub target: Option<MemberId>,
+    /// Why there.
+    pub why: Why,
+    /// What each member is to it.
+    pub verdicts: Vec<(MemberId, Verdict)>,
+    /// Whether members disagree about it.
+    pub difference: Option<Difference>,
+}
+
+/// A change that an imagined event would bring.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Change {
+    /// The address.
+    pub address: IpAddr,
+    /// Its owner now.
+    pub from: Option<MemberId>,
+    /// Its owner then.
+    pub to: Option<MemberId>,
+    /// Why.
+    pub why: Why,
+}
+
+/// Why an address is where it is; nothing if there is no such address.
+pub fn explain(situation: &Situation<'_>, units: &[Unit], address: IpAddr) -> Option<Explanation> {
+    let number = units.iter().position(|unit| unit.addresses.contains(&address))?;
+    let target = *situation.place(units).get(number)?;
+    let member_of = |member: &assign::Ability<'_>| (member.id, situation.verdict(member, address));
+    Some(Explanation {
+        address,
+        lead: units[number].lead,
+        owner: situation.entries.get(&address).and_then(|entry| entry.owner),
+        target: target.owner,
+        why: target.why,
+        verdicts: situation.members.iter().map(member_of).collect(),
+        difference: situation.difference(address),
+    })
+}
+
+/// What would move if a member were gone.
+pub fn without(situation: &Situation<'_>, units: &[Unit], gone: MemberId) -> Vec<Change> {
+    let mut imagined = situation.clone();
+    for member in &mut imagined.members {
+        if member.id == gone {
+            member.presence = Presence::Gone;
+        }
+    }
+    let before = situation.place(units);
+    let after = imagined.place(units);
+    let pairs = units.iter().zip(before.iter().zip(&after));
+    pairs
+        .filter(|(_, (before, after))| before.owner != after.owner)
+        .flat_map(|(unit, (before, after))| {
+            unit.addresses.iter().map(|address| Change {
+                address: *address,
+                from: before.owner,
+                to: after.owner,
+                why: after.why,
+            })
+        })
+        .collect()
+}
