@@ -33,6 +33,10 @@ const COMMANDS: &[&[&str]] = &[
     &["node", "token"],
     &["node", "enroll"],
     &["node", "list"],
+    &["node", "promote"],
+    &["node", "demote"],
+    &["node", "remove"],
+    &["node", "replace"],
     &["completions"],
     &["man"],
 ];

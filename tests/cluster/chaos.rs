@@ -74,6 +74,7 @@ fn a_minority_in_trouble_loses_nothing() {
     let mut chaos = Chaos { lab, dice: Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)), suffering: Vec::new() };
     let end = Instant::now() + Duration::from_secs(seconds);
     while Instant::now() < end {
+        chaos.lab.restart_what_ended();
         chaos.step();
         let pause = 200 + chaos.dice.below(800) as u64;
         // The faults' own rhythm, not a wait for something.
@@ -83,9 +84,10 @@ fn a_minority_in_trouble_loses_nothing() {
         chaos.recover(0);
     }
     let mut lab = chaos.lab;
-    for name in lab.names() {
-        lab.wait_ready(&name);
-    }
+    crate::support::eventually("everybody is ready", || {
+        lab.restart_what_ended();
+        lab.names().iter().all(|name| lab.is_ready(name)).then_some(())
+    });
     load.judge(&lab);
 }
 
@@ -150,13 +152,7 @@ impl Chaos {
             Fault::Stopped => lab.signal(&name, Signal::SIGCONT),
             Fault::Unplugged => lab.link(&name, true),
             Fault::Cut(other) => lab.heal(&name, other),
-            Fault::DiskFull => {
-                lab.free(&name);
-                // A node whose log could not grow has stopped; it comes back by being started.
-                if lab.has_ended(&name) {
-                    lab.start(&name);
-                }
-            }
+            Fault::DiskFull => lab.free(&name),
             Fault::Demoted => {
                 crate::support::eventually("a promotion", || {
                     lab.eccfg(&["node", "promote", &name]).status.success().then_some(())

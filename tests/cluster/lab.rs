@@ -195,7 +195,7 @@ impl Lab {
 
     pub fn wait_ready(&mut self, name: &str) {
         let begun = Instant::now();
-        while self.client_of(&[name], |client| async move { client.get_bytes("/readyz", 1 << 16).await }).is_err() {
+        while !self.is_ready(name) {
             let machine = self.machine_mut(name);
             if let Some(status) = machine.child.as_mut().expect("it runs").try_wait().unwrap() {
                 panic!("ecconfigd of {name} ended: {status}");
@@ -203,6 +203,10 @@ impl Lab {
             assert!(begun.elapsed() < DEADLINE, "{name} is not ready");
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
+    }
+
+    pub fn is_ready(&self, name: &str) -> bool {
+        self.client_of(&[name], |client| async move { client.get_bytes("/readyz", 1 << 16).await }).is_ok()
     }
 
     pub fn wait_voters(&self, voters: usize) {
@@ -235,14 +239,15 @@ impl Lab {
         }
     }
 
-    /// True when its ecconfigd ended by itself.
-    pub fn has_ended(&mut self, name: &str) -> bool {
-        let machine = self.machine_mut(name);
-        let ended = machine.child.as_mut().is_none_or(|child| child.try_wait().unwrap().is_some());
-        if ended {
-            machine.child = None;
+    /// Starts what ended by itself again, as an init system does. A node whose log or state cannot be written ends.
+    pub fn restart_what_ended(&mut self) {
+        for name in self.names() {
+            let child = &mut self.machine_mut(&name).child;
+            if child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_some()) {
+                eprintln!("{name}: ended, and is started again");
+                self.start(&name);
+            }
         }
-        ended
     }
 
     /// Pulls the cable, or plugs it in again.

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use cluster::api::{ChangeRequest, CommitRequest, CommitResponse, Head, LogEntry, WatchEvent};
 use cluster::http_client::{ApiClient, ClientError, Incoming};
 
-use crate::history::{Operation, Saw};
 use crate::lab::{Access, Lab};
+use crate::linear::{self, Interval};
 use crate::support::{DEADLINE, eventually};
 
 /// A commit whose answer never came is given up after this; it may have happened.
@@ -28,12 +28,45 @@ pub struct Acknowledged {
 /// What one client saw.
 #[derive(Default)]
 struct Seen {
-    commits: Vec<(Acknowledged, Operation)>,
-    /// Commit ids that a ref advertisement named, with the operation still lacking its revision.
-    reads: Vec<(String, Operation)>,
+    commits: Vec<(Acknowledged, Interval)>,
+    /// Commit ids that a ref advertisement named.
+    reads: Vec<(String, Interval)>,
     /// Commits that `git push` was told are there.
     pushed: Vec<String>,
     events: Vec<WatchEvent>,
+}
+
+impl Seen {
+    /// What was done to the head. Revisions whose clients were told nothing may have begun at any time.
+    fn operations(&self, log: &BTreeMap<u64, String>) -> Vec<linear::Op<String>> {
+        let by_id: BTreeMap<&str, u64> = log.iter().map(|(revision, id)| (id.as_str(), *revision)).collect();
+        let mut unclaimed = log.clone();
+        let mut operations = Vec::new();
+        for (Acknowledged { head, .. }, interval) in &self.commits {
+            unclaimed.remove(&head.revision);
+            operations.push(linear::Op::write(head.revision, head.commit.clone(), *interval));
+        }
+        for (id, interval) in &self.reads {
+            let revision = by_id.get(id.as_str()).unwrap_or_else(|| panic!("a read saw {id}, which is in no history"));
+            operations.push(linear::Op::read(*revision, id.clone(), *interval));
+        }
+        operations.extend(unclaimed.into_iter().map(|(revision, id)| linear::Op::maybe(revision, id, 0)));
+        operations
+    }
+}
+
+/// Times since the load began.
+#[derive(Clone, Copy)]
+struct Clock(Instant);
+
+impl Clock {
+    fn now_ns(self) -> u64 {
+        u64::try_from(self.0.elapsed().as_nanos()).unwrap()
+    }
+
+    fn since(self, invoked_ns: u64) -> Interval {
+        Interval { invoked_ns, answered_ns: self.now_ns() }
+    }
 }
 
 /// Clients at work.
@@ -47,17 +80,17 @@ impl Load {
     pub fn start(lab: &Lab, committers: usize) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
         let mut load = Load { stop: stop.clone(), clients: Vec::new() };
-        let names = lab.running();
+        let (names, clock) = (lab.running(), Clock(Instant::now()));
         for number in 0..committers {
             // Each prefers another machine.
             let mut order = names.clone();
             order.rotate_left(number % names.len());
             let (access, stop) = (lab.access(&order), stop.clone());
-            load.spawn(move || commits(access, &format!("c{number}"), &stop));
+            load.spawn(move || commits(access, &format!("c{number}"), clock, &stop));
         }
         for name in &names {
-            let (access, stop, name) = (lab.access(&[name]), stop.clone(), (*name).to_owned());
-            load.spawn(move || reads(access, &name, &stop));
+            let (access, stop) = (lab.access(&[name]), stop.clone());
+            load.spawn(move || reads(access, clock, &stop));
         }
         let (access, stop_watch) = (lab.access(&names), stop.clone());
         load.spawn(move || watches(access, &stop_watch));
@@ -91,20 +124,14 @@ impl Load {
             all.reads.len(),
             all.events.len()
         );
-        assert!(!all.commits.is_empty() && !all.reads.is_empty(), "the clients did nothing");
+        assert!(!all.commits.is_empty() && !all.reads.is_empty() && !all.pushed.is_empty(), "the clients did nothing");
         let newest = same_heads(lab);
         let log = histories(lab, newest);
-        let by_id: BTreeMap<&str, u64> = log.iter().map(|(revision, id)| (id.as_str(), *revision)).collect();
         for (commit, _) in &all.commits {
             let id = log.get(&commit.head.revision);
             assert_eq!(id, Some(&commit.head.commit), "an acknowledged commit is not in the history: {commit:?}");
         }
-        let mut operations: Vec<Operation> = all.commits.iter().map(|(_, operation)| operation.clone()).collect();
-        for (id, operation) in &all.reads {
-            let revision = by_id.get(id.as_str()).unwrap_or_else(|| panic!("a read saw {id}, which is in no history"));
-            operations.push(Operation { saw: Saw::Read(*revision), ..operation.clone() });
-        }
-        crate::history::check(&operations).unwrap();
+        linear::check(&all.operations(&log)).unwrap();
         let mut expected = all.events.first().map(|event| event.revision);
         for event in &all.events {
             assert_eq!(Some(event.revision), expected, "the watcher missed or repeated a revision");
@@ -126,22 +153,28 @@ fn same_heads(lab: &Lab) -> Head {
 
 /// The revisions with their commits; the same on every machine.
 fn histories(lab: &Lab, newest: Head) -> BTreeMap<u64, String> {
-    let path = format!("/api/v1/repos/default/log?limit=100000&min_revision={}", newest.revision);
-    let logs = lab.running().into_iter().map(|name| {
-        let entries: Vec<LogEntry> = lab
-            .client_of(&[name], |client| {
-                let path = path.clone();
-                async move { client.get_json(&path).await }
-            })
-            .unwrap();
-        entries.into_iter().filter_map(|entry| Some((entry.revision?, entry.commit))).collect::<BTreeMap<_, _>>()
-    });
-    let logs: Vec<_> = logs.collect();
+    let logs: Vec<_> = lab.running().into_iter().map(|name| history(lab, name, newest.revision)).collect();
     for (log, name) in logs.iter().zip(lab.running()) {
-        assert_eq!(log, &logs[0], "the history of {name} differs");
+        assert!(log == &logs[0], "the history of {name} differs");
     }
-    assert_eq!(logs[0].keys().copied().collect::<Vec<_>>(), (1..=newest.revision).collect::<Vec<_>>(), "gaps");
+    assert!(logs[0].keys().copied().eq(1..=newest.revision), "revisions are missing");
     logs.into_iter().next().unwrap()
+}
+
+/// One machine's revisions with their commits, a page at a time.
+fn history(lab: &Lab, name: &str, newest: u64) -> BTreeMap<u64, String> {
+    lab.client_of(&[name], |client| async move {
+        let (mut log, mut next) = (BTreeMap::new(), newest);
+        while next > 0 {
+            let path = format!("/api/v1/repos/default/log?limit=500&revision=r{next}&min_revision={newest}");
+            let page: Vec<LogEntry> = client.get_json(&path).await.unwrap();
+            log.extend(page.into_iter().filter_map(|entry| Some((entry.revision?, entry.commit))));
+            let oldest = log.keys().next().copied().unwrap();
+            assert!(oldest <= next, "a page without an end");
+            next = oldest - 1;
+        }
+        log
+    })
 }
 
 fn real_git_has_everything(lab: &Lab, all: &Seen) {
@@ -150,7 +183,7 @@ fn real_git_has_everything(lab: &Lab, all: &Seen) {
         std::fs::create_dir_all(&clone).unwrap();
         crate::support::ok(lab.git(&clone).args(["clone", "-q", "--bare", &lab.repo_url(name, "default"), "."]));
         crate::support::ok(lab.git(&clone).args(["fsck", "--strict"]));
-        let log = crate::support::ok(lab.git(&clone).args(["log", "--format=%H", "main"]));
+        let log = crate::support::ok(lab.git(&clone).args(["log", "--all", "--format=%H"]));
         let log: std::collections::BTreeSet<&str> = log.lines().collect();
         let acknowledged = all.commits.iter().map(|(commit, _)| &commit.head.commit).chain(&all.pushed);
         for id in acknowledged {
@@ -166,7 +199,7 @@ fn real_git_has_everything(lab: &Lab, all: &Seen) {
     }
 }
 
-fn commits(access: Access, client_name: &str, stop: &AtomicBool) -> Seen {
+fn commits(access: Access, client_name: &str, clock: Clock, stop: &AtomicBool) -> Seen {
     let path = format!("default/load/{client_name}.txt");
     access.run(|client| async move {
         let mut seen = Seen::default();
@@ -182,13 +215,11 @@ fn commits(access: Access, client_name: &str, stop: &AtomicBool) -> Seen {
                 changes: vec![ChangeRequest::put(&path, text.clone().into_bytes())],
             };
             let key = format!("{client_name}-{number}");
-            let began = Instant::now();
+            let began = clock.now_ns();
             if let Some(answer) = commit(&client, &request, &key, stop).await {
                 let head = Head { revision: answer.revision, commit: answer.commit };
                 base = head.revision;
-                let saw = Saw::Committed(head.revision);
-                let operation = Operation { client: client_name.to_owned(), began, ended: Instant::now(), saw };
-                seen.commits.push((Acknowledged { head, path: path.clone(), text }, operation));
+                seen.commits.push((Acknowledged { head, path: path.clone(), text }, clock.since(began)));
             } else {
                 // It may have happened: the next one begins from wherever the head is.
                 base = base.max(head(&client).await);
@@ -231,19 +262,18 @@ fn is_passing(error: &ClientError) -> bool {
 }
 
 /// Ref advertisements of one machine, as git asks for them.
-fn reads(access: Access, name: &str, stop: &AtomicBool) -> Seen {
+fn reads(access: Access, clock: Clock, stop: &AtomicBool) -> Seen {
     access.run(|client| async move {
         let mut seen = Seen::default();
         while !stop.load(Ordering::Relaxed) {
-            let began = Instant::now();
+            let began = clock.now_ns();
             let answer = client.get_bytes("/default.git/info/refs?service=git-upload-pack", 1 << 20).await;
-            let ended = Instant::now();
+            let interval = clock.since(began);
             let text = answer.as_ref().map(|bytes| String::from_utf8_lossy(bytes)).unwrap_or_default();
             // `003f<40 hex> refs/heads/main`
             let main = text.lines().find_map(|line| line.split_once(" refs/heads/main")).map(|(before, _)| before);
             if let Some(id) = main.and_then(|before| before.get(before.len().checked_sub(40)?..)) {
-                let operation = Operation { client: name.to_owned(), began, ended, saw: Saw::Read(0) };
-                seen.reads.push((id.to_owned(), operation));
+                seen.reads.push((id.to_owned(), interval));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -266,7 +296,7 @@ fn watches(access: Access, stop: &AtomicBool) -> Seen {
     })
 }
 
-/// A real git that commits on top of what it fetched, and pushes to one machine after the other.
+/// A real git that goes on committing to a branch of its own, and pushes it to one machine after the other.
 fn pushes(repo: &Path, template: &std::process::Command, remotes: &[String], stop: &AtomicBool) -> Seen {
     let git = |args: &[&str]| {
         let mut command = std::process::Command::new(template.get_program());
@@ -280,18 +310,18 @@ fn pushes(repo: &Path, template: &std::process::Command, remotes: &[String], sto
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        if !git(&["fetch", "-q", remote, "main"]).status.success()
-            || !git(&["reset", "-q", "--hard", "FETCH_HEAD"]).status.success()
-        {
+        let has_begun = git(&["rev-parse", "-q", "--verify", "HEAD"]).status.success();
+        let begins = || {
+            git(&["fetch", "-q", remote, "main"]).status.success()
+                && git(&["reset", "-q", "--hard", "FETCH_HEAD"]).status.success()
+        };
+        if !has_begun && !begins() {
             continue;
         }
         std::fs::write(repo.join("pushed.txt"), format!("{number}\n")).unwrap();
         assert!(git(&["add", "-A"]).status.success());
-        if !git(&["commit", "-q", "-m", &format!("push {number}")]).status.success() {
-            continue;
-        }
-        // Others commit meanwhile, so most of these are not fast-forward; whatever succeeds must stay.
-        if git(&["push", "-q", remote, "HEAD:main"]).status.success() {
+        assert!(git(&["commit", "-q", "-m", &format!("push {number}")]).status.success());
+        if git(&["push", "-q", remote, "HEAD:side"]).status.success() {
             let head = git(&["rev-parse", "HEAD"]);
             seen.pushed.push(String::from_utf8_lossy(&head.stdout).trim().to_owned());
         }

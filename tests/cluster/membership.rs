@@ -103,6 +103,7 @@ fn a_cluster_grows_shrinks_and_replaces_its_machines() {
     let learner = lab.eccfg(&["node", "demote", "n5"]);
     assert_success(&learner);
     assert_success(&lab.eccfg(&["node", "demote", "n5"]));
+    lab.wait_voters(4);
     assert_eq!(roles(&lab).iter().filter(|(_, role)| *role == NodeRole::Learner).count(), 1);
     let head = commit(&lab, &["n5"], "through the learner");
     has(&lab, "n5", &head);

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use openraft::ReadPolicy;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use repos::{PackLimits, RefName};
 use serde::{Deserialize, Serialize};
@@ -210,10 +211,7 @@ impl Core {
         let mut encoded: Option<Bytes> = None;
         loop {
             let attempt = match self.leader() {
-                Leader::Here => self.write_here(write.clone()).await.map_err(|error| match error {
-                    Error::Unavailable(_) => Failure::Unknown(error),
-                    error => Failure::No(error),
-                }),
+                Leader::Here => self.write_as_leader(&write).await,
                 Leader::There(target) => {
                     let body = match &encoded {
                         Some(body) => body.clone(),
@@ -236,6 +234,30 @@ impl Core {
             tracing::debug!(%error, "a write is tried again");
             tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    /// Does it here, and refuses only what the cluster would refuse.
+    ///
+    /// A refusal is judged by what this node has applied, without the log. That may be too old: this node may have led until a moment ago, or
+    /// have begun to lead before it has applied what the last leader had acknowledged. So a refusal counts if a majority still follows this
+    /// node, and nothing was applied meanwhile that it had not known.
+    async fn write_as_leader(&self, write: &Write) -> Result<Written, Failure> {
+        let known = self.view().applied_index();
+        let refusal = match self.write_here(write.clone()).await {
+            Ok(written) => return Ok(written),
+            Err(error @ Error::Unavailable(_)) => return Err(Failure::Unknown(error)),
+            Err(error) => error,
+        };
+        let current = self.inner.proposer.raft.ensure_linearizable(ReadPolicy::ReadIndex).await;
+        current.map_err(|error| Failure::NotDone(Error::Unavailable(error.to_string())))?;
+        if self.view().applied_index() == known {
+            return Err(Failure::No(refusal));
+        }
+        // Judged again by something that is as new as the request, whatever is applied from now on.
+        self.write_here(write.clone()).await.map_err(|error| match error {
+            Error::Unavailable(_) => Failure::Unknown(error),
+            error => Failure::No(error),
+        })
     }
 
     /// Does it here; only the leader can.
@@ -305,7 +327,11 @@ impl Core {
         }
         let write: Write = postcard::from_bytes(&body).map_err(Refusal::bad)?;
         drop(body);
-        let result = self.write_here(write).await;
+        let result = match self.write_as_leader(&write).await {
+            Ok(written) => Ok(written),
+            Err(Failure::NotDone(error)) => return Err(Refusal::new(RefusalCode::NotNow, error)),
+            Err(Failure::No(error) | Failure::Unknown(error)) => Err(error),
+        };
         let answer = Answer { applied: self.view().applied_index(), result };
         serde_json::to_vec(&answer).map(Bytes::from).map_err(Refusal::failed)
     }
