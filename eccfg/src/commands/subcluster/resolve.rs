@@ -5,7 +5,7 @@ use crate::error::CommandError;
 
 /// Thaw a subcluster that is in CONFLICT
 ///
-/// Only if every node that holds it has the same newest revision.
+/// Commits go on, and every node takes what it has missed.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// The subcluster
