@@ -113,9 +113,22 @@ impl Member {
 
     pub(crate) async fn start(&mut self) {
         let listener = listen(self.address).await;
-        let core = Core::open_with(self.options(), self.identity.clone()).await.unwrap();
+        let core = self.open().await;
         let accepting = tokio::spawn(accept(listener, self.identity.clone(), core.clone()));
         self.running = Some((core, accepting));
+    }
+
+    /// What was under way when it stopped may hold the database for a moment longer; as a process it would have ended.
+    async fn open(&self) -> Core {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            match Core::open_with(self.options(), self.identity.clone()).await {
+                Ok(core) => return core,
+                Err(error) if error.to_string().contains("already open") && tokio::time::Instant::now() < deadline => {}
+                Err(error) => panic!("{} does not start: {error}", self.name),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     pub(crate) async fn stop(&mut self) {
