@@ -18,7 +18,8 @@ use crate::state::RepoView;
 /// Where refs may be.
 const NAMESPACES: [&str; 3] = ["refs/heads/", "refs/tags/", "refs/notes/"];
 
-/// How a push's pack gets into the log.
+/// How a push's pack gets into the log. The order of the variants is part of the peer protocol.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub(crate) enum PushPack {
     /// It has none.
     None,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use openraft::ReadPolicy;
 use openraft::async_runtime::watch::WatchReceiver as _;
-use repos::{PackLimits, RefName};
+use repos::PackLimits;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -19,7 +19,7 @@ use crate::commit::{
 };
 use crate::error::{Error, Result};
 use crate::peer::{Method, PeerError, Refusal, RefusalCode, Target};
-use crate::raft::command::{Op, Outcome, UploadId};
+use crate::raft::command::{Op, Outcome};
 use crate::state::{Author, RepoName, State};
 
 /// Larger requests take a connection of their own, so that nothing waits behind them.
@@ -49,17 +49,9 @@ pub(super) enum Write {
 pub(super) struct ForwardedPush {
     repo: RepoName,
     author: Author,
-    commands: Vec<(RefName, repos::Oid, repos::Oid)>,
+    commands: Vec<PushCommand>,
     atomic: bool,
-    pack: ForwardedPack,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-enum ForwardedPack {
-    None,
-    Inline(Bytes),
-    /// In the log already.
-    Upload(UploadId),
+    pack: PushPack,
 }
 
 /// What became of a write.
@@ -118,12 +110,6 @@ impl Write {
 impl ForwardedPush {
     pub(super) fn new(request: PushRequest, pack: PushPack) -> Self {
         let PushRequest { repo, author, commands, atomic, .. } = request;
-        let commands = commands.into_iter().map(|command| (command.name, command.old, command.new)).collect();
-        let pack = match pack {
-            PushPack::None => ForwardedPack::None,
-            PushPack::Inline(bytes) => ForwardedPack::Inline(bytes),
-            PushPack::Upload(id) => ForwardedPack::Upload(id),
-        };
         Self { repo, author, commands, atomic, pack }
     }
 
@@ -139,15 +125,14 @@ impl ForwardedPush {
             Ok(quarantine)
         };
         let (quarantine, pack) = match self.pack {
-            ForwardedPack::None => (None, PushPack::None),
-            ForwardedPack::Inline(bytes) => (Some(receive(&mut bytes.as_ref())?), PushPack::Inline(bytes)),
-            ForwardedPack::Upload(id) => {
+            PushPack::None => (None, PushPack::None),
+            PushPack::Inline(bytes) => (Some(receive(&mut bytes.as_ref())?), PushPack::Inline(bytes)),
+            PushPack::Upload(id) => {
                 let mut file = state.open_upload(id).map_err(Error::internal)?;
                 (Some(receive(&mut file)?), PushPack::Upload(id))
             }
         };
-        let commands = self.commands.into_iter().map(|(name, old, new)| PushCommand { name, old, new }).collect();
-        let (repo, author, atomic) = (self.repo, self.author, self.atomic);
+        let (repo, author, commands, atomic) = (self.repo, self.author, self.commands, self.atomic);
         Ok(PushJob { request: PushRequest { repo, author, commands, atomic, quarantine }, pack })
     }
 }
@@ -221,14 +206,13 @@ impl Core {
                 }
                 Leader::Nobody => Err(Failure::NotDone(Error::Unavailable("there is no leader at the moment".into()))),
             };
-            let (error, patience) = match attempt {
+            let error = match attempt {
                 Ok(written) => return Ok(written),
-                Err(Failure::No(error)) => return Err(error),
-                Err(Failure::NotDone(error)) => (error, LEADERLESS),
-                Err(Failure::Unknown(error)) if repeatable => (error, LEADERLESS),
-                Err(Failure::Unknown(error)) => return Err(error),
+                Err(Failure::NotDone(error)) => error,
+                Err(Failure::Unknown(error)) if repeatable => error,
+                Err(Failure::No(error) | Failure::Unknown(error)) => return Err(error),
             };
-            if begun.elapsed() > patience || self.inner.stopping.is_cancelled() {
+            if begun.elapsed() > LEADERLESS || self.inner.stopping.is_cancelled() {
                 return Err(error);
             }
             tracing::debug!(%error, "a write is tried again");
