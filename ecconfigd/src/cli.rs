@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use cluster::control;
@@ -15,6 +16,8 @@ use cluster::identity::{IdentityError, JoinToken};
 use cluster::shutdown::{Reason, Shutdown};
 use cluster::telemetry::{self, TelemetryOptions};
 use serde_json::json;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
 use crate::init::{self, InitError};
@@ -27,6 +30,8 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 /// Somebody else has it, or has done it.
 const CONFLICT: u8 = 3;
+/// How often a server that a full disk has stopped looks for room.
+const ROOM_CHECK: Duration = Duration::from_secs(1);
 
 /// The configuration server: git repositories, JSON API and watch streams for a cluster of nodes.
 #[derive(Debug, Parser)]
@@ -294,33 +299,64 @@ async fn run(options: Run) -> Result<(), Failure> {
     let failed = |words: String| Failure::new(FAILED, words);
     let shutdown = Shutdown::on_signals().map_err(|error| failed(format!("cannot wait for signals: {error}")))?;
     let inherited = cluster::listen::inherited().map_err(|error| failed(format!("inherited sockets: {error}")))?;
-    let wanted = server::Options { data: options.data, listen: options.listen, inherited, settings: None };
-    let server = Server::start(wanted).await.map_err(start_failure)?;
-    if let Some(path) = &options.port_file {
-        let lines: String = server.addresses().iter().map(|address| format!("{address}\n")).collect();
-        let written = cluster::files::write_atomic(path, lines.as_bytes(), 0o644);
-        written.map_err(|error| failed(Chain(&error).to_string()))?;
-    }
-    serve_control(&server, &shutdown);
-    let failure = tokio::select! {
-        reason = shutdown.requested() => {
-            tracing::info!(%reason, "stopping");
-            None
+    loop {
+        // Copies, so that the sockets live on when the server has to be started anew.
+        let sockets: std::io::Result<Vec<_>> = inherited.iter().map(std::net::TcpListener::try_clone).collect();
+        let sockets = sockets.map_err(|error| failed(format!("inherited sockets: {error}")))?;
+        let listen = options.listen.clone();
+        let wanted = server::Options { data: options.data.clone(), listen, inherited: sockets, settings: None };
+        let server = match Server::start(wanted).await {
+            Ok(server) => server,
+            Err(error) if error.is_for_want_of_room() && !server::has_room(&options.data).await => {
+                tracing::error!(error = %Chain(&error), "the disk is full: the server starts when there is room");
+                if wait_for_room(&options.data, &shutdown).await { continue } else { return Ok(()) }
+            }
+            Err(error) => return Err(start_failure(error)),
+        };
+        if let Some(path) = &options.port_file {
+            let lines: String = server.addresses().iter().map(|address| format!("{address}\n")).collect();
+            let written = cluster::files::write_atomic(path, lines.as_bytes(), 0o644);
+            written.map_err(|error| failed(Chain(&error).to_string()))?;
         }
-        why = server.failed() => Some(why),
-    };
-    tokio::select! {
-        _ = server.shutdown() => {}
-        // A second signal: whoever presses Ctrl-C twice means it.
-        () = hurried(&shutdown) => {}
-    }
-    match failure {
-        None => Ok(()),
-        Some(why) => {
-            shutdown.trigger(Reason::Asked);
-            Err(Failure::new(FAILED, why))
+        let control = serve_control(&server, &shutdown);
+        let (mut failure, mut again) = (None, false);
+        tokio::select! {
+            reason = shutdown.requested() => tracing::info!(%reason, "stopping"),
+            why = server.failed() => match why {
+                server::Failure::ForGood(why) => failure = Some(why),
+                // Until then it answers what it has.
+                server::Failure::OutOfRoom(_) => again = wait_for_room(&options.data, &shutdown).await,
+            },
+        }
+        tokio::select! {
+            _ = server.shutdown() => {}
+            // A second signal: whoever presses Ctrl-C twice means it.
+            () = hurried(&shutdown) => again = false,
+        }
+        if let Some((stop, task)) = control {
+            stop.cancel();
+            let _ = task.await;
+        }
+        match failure {
+            None if again => tracing::info!("there is room on the disk again: starting anew"),
+            None => return Ok(()),
+            Some(why) => {
+                shutdown.trigger(Reason::Asked);
+                return Err(Failure::new(FAILED, why));
+            }
         }
     }
+}
+
+/// Waits until there is room to begin again; false when the program shall end before.
+async fn wait_for_room(data: &Path, shutdown: &Shutdown) -> bool {
+    while !server::has_room(data).await {
+        tokio::select! {
+            _ = shutdown.requested() => return false,
+            () = tokio::time::sleep(ROOM_CHECK) => {}
+        }
+    }
+    true
 }
 
 async fn hurried(shutdown: &Shutdown) {
@@ -362,8 +398,8 @@ fn raise_file_limit() {
     }
 }
 
-/// The control socket. Without one the server serves all the same: several may run on a machine.
-fn serve_control(server: &Server, shutdown: &Shutdown) {
+/// The control socket, and how to end it. Without one the server serves all the same: several may run on a machine.
+fn serve_control(server: &Server, shutdown: &Shutdown) -> Option<(CancellationToken, JoinHandle<()>)> {
     let app = server.app().clone();
     let addresses: Vec<String> = server.addresses().iter().map(ToString::to_string).collect();
     let router = control::Router::new().command("status", "addresses, leader and readiness", move |_, _| {
@@ -382,9 +418,14 @@ fn serve_control(server: &Server, shutdown: &Shutdown) {
     let options = control::ServerOptions::new("ecconfigd", server.app().core.node_name().as_str());
     match control::Server::bind(&options) {
         Ok(socket) => {
-            shutdown.spawn(socket.serve(router, shutdown.token()));
+            let stop = shutdown.token().child_token();
+            let task = shutdown.spawn(socket.serve(router, stop.clone()));
+            Some((stop, task))
         }
-        Err(error) => tracing::info!(error = %Chain(&error), "no control socket"),
+        Err(error) => {
+            tracing::info!(error = %Chain(&error), "no control socket");
+            None
+        }
     }
 }
 

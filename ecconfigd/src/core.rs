@@ -5,6 +5,7 @@
 
 mod ca_key;
 mod catchup;
+mod certify;
 mod disk;
 mod forward;
 #[cfg(test)]
@@ -30,6 +31,8 @@ use repos::{Oid, RefMap, Store};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use self::certify::Certifier;
+pub(crate) use self::disk::has_room;
 use self::forward::{ForwardedPush, Write};
 pub use self::life::FIRST_RAFT_ID;
 pub use self::members::JoinMember;
@@ -75,6 +78,8 @@ struct Inner {
     peers: peer::Server,
     /// Why nothing is written, where that is so.
     full: watch::Sender<Option<String>>,
+    /// Issues certificates for others, where there is one.
+    certifier: std::sync::OnceLock<std::sync::Weak<dyn Certifier>>,
     tasks: tokio::sync::Mutex<Option<life::Tasks>>,
 }
 
@@ -123,9 +128,10 @@ impl Core {
         let _ = tokio::time::timeout(timeout, readiness.wait_for(over)).await;
         match self.readiness() {
             Readiness::Ready => Ok(()),
-            Readiness::Starting(why) | Readiness::ReadOnly(why) | Readiness::Failed(why) => {
-                Err(Error::Unavailable(why))
-            }
+            Readiness::Starting(why)
+            | Readiness::ReadOnly(why)
+            | Readiness::OutOfRoom(why)
+            | Readiness::Failed(why) => Err(Error::Unavailable(why)),
             Readiness::Stopping => Err(stopping()),
         }
     }
@@ -280,7 +286,10 @@ impl Core {
 
     /// Why this node writes nothing, where that is so: its disk is full.
     pub fn read_only(&self) -> Option<String> {
-        self.inner.full.borrow().clone()
+        match &*self.inner.readiness.borrow() {
+            Readiness::OutOfRoom(why) => Some(why.clone()),
+            _ => self.inner.full.borrow().clone(),
+        }
     }
 
     fn refuse_read_only(&self) -> Result<()> {

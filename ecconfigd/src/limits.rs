@@ -68,6 +68,8 @@ pub struct Limits {
     pub password_checks: usize,
     /// The longest that a long poll waits, whatever it asks for.
     pub wait_time: Duration,
+    /// How long a certificate is good for.
+    pub certificate_life: Duration,
     /// How long the server drains at shutdown.
     pub shutdown_time: Duration,
 }
@@ -110,6 +112,7 @@ impl From<&Settings> for Limits {
             pushes: set.git_pushes as usize,
             password_checks: set.password_checks as usize,
             wait_time: set.wait.get(),
+            certificate_life: set.certificate_life.get(),
             shutdown_time: set.shutdown_timeout.get(),
         }
     }

@@ -4,7 +4,7 @@
 //! the other way round: no new connections and watches, what runs is finished within its deadline, then the core is closed.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use cluster::documents::schema::ecconfigd::{Ecconfigd, Limits as Settings};
 use cluster::documents::schema::values::{Host, HostPort};
 use cluster::documents::{LocalError, load_local};
 use cluster::error::Chain;
-use cluster::identity::{Ca, DEFAULT_VALIDITY, IdentityError, KeyRequest, NodeCert, NodeRole, ReloadingIdentity};
+use cluster::identity::{IdentityError, KeyRequest, ReloadingIdentity};
 use cluster::lock::{DirLock, LockError, Owner};
 use cluster::shutdown::Drained;
 use cluster::telemetry::Metrics as Registry;
@@ -22,19 +22,21 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::accounts::Accounts;
-use crate::core::{Core, CoreLimits, CoreOptions, Readiness};
-use crate::http::App;
+use crate::core::{Certifier, Core, CoreLimits, CoreOptions, Readiness};
 use crate::http::connection::Acceptor;
 use crate::http::metrics::Metrics;
 use crate::http::web::Web;
+use crate::http::{App, Issued, Question};
 use crate::init::{self, CONFIG_FILE, IDENTITY_DIR};
 use crate::limits::{AllPlaces, Limits};
 use crate::state::NodeName;
 
 /// How often the server looks whether its certificate shall be renewed.
 const RENEWAL_CHECK: Duration = Duration::from_secs(3600);
-/// How soon it tries again when that failed.
+/// How soon it tries again when that failed, where the certificate holds long enough.
 const RENEWAL_RETRY: Duration = Duration::from_secs(60);
+/// The shortest time between two renewals, however short certificates live.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(1);
 /// Connections that the kernel holds until we accept them: a herd that reconnects at once fits.
 const BACKLOG: i32 = 4096;
 
@@ -83,6 +85,15 @@ pub enum StartError {
     /// Something else that is needed.
     #[error("{0}")]
     Other(String),
+}
+
+/// Why a server cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// The process should end.
+    ForGood(String),
+    /// A write failed on a full disk. It still answers what it has, and should be started anew when there is room.
+    OutOfRoom(String),
 }
 
 /// A server that runs.
@@ -144,14 +155,16 @@ impl Server {
     }
 
     /// Ends with the reason when the server cannot go on; until then it waits.
-    pub async fn failed(&self) -> String {
+    pub async fn failed(&self) -> Failure {
         let mut readiness = self.readiness.clone();
         loop {
-            if let Readiness::Failed(why) = &*readiness.borrow_and_update() {
-                return why.clone();
+            match &*readiness.borrow_and_update() {
+                Readiness::Failed(why) => return Failure::ForGood(why.clone()),
+                Readiness::OutOfRoom(why) => return Failure::OutOfRoom(why.clone()),
+                _ => {}
             }
             if readiness.changed().await.is_err() {
-                return "the core is gone".into();
+                return Failure::ForGood("the core is gone".into());
             }
         }
     }
@@ -169,6 +182,19 @@ impl Server {
         tracing::info!(outcome = %drained, "stopped");
         drained
     }
+}
+
+impl StartError {
+    /// Whether room on the disk may be all that is missing.
+    pub fn is_for_want_of_room(&self) -> bool {
+        matches!(self, Self::Core(_) | Self::Lock(_) | Self::Identity(_))
+    }
+}
+
+/// Whether the disk has the room that a server needs to begin.
+pub async fn has_room(data: &Path) -> bool {
+    let config = load_local::<Ecconfigd>(&data.join(CONFIG_FILE)).ok().flatten().unwrap_or_default();
+    crate::core::has_room(data, config.limits.min_free_bytes.bytes()).await
 }
 
 /// What lies in the data directory.
@@ -197,6 +223,9 @@ fn core_limits(settings: &Settings) -> CoreLimits {
         max_commit_bytes: settings.commit_size.bytes(),
         commit_queue: settings.commit_queue as usize,
         max_watchers: settings.watchers as usize,
+        compact_entries: settings.log_entries.into(),
+        min_free_bytes: Some(settings.min_free_bytes.bytes()),
+        catch_up_bytes_per_s: settings.catch_up_bytes_per_s.bytes(),
         ..CoreLimits::default()
     }
 }
@@ -205,7 +234,7 @@ fn application(core: Core, limits: Limits, identity: Arc<ReloadingIdentity>) -> 
     let accounts = Accounts::new(core.clone(), limits.password_checks);
     let registry = Registry::new("ecconfigd", core.node_name().as_str());
     core.register_metrics(&registry);
-    Ok(Arc::new(App {
+    let app = Arc::new(App {
         accounts: accounts.map_err(|error| StartError::Other(error.to_string()))?,
         places: AllPlaces::new(&limits),
         connections: crate::limits::ConnectionGate::new(&limits),
@@ -215,7 +244,10 @@ fn application(core: Core, limits: Limits, identity: Arc<ReloadingIdentity>) -> 
         core,
         limits,
         identity,
-    }))
+    });
+    let certifier: Arc<dyn Certifier> = app.clone();
+    app.core.set_certifier(Arc::downgrade(&certifier));
+    Ok(app)
 }
 
 /// Sockets that were handed to us, and the addresses bound now. An address that is taken by the very socket that was handed over
@@ -266,39 +298,42 @@ async fn renew(app: Arc<App>, names: Vec<String>) {
     if !matches!(app.draining.run_until_cancelled(ready).await, Some(Ok(_))) {
         return;
     }
+    // A program that shares the identity may renew it, too, and does not know every name.
+    let mut changes = app.identity.changes();
     loop {
         let present = app.identity.current();
-        let due = present.peer().renewal_due() <= OffsetDateTime::now_utc();
-        let mut pause = RENEWAL_CHECK;
-        if (due || !present.covers(&names))
-            && let Err(error) = renew_own(&app, &names).await
-        {
-            tracing::error!(error = %Chain(error.as_ref()), "the server's certificate was not renewed");
-            pause = RENEWAL_RETRY;
+        let left = until(present.peer().renewal_due());
+        let mut pause = left.clamp(RENEWAL_PAUSE, RENEWAL_CHECK);
+        if left.is_zero() || !present.covers(&names) {
+            match renew_now(&app, &names).await {
+                // Looked at again: the next one is due when the new certificate says so.
+                Ok(()) => pause = RENEWAL_PAUSE,
+                Err(error) => {
+                    tracing::error!(error = %Chain(error.as_ref()), "the server's certificate was not renewed");
+                    pause = RENEWAL_RETRY.min(until(present.peer().not_after) / 4).max(RENEWAL_PAUSE);
+                }
+            }
         }
-        if app.draining.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
-            return;
+        tokio::select! {
+            () = app.draining.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+            _ = changes.changed() => tokio::time::sleep(RENEWAL_PAUSE).await,
         }
     }
 }
 
-async fn renew_own(app: &App, names: &[String]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let ca = Ca::load(app.core.data_dir())?;
-    renew_now(app, &ca, names).await
+fn until(moment: OffsetDateTime) -> Duration {
+    Duration::try_from(moment - OffsetDateTime::now_utc()).unwrap_or_default()
 }
 
-/// Issues the server a fresh certificate and uses it at once.
-pub async fn renew_now(app: &App, ca: &Ca, names: &[String]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let present = app.identity.current();
-    let peer = present.peer();
-    let key = KeyRequest::generate(&peer.node)?;
-    let wanted = NodeCert::new(&peer.node, &peer.subcluster, NodeRole::Voter);
-    let wanted = names.iter().fold(wanted, |certificate, name| certificate.reached_at(name));
-    let chain = ca.issue(key.csr_pem(), &wanted, DEFAULT_VALIDITY)?;
-    let record = crate::http::certificate_record(&chain.pem, chain.not_after)?;
-    // Known to all before it is shown to anybody: a node with a certificate that nobody knows is sent away.
-    app.core.certificate_issued(app.core.node_name(), record).await?;
-    app.identity.replace(&key.certified(&chain.pem, &chain.ca_pem)?)?;
-    tracing::info!(until = %chain.not_after, "the server's certificate is renewed");
+/// Gets the server a fresh certificate, from its own copy of the CA or from a voter, and uses it at once.
+pub async fn renew_now(app: &App, names: &[String]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let node = app.core.node_name();
+    let key = KeyRequest::generate(node.as_str())?;
+    let question = Question::Renew { node: node.clone(), csr_pem: key.csr_pem().to_owned(), names: names.to_vec() };
+    let issued = app.certify(question).await.map_err(|error| error.lines().join("; "))?;
+    let Issued::Renew(fresh) = issued else { return Err("another certificate than the one asked for".into()) };
+    app.identity.replace(&key.certified(&fresh.certificate_pem, &fresh.ca_pem)?)?;
+    tracing::info!(until = %app.identity.current().peer().not_after, "the server's certificate is renewed");
     Ok(())
 }

@@ -223,13 +223,7 @@ async fn the_servers_own_certificate_is_replaced_without_a_restart() {
     let server = TestServer::start().await;
     let app = server.server.app().clone();
     let before = app.identity.current().peer().fingerprint;
-    ecconfigd::server::renew_now(
-        &app,
-        &cluster::identity::Ca::load(app.core.data_dir()).unwrap(),
-        &["127.0.0.1".into()],
-    )
-    .await
-    .unwrap();
+    ecconfigd::server::renew_now(&app, &["127.0.0.1".into()]).await.unwrap();
     assert_ne!(app.identity.current().peer().fingerprint, before);
     let fresh = support::client(&server.ca_pem, None, None);
     assert_eq!(fresh.get(server.url("/healthz")).send().await.unwrap().status(), 200);

@@ -5,6 +5,7 @@ mod support;
 
 use std::path::Path;
 
+use cluster::documents::schema::ecconfigd::Limits as Settings;
 use cluster::identity::JoinToken;
 use ecconfigd::join::{self, JoinError};
 use ecconfigd::server::{Options, Server};
@@ -92,6 +93,107 @@ async fn servers_join_vote_and_are_removed() {
     for server in servers {
         let _ = server.shutdown().await;
     }
+}
+
+async fn status(response: reqwest::Response) -> (u16, Value) {
+    (response.status().as_u16(), response.json().await.unwrap_or_default())
+}
+
+/// A learner lacks the CA's key and takes every request all the same: what needs the key is passed on to a voter.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_learner_passes_on_what_needs_the_key() {
+    let settings = Settings { certificate_life: "12s".parse().unwrap(), ..Settings::default() };
+    let first = TestServer::with(settings).await;
+    let dirs: Vec<_> = (0..2).map(|_| tempfile::tempdir().unwrap()).collect();
+    let mut options_two = options(&first, dirs[0].path(), "n2", &token(&first).await);
+    options_two.learner = true;
+    join::join(&options_two).await.unwrap();
+    let learner = run(dirs[0].path()).await;
+    members(&first, &[("n1", "voter"), ("n2", "learner")]).await;
+    assert!(!dirs[0].path().join("ca-key.pem").exists());
+    let identity = learner.app().identity.clone();
+    let issued = identity.current().peer().fingerprint;
+    let url = format!("https://{}", learner.addresses()[0]);
+
+    // A client enrols there, and renews there.
+    let token_web = token(&first).await;
+    let web = cluster::identity::enroll(vec![url.parse().unwrap()], &token_web, "web1").await.unwrap();
+    let dir = first.dir.path().join("web1");
+    web.store(&dir).unwrap();
+    let web = cluster::identity::ReloadingIdentity::load(dir).unwrap();
+    let client = support::client(&first.ca_pem, Some(web.clone()), None);
+    let key = cluster::identity::KeyRequest::generate("web1").unwrap();
+    let body = json!({"csr_pem": key.csr_pem()});
+    let (code, answer) = status(client.post(format!("{url}/api/v1/renew")).json(&body).send().await.unwrap()).await;
+    assert_eq!(code, 200, "{answer}");
+    let pem = |name: &str| answer[name].as_str().unwrap().to_owned();
+    let fresh = key.certified(&pem("certificate_pem"), &pem("ca_pem")).unwrap();
+    assert_ne!(fresh.peer().fingerprint, web.current().peer().fingerprint);
+    web.replace(&fresh).unwrap();
+    let client = support::client(&first.ca_pem, Some(web), None);
+    let (code, who) = status(client.get(format!("{url}/api/v1/whoami")).send().await.unwrap()).await;
+    assert_eq!((code, who["name"].as_str()), (200, Some("web1")), "the learner knows what it passed on: {who}");
+    // The voter's refusal arrives in its own words.
+    let again = cluster::identity::enroll(vec![url.parse().unwrap()], &token_web, "web2").await.unwrap_err();
+    let again = cluster::error::Chain(&again).to_string();
+    assert!(again.contains("used already"), "{again}");
+
+    // A server joins there.
+    let mut options_three = options(&first, dirs[1].path(), "n3", &token(&first).await);
+    options_three.servers = vec![url.parse().unwrap()];
+    options_three.learner = true;
+    join::join(&options_three).await.unwrap();
+    let third = run(dirs[1].path()).await;
+    members(&first, &[("n1", "voter"), ("n2", "learner"), ("n3", "learner")]).await;
+
+    // The certificates live for seconds: the learners renew their own before they end, and go on.
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while identity.current().peer().fingerprint == issued {
+        assert!(tokio::time::Instant::now() < deadline, "the learner's certificate is never renewed");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(identity.current().peer().role, cluster::api::NodeRole::Learner);
+    let revision = first.commit("default", &[("default/y.txt", "y")]).await;
+    let repo = "default".parse().unwrap();
+    for server in [&learner, &third] {
+        server.app().core.wait_revision(&repo, revision, PATIENCE).await.unwrap();
+    }
+    for server in [learner, third] {
+        let _ = server.shutdown().await;
+    }
+}
+
+/// Two voters are the hard case: the one that stays cannot write the other's new address down without it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_moved_is_found() {
+    let first = TestServer::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    join::join(&options(&first, dir.path(), "n2", &token(&first).await)).await.unwrap();
+    let second = run(dir.path()).await;
+    members(&first, &[("n1", "voter"), ("n2", "voter")]).await;
+    let _ = second.shutdown().await;
+    let address = free_port();
+    let moved = format!("listen = \"{address}\"\nadvertise = \"localhost:{}\"\n", address.rsplit(':').next().unwrap());
+    std::fs::write(dir.path().join("ecconfigd.toml"), moved).unwrap();
+    let second = run(dir.path()).await;
+    let wanted = format!("localhost:{}", address.rsplit(':').next().unwrap());
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let info = first.json("/api/v1/cluster").await;
+        let nodes = first.json("/api/v1/nodes").await;
+        let is = |list: &Value, key: &str| {
+            list.as_array().unwrap().iter().any(|one| one[key] == "n2" && one["address"] == wanted.as_str())
+        };
+        if is(&info["members"], "node") && is(&nodes, "name") {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{wanted} expected: {info} {nodes}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let revision = first.commit("default", &[("default/z.txt", "z")]).await;
+    let repo = "default".parse().unwrap();
+    second.app().core.wait_revision(&repo, revision, PATIENCE).await.unwrap();
+    let _ = second.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

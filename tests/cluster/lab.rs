@@ -241,6 +241,11 @@ impl Lab {
         }
     }
 
+    /// Whether a machine's ecconfigd, which was started, still runs.
+    pub fn runs(&mut self, name: &str) -> bool {
+        self.machine_mut(name).child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
+    }
+
     /// Starts what ended by itself again, as an init system does. A node whose log or state cannot be written ends.
     pub fn restart_what_ended(&mut self) {
         for name in self.names() {
@@ -286,13 +291,34 @@ impl Lab {
 
     /// Fills the small disk to the last byte.
     pub fn fill(&self, name: &str) {
+        self.fill_but(name, 0);
+    }
+
+    /// Fills the small disk, and leaves so many bytes.
+    pub fn fill_but(&self, name: &str, left: u64) {
         use std::io::Write as _;
         let machine = self.machine(name);
         assert!(machine.mounted, "only a disk of its own is filled");
         let mut file = fs::File::create(machine.data().join("filler")).unwrap();
-        let block = vec![0; 1 << 16];
-        while file.write_all(&block).is_ok() {}
-        let _ = file.write_all(&block[..4096]);
+        let free = || {
+            let found = nix::sys::statvfs::statvfs(&machine.data()).unwrap();
+            found.blocks_available() * found.fragment_size()
+        };
+        let block = vec![0; 4096];
+        while free() > left && file.write_all(&block).is_ok() {}
+    }
+
+    /// Gives a machine another address, which its ecconfigd is told with the next start.
+    pub fn renumber(&mut self, name: &str) {
+        self.made += 1;
+        let address = Ipv4Addr::new(10, 77, 0, 10 + self.made);
+        let machine = self.machine_mut(name);
+        ip(&["-n", &machine.namespace, "addr", "flush", "dev", "eth0"]);
+        ip(&["-n", &machine.namespace, "addr", "add", &format!("{address}/24"), "dev", "eth0"]);
+        let path = machine.data().join("ecconfigd.toml");
+        let text = fs::read_to_string(&path).unwrap().replace(&machine.address.to_string(), &address.to_string());
+        fs::write(&path, text).unwrap();
+        machine.address = address;
     }
 
     pub fn free(&self, name: &str) {

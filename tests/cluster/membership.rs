@@ -8,10 +8,14 @@ use crate::support::{assert_success, eventually};
 
 /// Commits one file through these machines and gives the head.
 fn commit(lab: &Lab, names: &[&str], text: &str) -> Head {
+    commit_file(lab, names, text, text.as_bytes().to_vec())
+}
+
+fn commit_file(lab: &Lab, names: &[&str], text: &str, content: Vec<u8>) -> Head {
     let text = text.to_owned();
     lab.client_of(names, |client| async move {
         let base: Head = client.get_json("/api/v1/repos/default/head").await.unwrap();
-        let changes = vec![cluster::api::ChangeRequest::put("default/f.txt", text.clone().into_bytes())];
+        let changes = vec![cluster::api::ChangeRequest::put("default/f.txt", content)];
         let request = cluster::api::CommitRequest { base: base.revision.into(), message: text.clone(), changes };
         let key = format!("{text}-{}", base.revision);
         let answer: cluster::api::CommitResponse =
@@ -179,6 +183,99 @@ fn the_leadership_returns_to_the_node_that_it_is_pinned_to() {
     let master = lab.eccfg(&["subcluster", "master", "default"]);
     assert_eq!(String::from_utf8_lossy(&master.stdout).trim(), pinned);
     assert_success(&lab.eccfg(&["subcluster", "resume", "default", pinned]));
+}
+
+#[test]
+fn a_machine_that_moved_is_found_by_the_others() {
+    if !possible() {
+        return;
+    }
+    let mut lab = Lab::cluster(3);
+    lab.join("n4", &["--learner"]);
+    // A voter, the leader among them, and a learner: each comes back at an address that nobody was told.
+    let leader = lab.leader();
+    for name in [leader.as_str(), "n4"] {
+        lab.terminate(name);
+        lab.renumber(name);
+        lab.start(name);
+        lab.wait_ready(name);
+        let address = format!("{}:2027", lab.machine(name).address);
+        eventually("the cluster knows the address", || {
+            let info = lab.cluster_info().ok()?;
+            info.members.iter().any(|member| member.node == name && member.address == address).then_some(())
+        });
+        // Clients check names: the certificate was renewed for this one.
+        let head = commit(&lab, &[name], &format!("through {name} where it is now"));
+        for other in ["n1", "n2", "n3", "n4"] {
+            has(&lab, other, &head);
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_makes_a_node_read_only_and_keeps_the_leadership_away() {
+    if !possible() {
+        return;
+    }
+    let mut lab = Lab::cluster(2);
+    let token = lab.token();
+    lab.add("n3");
+    lab.mount("n3", 320);
+    lab.join_with("n3", &token, &[]);
+    lab.start("n3");
+    lab.wait_ready("n3");
+    lab.wait_voters(3);
+    assert_success(&lab.eccfg(&["subcluster", "override", "default", "n3"]));
+    eventually("the leadership moves", || (lab.leader() == "n3").then_some(()));
+
+    lab.fill("n3");
+    let others = ["n1", "n2"];
+    eventually("the leadership leaves", || (lab.cluster_info().ok()?.leader? != "n3").then_some(()));
+    let term = lab.cluster_info().unwrap().term;
+    // Commits go on, and nobody hands the leadership back: the term would tell.
+    let heads: Vec<Head> = (0..30).map(|number| commit(&lab, &others, &format!("while full {number}"))).collect();
+    let info = lab.client_of(&others, |client| async move {
+        client.get_json::<cluster::api::ClusterInfo>("/api/v1/cluster").await.unwrap()
+    });
+    assert_eq!((info.term, info.leader.as_deref() == Some("n3")), (term, false));
+    let said = lab.client_of(&["n3"], |client| async move {
+        client.get_json::<cluster::api::ClusterInfo>("/api/v1/cluster").await.unwrap().read_only
+    });
+    assert!(said.is_some_and(|why| why.contains("the disk is full")));
+    assert!(!lab.is_ready("n3") && lab.runs("n3"));
+
+    lab.free("n3");
+    lab.wait_ready("n3");
+    has(&lab, "n3", &heads[29]);
+    eventually("the leadership returns", || (lab.leader() == "n3").then_some(()));
+
+    // With hardly a reserve the disk is full before anybody has looked: a write fails.
+    assert_success(&lab.eccfg(&["subcluster", "resume", "default", "n3"]));
+    lab.terminate("n3");
+    let path = lab.machine("n3").data().join("ecconfigd.toml");
+    let settings = std::fs::read_to_string(&path).unwrap() + "\n[limits]\nmin_free_bytes = \"1MiB\"\n";
+    std::fs::write(&path, settings).unwrap();
+    lab.start("n3");
+    lab.wait_ready("n3");
+    lab.fill_but("n3", 2 << 20);
+    // It does not compress.
+    let mut seed = 88_172_645_463_325_252_u64;
+    let noise: String = std::iter::repeat_with(|| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        format!("{seed:016x}")
+    })
+    .take(1 << 19)
+    .collect();
+    let head = commit_file(&lab, &others, "more than there is room for", noise.into_bytes());
+    eventually("n3 notices", || lab.machine("n3").log().contains("a write failed").then_some(()));
+    let before = lab.head_at("n3", "default").unwrap();
+    assert!(before.revision < head.revision && !lab.is_ready("n3") && lab.runs("n3"));
+    lab.free("n3");
+    lab.wait_ready("n3");
+    has(&lab, "n3", &head);
+    assert!(lab.runs("n3"), "the same process");
 }
 
 #[test]

@@ -19,7 +19,8 @@ use crate::files;
 /// How long a node's certificate is good for when nobody says otherwise.
 pub const DEFAULT_VALIDITY: Duration = Duration::from_secs(90 * 24 * 3600);
 
-/// A new certificate is valid from this long ago, so that a node whose clock runs behind accepts it.
+/// A new certificate is valid from this long ago, so that a node whose clock runs behind accepts it; one with a shorter life from as long
+/// ago as it has left, so that two thirds of its life are not over when it begins.
 const BACKDATE: time::Duration = time::Duration::hours(1);
 /// The CA outlives every machine that trusts it: replacing it means enrolling every node again.
 const CA_VALIDITY: time::Duration = time::Duration::days(30 * 365);
@@ -165,7 +166,7 @@ impl Ca {
         cluster_name_of(&self.certificate)
     }
 
-    /// Issues a certificate, valid from an hour ago until `validity` from now.
+    /// Issues a certificate, valid from an hour ago (or less, see `BACKDATE`) until `validity` from now.
     pub fn issue(&self, csr_pem: &str, node: &NodeCert, validity: Duration) -> Result<CertChain, IdentityError> {
         self.issue_at(csr_pem, node, validity, OffsetDateTime::now_utc())
     }
@@ -178,7 +179,7 @@ impl Ca {
         validity: Duration,
         now: OffsetDateTime,
     ) -> Result<CertChain, IdentityError> {
-        let params = self.node_params(node, now, now + validity)?;
+        let params = self.node_params(node, now, validity)?;
         // The request's signature is checked here; its names are dropped with everything else but the key.
         let request = CertificateSigningRequestParams::from_pem(csr_pem)
             .map_err(IdentityError::crypto("read the certificate request"))?;
@@ -193,13 +194,13 @@ impl Ca {
         &self,
         node: &NodeCert,
         now: OffsetDateTime,
-        not_after: OffsetDateTime,
+        validity: Duration,
     ) -> Result<CertificateParams, IdentityError> {
         check_node_name(&node.node)?;
         check_subcluster_name(&node.subcluster)?;
         let mut params = CertificateParams::default();
-        params.not_before = now - BACKDATE;
-        params.not_after = not_after;
+        params.not_before = now - BACKDATE.min(time::Duration::try_from(validity).unwrap_or(BACKDATE));
+        params.not_after = now + validity;
         params.serial_number = Some(serial());
         params.distinguished_name = names([
             (DnType::CommonName, &node.node),

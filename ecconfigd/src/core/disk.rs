@@ -3,6 +3,9 @@
 //! Why ahead of time: a write that fails leaves a log and a state that nobody can trust, and the node has to stop. So there is a reserve. Below
 //! it this node takes no entries (the others go on without it), gives the leadership away and does not ask for it; heartbeats, votes and
 //! reads of what it has go on. When there is room again it catches up like any node that was away.
+//!
+//! A disk that fills faster than it is looked at makes a write fail all the same. Then the log and the state take nothing more, as after any
+//! failed write, and the core is opened anew when there is room: that is the recovery which a kill at any moment needs anyway.
 
 use std::path::Path;
 use std::time::Duration;
@@ -30,6 +33,32 @@ pub(super) fn free_bytes(path: &Path) -> std::io::Result<u64> {
     Ok(found.blocks_available().saturating_mul(found.fragment_size()))
 }
 
+/// What to say if there is so little room that this failure needs no other reason.
+pub(super) async fn no_room(data: &Path, limits: &CoreLimits, failure: &str) -> Option<String> {
+    // ENOSPC and EDQUOT: quotas and inodes do not show in the room that is left.
+    let told = failure.contains("os error 28") || failure.contains("os error 122");
+    let (path, reserve) = (data.to_owned(), reserve_bytes(limits));
+    let free = tokio::task::spawn_blocking(move || free_bytes(&path)).await.ok()?.ok();
+    let known = free.is_some_and(|free| free < reserve);
+    (told || known).then(|| words(free.unwrap_or(0), reserve))
+}
+
+/// Whether there is room enough to begin again. What cannot be known shall not keep a node away.
+pub(crate) async fn has_room(data: &Path, reserve: u64) -> bool {
+    let path = data.to_owned();
+    let free = tokio::task::spawn_blocking(move || free_bytes(&path)).await;
+    !matches!(free, Ok(Ok(free)) if free < enough(reserve))
+}
+
+/// Some way above the reserve, so that a node does not come and go with every segment.
+fn enough(reserve: u64) -> u64 {
+    reserve.saturating_add(reserve / 4)
+}
+
+fn words(free: u64, reserve: u64) -> String {
+    format!("the disk is full: {} MiB are left, {} are kept in reserve", free >> 20, reserve >> 20)
+}
+
 /// Watches the room until the core stops. `full` says why nothing is written, where that is so.
 pub(super) async fn keep(
     proposer: Proposer,
@@ -55,11 +84,9 @@ pub(super) async fn keep(
 
 async fn note(proposer: &Proposer, full: &watch::Sender<Option<String>>, free: u64, reserve: u64) {
     let was_full = full.borrow().is_some();
-    // Some way above the reserve before it writes again, so that it does not come and go with every segment.
-    let is_full = free < if was_full { reserve.saturating_add(reserve / 4) } else { reserve };
+    let is_full = free < if was_full { enough(reserve) } else { reserve };
     if is_full != was_full {
-        let mib = |bytes: u64| bytes >> 20;
-        let words = format!("the disk is full: {} MiB are left, {} are kept in reserve", mib(free), mib(reserve));
+        let words = words(free, reserve);
         if is_full {
             tracing::error!("{words}; this node is read-only until there is room");
         } else {

@@ -100,6 +100,7 @@ impl Write {
                         | Op::Pin { .. }
                         | Op::SetVoter { .. }
                         | Op::PutNodeToken(_)
+                        | Op::Readdress { .. }
                         | Op::DropUpload { .. }
                 )
             }),

@@ -4,7 +4,7 @@
 //! What runs beside the requests is here, too: checkpoints, compaction of the log, merging of packs, and the clock's tick.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -174,7 +174,7 @@ impl Core {
         .await?;
         let limits = options.limits.clone();
         let config = config("eccluster", limits.compact_entries / 2).map_err(Error::internal)?;
-        let client = tls.map(|identity| peer::Client::new(identity, raft_id));
+        let client = tls.map(|identity| peer::Client::new(identity, raft_id, &options.address));
         let (network, machine) = (Network::new(client.clone()), Machine::new(state.clone()));
         let raft = Raft::new(raft_id, config, network, log.clone(), machine).await.map_err(Error::internal)?;
         let full = watch::Sender::new(None);
@@ -197,14 +197,15 @@ impl Core {
             client,
             peers: peer::Server::new(service.clone()),
             full: full.clone(),
+            certifier: std::sync::OnceLock::new(),
             tasks: tokio::sync::Mutex::new(None),
         });
         let _ = service.core.set(Arc::downgrade(&inner));
         let tasks = Tasks {
             committer,
             reporter: tokio::spawn(super::reports::run(Core { inner: inner.clone() }, reports)),
-            pin: tokio::spawn(super::pin::keep(proposer.clone(), raft_id, stopping.clone())),
-            maintenance: tokio::spawn(maintain(inner.proposer.clone(), inner.options.limits.clone(), stopping.clone())),
+            pin: tokio::spawn(super::pin::keep(proposer.clone(), raft_id, inner.client.clone(), stopping.clone())),
+            maintenance: tokio::spawn(maintain(Core { inner: inner.clone() }, stopping.clone())),
             disk: tokio::spawn(super::disk::keep(
                 proposer.clone(),
                 inner.options.data.clone(),
@@ -213,13 +214,7 @@ impl Core {
                 stopping.clone(),
             )),
             readiness: tokio::spawn(follow_readiness(inner.clone().into(), readiness, stopping.clone())),
-            steward: tokio::spawn(steward::run(
-                proposer,
-                raft_id,
-                inner.options.clone(),
-                inner.client.clone(),
-                stopping,
-            )),
+            steward: tokio::spawn(steward::run(Core { inner: inner.clone() }, stopping)),
         };
         *inner.tasks.lock().await = Some(tasks);
         Ok(Core { inner })
@@ -409,7 +404,7 @@ async fn follow_readiness(group: Group, readiness: watch::Sender<Readiness>, sto
         let now = metrics.borrow_and_update().clone();
         if let Err(fatal) = &now.running_state {
             if !stopping.is_cancelled() && !matches!(*readiness.borrow(), Readiness::Stopping) {
-                readiness.send_replace(Readiness::Failed(fatal.to_string()));
+                readiness.send_replace(group.end(fatal.to_string()).await);
             }
             return;
         }
@@ -432,7 +427,8 @@ async fn follow_readiness(group: Group, readiness: watch::Sender<Readiness>, sto
             (false, _) => Readiness::Starting("catching up with the log".into()),
         };
         readiness.send_if_modified(|now| {
-            let changed = *now != next && !matches!(now, Readiness::Stopping | Readiness::Failed(_));
+            let ended = matches!(now, Readiness::Stopping | Readiness::Failed(_) | Readiness::OutOfRoom(_));
+            let changed = *now != next && !ended;
             if changed {
                 *now = next;
             }
@@ -454,16 +450,27 @@ struct Group {
     raft_id: u64,
     client: Option<peer::Client>,
     full: watch::Receiver<Option<String>>,
+    data: PathBuf,
+    limits: super::options::CoreLimits,
 }
 
 impl From<Arc<Inner>> for Group {
     fn from(inner: Arc<Inner>) -> Self {
         let (proposer, client) = (inner.proposer.clone(), inner.client.clone());
-        Self { proposer, raft_id: inner.raft_id, client, full: inner.full.subscribe() }
+        let (data, limits) = (inner.options.data.clone(), inner.options.limits.clone());
+        Self { proposer, raft_id: inner.raft_id, client, full: inner.full.subscribe(), data, limits }
     }
 }
 
 impl Group {
+    /// What it means that Raft has stopped by itself.
+    async fn end(&self, why: String) -> Readiness {
+        match super::disk::no_room(&self.data, &self.limits, &why).await {
+            Some(words) => out_of_room(words),
+            None => Readiness::Failed(why),
+        }
+    }
+
     /// Whether this node has what was committed when it was asked, and the objects to it.
     async fn catch_up(&self) -> bool {
         let missing = self.proposer.state.missing_objects();
@@ -484,8 +491,16 @@ impl Group {
     }
 }
 
+/// A write failed because the disk filled up faster than the reserve could tell.
+fn out_of_room(words: String) -> Readiness {
+    tracing::error!("{words}; a write failed: this node answers from what it has, and starts again when there is room");
+    Readiness::OutOfRoom(words)
+}
+
 /// Checkpoints, compaction, consolidation, ticks.
-async fn maintain(proposer: Proposer, limits: super::options::CoreLimits, stopping: CancellationToken) {
+async fn maintain(core: Core, stopping: CancellationToken) {
+    let (proposer, options) = (core.inner.proposer.clone(), core.inner.options.clone());
+    let limits = &options.limits;
     let mut dirty_since: Option<Instant> = None;
     let mut ticked = Instant::now();
     let mut snapshot_index = 0;
@@ -508,7 +523,12 @@ async fn maintain(proposer: Proposer, limits: super::options::CoreLimits, stoppi
                 match done {
                     Ok(Ok(())) => {}
                     // The state refuses to apply from now on, which stops raft and so the node.
-                    Ok(Err(error)) => tracing::error!("a checkpoint failed: {error}"),
+                    Ok(Err(error)) => {
+                        tracing::error!("a checkpoint failed: {error}");
+                        if let Some(words) = super::disk::no_room(&options.data, limits, &error.to_string()).await {
+                            core.inner.readiness.send_replace(out_of_room(words));
+                        }
+                    }
                     Err(error) => tracing::error!("a checkpoint panicked: {error}"),
                 }
             }

@@ -105,6 +105,8 @@ pub enum Readiness {
     Starting(String),
     /// It reads and does not write: its disk is full.
     ReadOnly(String),
+    /// The disk filled up so fast that a write failed: it answers from what it has, and the core has to be opened again when there is room.
+    OutOfRoom(String),
     /// Never again: a failure of this node. The process should end.
     Failed(String),
     /// On the way out.

@@ -16,11 +16,12 @@ use futures::future::BoxFuture;
 use openraft::ReadPolicy;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::storage::Snapshot;
+use serde::{Deserialize, Serialize};
 
 use super::{Core, Inner};
 use crate::commit::Proposer;
 use crate::error::{Error, Result};
-use crate::peer::{Bulk, Caller, Client, Method, Refusal, RefusalCode, Service, Target};
+use crate::peer::{Bulk, Caller, Client, Method, PeerError, Refusal, RefusalCode, Service, Target};
 use crate::raft::{Raft, RaftNode, wire};
 use crate::state::{Manifest, State};
 
@@ -42,6 +43,26 @@ pub(super) struct PeerService {
     started: Instant,
     /// When a member last sent entries or a heartbeat, in milliseconds after the start.
     heard_ms: AtomicU64,
+}
+
+/// How a node is, in the words of [`Method::STATUS`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Status {
+    /// Why it writes nothing, where that is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) read_only: Option<String>,
+}
+
+/// Asks a member how it is. One of a build that cannot say is well.
+pub(super) async fn status(client: &Client, target: &Target, within: Duration) -> Result<Status, PeerError> {
+    match client.call(target, Method::STATUS, Bytes::new(), within).await {
+        Ok(answer) => serde_json::from_slice(&answer)
+            .map_err(|error| PeerError::Lost { peer: target.node.clone(), why: error.to_string() }),
+        Err(PeerError::Refused { refusal, .. }) if refusal.code == RefusalCode::UnknownMethod => {
+            Ok(Status { read_only: None })
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// A member as the transport addresses it.
@@ -139,6 +160,12 @@ impl PeerService {
         Ok(wire::appended(&response))
     }
 
+    /// What somebody who would hand the leadership over wants to know.
+    fn status(&self) -> Result<Bytes, Refusal> {
+        let read_only = self.core()?.read_only();
+        serde_json::to_vec(&Status { read_only }).map(Bytes::from).map_err(Refusal::failed)
+    }
+
     async fn vote(self: Arc<Self>, body: Bytes, pre: bool) -> Result<Bytes, Refusal> {
         let request = wire::read_vote(body).map_err(Refusal::bad)?;
         let response = if pre { self.raft.pre_vote(request).await } else { self.raft.vote(request).await };
@@ -147,6 +174,9 @@ impl PeerService {
 
     async fn transfer_leader(self: Arc<Self>, body: Bytes) -> Result<Bytes, Refusal> {
         let request = wire::read_transfer(body).map_err(Refusal::bad)?;
+        if let Some(why) = self.full.borrow().clone().filter(|_| *request.to_node_id() == self.raft_id) {
+            return Err(Refusal::new(RefusalCode::NotNow, why));
+        }
         let response = self.raft.handle_transfer_leader(request).await.map_err(fatal)?;
         serde_json::to_vec(&response).map(Bytes::from).map_err(Refusal::failed)
     }
@@ -247,6 +277,14 @@ impl Service for PeerService {
         Err(format!("node {node} is not member {} of this cluster", caller.raft_id))
     }
 
+    fn reached_at(&self, caller: &Caller, address: &str) {
+        if self.is_member(caller.raft_id, &caller.peer.node)
+            && let Some(client) = self.core.get().and_then(Weak::upgrade).and_then(|core| core.client.clone())
+        {
+            client.moved(caller.raft_id, address);
+        }
+    }
+
     fn call(
         self: Arc<Self>,
         caller: Arc<Caller>,
@@ -264,6 +302,8 @@ impl Service for PeerService {
             Method::TRANSFER_LEADER => self.transfer_leader(body).boxed(),
             Method::READ_INDEX => self.read_index().boxed(),
             Method::FORWARD => async move { self.core()?.forwarded(body).await }.boxed(),
+            Method::STATUS => futures::future::ready(self.status()).boxed(),
+            Method::CERTIFY => async move { self.core()?.certify(&caller, body).await }.boxed(),
             Method::CA_KEY => {
                 let caller = self.is_member(caller.raft_id, &caller.peer.node).then_some(caller.raft_id);
                 let voters = self.raft.voter_ids().collect();

@@ -1,7 +1,7 @@
 //! Keeps the leadership where it is pinned to.
 //!
-//! Only the leader acts: it hands over to the pinned node as soon as that node is a voter, answers heartbeats, and has the log to its end.
-//! While the node is away or behind the leadership stays where elections put it.
+//! Only the leader acts: it hands over to the pinned node as soon as that node is a voter, answers heartbeats, has the log to its end, and
+//! says that it writes. While the node is away, behind or out of disk the leadership stays where elections put it.
 
 use std::time::Duration;
 
@@ -9,7 +9,9 @@ use openraft::async_runtime::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use tokio_util::sync::CancellationToken;
 
+use super::peers;
 use crate::commit::Proposer;
+use crate::peer;
 use crate::raft::TypeConfig;
 
 /// How often the leader looks. A hand-over costs a few milliseconds without a leader, so it is not tried in a tight loop.
@@ -22,7 +24,8 @@ const ANSWERED: Duration = Duration::from_millis(500);
 type Metrics = openraft::RaftMetrics<TypeConfig>;
 
 /// Runs until the core stops.
-pub(super) async fn keep(proposer: Proposer, raft_id: u64, stopping: CancellationToken) {
+pub(super) async fn keep(proposer: Proposer, raft_id: u64, client: Option<peer::Client>, stopping: CancellationToken) {
+    let mut unwell = String::new();
     loop {
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
@@ -35,6 +38,14 @@ pub(super) async fn keep(proposer: Proposer, raft_id: u64, stopping: Cancellatio
         if to == raft_id || !fit(&metrics, raft_id, to) {
             continue;
         }
+        if let Err(why) = well(&metrics, client.as_ref(), to).await {
+            if why != unwell {
+                tracing::warn!(%node, "the leadership is not handed to the node that it is pinned to: {why}");
+            }
+            unwell = why;
+            continue;
+        }
+        unwell.clear();
         tracing::info!(%node, "handing the leadership to the node that it is pinned to");
         if let Err(error) = proposer.raft.trigger().transfer_leader(to).await {
             tracing::warn!(%node, "the leadership could not be handed over: {error}");
@@ -50,4 +61,12 @@ fn fit(metrics: &Metrics, raft_id: u64, to: u64) -> bool {
     let answered = metrics.heartbeat.as_ref().and_then(|all| all.get(&to).copied().flatten());
     let alive = answered.is_some_and(|at| at.elapsed() < ANSWERED);
     metrics.current_leader == Some(raft_id) && voter && caught_up && alive
+}
+
+/// Whether the other node would do a leader's work, in its own words.
+async fn well(metrics: &Metrics, client: Option<&peer::Client>, to: u64) -> Result<(), String> {
+    let node = metrics.membership_config.membership().get_node(&to);
+    let (Some(client), Some(node)) = (client, node) else { return Ok(()) };
+    let status = peers::status(client, &peers::target(to, node), ANSWERED).await.map_err(|error| error.to_string())?;
+    status.read_only.map_or(Ok(()), Err)
 }

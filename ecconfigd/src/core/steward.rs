@@ -10,6 +10,7 @@ use openraft::ChangeMembers;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use tokio_util::sync::CancellationToken;
 
+use super::Core;
 use super::ca_key::{self, Votes};
 use super::options::CoreOptions;
 use crate::commit::{Propose as _, Proposer};
@@ -20,6 +21,8 @@ use crate::state::{MemberRecord, View};
 
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(100);
+/// How often a node that knows no leader calls the others, and how long it waits for them.
+const GREET: Duration = Duration::from_secs(1);
 /// A step that hangs (the group lost its majority) is given up and tried again.
 const STEP: Duration = Duration::from_secs(15);
 /// How long a node that stops waits for the step that it has begun.
@@ -84,20 +87,27 @@ pub(super) fn next_step(found: &Found<'_>) -> Option<Step> {
 }
 
 /// Runs until the core stops. The group is the leader's business, the CA's key every node's own.
-pub(super) async fn run(
-    proposer: Proposer,
-    raft_id: u64,
-    options: CoreOptions,
-    client: Option<peer::Client>,
-    stopping: CancellationToken,
-) {
-    let (mut group, mut key) = (Complaint::default(), Complaint::default());
+pub(super) async fn run(core: Core, stopping: CancellationToken) {
+    let (proposer, raft_id) = (core.inner.proposer.clone(), core.inner.raft_id);
+    let (options, client) = (core.inner.options.clone(), core.inner.client.clone());
+    let (mut group, mut key, mut place) = (Complaint::default(), Complaint::default(), Complaint::default());
+    let mut greeted = tokio::time::Instant::now();
     while stopping.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
         let view = proposer.state.view();
         let work = async {
             if let Some(client) = &client {
                 keep_connections(client, &proposer, &view);
                 key.note("the CA's key", look_for_key(&proposer, raft_id, &options, client, &view).await);
+            }
+            if leaderless(&proposer) {
+                if let Some(client) = &client
+                    && greeted.elapsed() > GREET
+                {
+                    greet(client, &proposer, raft_id).await;
+                    greeted = tokio::time::Instant::now();
+                }
+            } else if moved(&options, raft_id, &view) {
+                place.note("this node's address in the cluster", readdress(&core).await);
             }
             if proposer.raft.is_leader() {
                 let done = tokio::time::timeout(STEP, look(&proposer, raft_id, &options, &view)).await;
@@ -162,11 +172,10 @@ async fn look(proposer: &Proposer, raft_id: u64, options: &CoreOptions, view: &V
     if view.cluster.is_empty() {
         return Ok(());
     }
-    let own = view.members.get(&options.node);
-    let moved = own.is_some_and(|own| own.raft_id == raft_id && own.address != options.address);
     // Without any record the cluster is older than the records. A leader that was removed has none, and shall not get one.
-    if moved || view.members.is_empty() {
-        return put_own(proposer, raft_id, options, own.map(|own| own.as_ref())).await;
+    if view.members.is_empty() {
+        let first = Op::PutMember(first_member(options, raft_id));
+        return proposer.one(first).await.map(drop).map_err(|error| error.to_string());
     }
     let mut matched: BTreeMap<u64, u64> =
         metrics.replication.iter().flatten().filter_map(|(id, at)| at.map(|at| (*id, at.index))).collect();
@@ -186,19 +195,31 @@ async fn look(proposer: &Proposer, raft_id: u64, options: &CoreOptions, view: &V
     }
 }
 
-/// The first node's record, in a cluster that was made before there were any, or its new address.
-async fn put_own(
-    proposer: &Proposer,
-    raft_id: u64,
-    options: &CoreOptions,
-    own: Option<&MemberRecord>,
-) -> Result<(), String> {
-    let address = options.address.clone();
-    let member = match own {
-        Some(own) => MemberRecord { address, ..own.clone() },
-        None => first_member(options, raft_id),
-    };
-    proposer.one(Op::PutMember(member)).await.map(drop).map_err(|error| error.to_string())
+fn leaderless(proposer: &Proposer) -> bool {
+    proposer.raft.metrics().borrow_watched().current_leader.is_none()
+}
+
+/// Whether this node is reached elsewhere than the cluster knows.
+fn moved(options: &CoreOptions, raft_id: u64, view: &View) -> bool {
+    view.members.get(&options.node).is_some_and(|own| own.raft_id == raft_id && own.address != options.address)
+}
+
+/// Writes down where this node is. The members that it has spoken to know already, and reach it there.
+async fn readdress(core: &Core) -> Result<(), String> {
+    let options = &core.inner.options;
+    let (node, address) = (options.node.clone(), options.address.clone());
+    tracing::info!(%address, "this node is reached at another address than the cluster knows");
+    let op = Op::Readdress { node, raft_id: core.inner.raft_id, address };
+    core.one(op).await.map(drop).map_err(|error| error.to_string())
+}
+
+/// Calls everybody once, so that they know where this node is: whoever leads may look for it elsewhere.
+async fn greet(client: &peer::Client, proposer: &Proposer, raft_id: u64) {
+    let metrics = proposer.raft.metrics().borrow_watched().clone();
+    let others = metrics.membership_config.membership().nodes().filter(|(id, _)| **id != raft_id);
+    let targets: Vec<_> = others.map(|(id, node)| super::peers::target(*id, node)).collect();
+    let calls = targets.iter().map(|target| super::peers::status(client, target, GREET));
+    drop(futures::future::join_all(calls).await);
 }
 
 /// The record of the node that makes the cluster.

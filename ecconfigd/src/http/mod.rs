@@ -7,6 +7,7 @@
 mod account;
 pub mod activity;
 pub mod bridge;
+mod certify;
 mod commits;
 pub mod connection;
 mod effective;
@@ -47,7 +48,8 @@ use crate::limits::{AllPlaces, ConnectionGate, Limits};
 use metrics::Metrics;
 use problem::{ApiError, Code};
 
-pub(crate) use trust::{certificate_record, now_ms};
+pub(crate) use certify::{Issued, Question, certificate_record};
+pub(crate) use trust::now_ms;
 
 /// What every handler can reach.
 pub struct App {

@@ -43,7 +43,7 @@ async fn readyz(State(app): State<Arc<App>>) -> Result<JsonBody<Health>, ApiErro
         Readiness::Ready if !app.draining.is_cancelled() => return Ok(JsonBody(Health { status: "ok".into() })),
         Readiness::Ready | Readiness::Stopping => "the server is stopping".to_owned(),
         Readiness::Starting(why) => format!("starting: {why}"),
-        Readiness::ReadOnly(why) => format!("read-only: {why}"),
+        Readiness::ReadOnly(why) | Readiness::OutOfRoom(why) => format!("read-only: {why}"),
         Readiness::Failed(why) => format!("failed: {why}"),
     };
     Err(ApiError::new(Code::Unavailable, why))

@@ -117,6 +117,14 @@ impl ApiError {
         }))
     }
 
+    /// What another node said, told as if this one had. A code of a newer build is a failure of the server.
+    pub fn from_problem(problem: Problem) -> Self {
+        let code = Code::ALL.iter().copied().find(|code| code.code() == problem.code).unwrap_or(Code::Internal);
+        let mut error = Self::new(code, problem.detail.clone());
+        error.0.problem = Problem { request_id: None, ..problem };
+        error
+    }
+
     /// `404` with its words.
     pub fn not_found(detail: impl Into<String>) -> Self {
         Self::new(Code::NotFound, detail)

@@ -43,35 +43,62 @@ struct Inner {
     dialer: Arc<Dialer>,
     /// One per member and lane; members are few, and those that changed are forgotten by [`Client::keep`].
     links: Mutex<HashMap<(Target, Lane), Arc<Link>>>,
+    /// Where members said they are, by number; it counts more than what the log says, which follows. As many as there are members.
+    moved: Mutex<HashMap<u64, String>>,
 }
 
 /// Makes connections.
 pub(super) struct Dialer {
     identity: Arc<ReloadingIdentity>,
     raft_id: u64,
+    /// Where this node is reached.
+    address: Option<String>,
     version: u16,
 }
 
 impl Client {
-    /// A client that calls as the node of this identity.
-    pub fn new(identity: Arc<ReloadingIdentity>, raft_id: u64) -> Self {
-        Self::speaking(identity, raft_id, VERSION)
+    /// A client that calls as the node of this identity, which tells the others that it is reached at this address.
+    pub fn new(identity: Arc<ReloadingIdentity>, raft_id: u64, address: &str) -> Self {
+        Self::speaking(identity, raft_id, Some(address.to_owned()), VERSION)
     }
 
     /// The same for tests of other versions.
-    pub(super) fn speaking(identity: Arc<ReloadingIdentity>, raft_id: u64, version: u16) -> Self {
-        let dialer = Arc::new(Dialer { identity, raft_id, version });
-        Self { inner: Arc::new(Inner { dialer, links: Mutex::default() }) }
+    pub(super) fn speaking(
+        identity: Arc<ReloadingIdentity>,
+        raft_id: u64,
+        address: Option<String>,
+        version: u16,
+    ) -> Self {
+        let dialer = Arc::new(Dialer { identity, raft_id, address, version });
+        Self { inner: Arc::new(Inner { dialer, links: Mutex::default(), moved: Mutex::default() }) }
     }
 
     fn link(&self, target: &Target, lane: Lane) -> Arc<Link> {
+        let target = self.found(target);
         let mut links = self.inner.links.lock().unwrap_or_else(PoisonError::into_inner);
         let make = || Arc::new(Link::new(self.inner.dialer.clone(), target.clone(), lane));
         links.entry((target.clone(), lane)).or_insert_with(make).clone()
     }
 
-    /// Closes connections to everybody who is not among these.
+    /// The member where it said it is, if it did.
+    fn found(&self, target: &Target) -> Target {
+        let moved = self.inner.moved.lock().unwrap_or_else(PoisonError::into_inner);
+        let address = moved.get(&target.raft_id).unwrap_or(&target.address).clone();
+        Target { address, ..target.clone() }
+    }
+
+    /// A member has said where it is.
+    pub fn moved(&self, raft_id: u64, address: &str) {
+        let mut moved = self.inner.moved.lock().unwrap_or_else(PoisonError::into_inner);
+        moved.insert(raft_id, address.to_owned());
+    }
+
+    /// Closes connections to everybody who is not among these, and forgets where they are.
     pub fn keep(&self, targets: &[Target]) {
+        let targets: Vec<Target> = targets.iter().map(|target| self.found(target)).collect();
+        let mut moved = self.inner.moved.lock().unwrap_or_else(PoisonError::into_inner);
+        moved.retain(|raft_id, _| targets.iter().any(|target| target.raft_id == *raft_id));
+        drop(moved);
         let mut links = self.inner.links.lock().unwrap_or_else(PoisonError::into_inner);
         links.retain(|(target, _), _| targets.contains(target));
     }
@@ -106,7 +133,7 @@ impl Client {
 
     /// Opens a bulk stream: `head` is the question, the pieces follow in both directions.
     pub async fn open(&self, target: &Target, method: Method, head: Bytes) -> Result<Bulk, PeerError> {
-        let mut io = self.inner.dialer.dial(target, Lane::Bulk).await?;
+        let mut io = self.inner.dialer.dial(&self.found(target), Lane::Bulk).await?;
         let lost = |error: std::io::Error| PeerError::Lost { peer: target.node.clone(), why: error.to_string() };
         let request = Frame::Request { id: 0, method, time_left_ms: u32::MAX, body: head };
         frame::write(&mut io, &request).await.map_err(lost)?;
@@ -128,9 +155,11 @@ impl Dialer {
     async fn connect(&self, target: &Target, lane: Lane) -> Result<BufStream<TlsStream<TcpStream>>, String> {
         let address = &target.address;
         let wanted: HostPort = address.parse().map_err(|error| format!("{address}: {error}"))?;
-        let name = match wanted.host {
-            Host::Ip(ip) => ServerName::from(ip),
-            Host::Name(name) => ServerName::try_from(name).map_err(|error| format!("{address}: {error}"))?,
+        // Every certificate names its node. The address is not asked for: who has moved gets a certificate for the new one through this.
+        let name = match (ServerName::try_from(target.node.clone()), wanted.host) {
+            (Ok(name @ ServerName::DnsName(_)), _) => name,
+            (_, Host::Ip(ip)) => ServerName::from(ip),
+            (_, Host::Name(name)) => ServerName::try_from(name).map_err(|error| format!("{address}: {error}"))?,
         };
         let tcp = TcpStream::connect(address.as_str()).await.map_err(|error| format!("{address}: {error}"))?;
         tune(&tcp);
@@ -138,7 +167,13 @@ impl Dialer {
         let stream = tls.connect(name, tcp).await.map_err(|error| format!("{address}: {error}"))?;
         check_peer(target, stream.get_ref().1)?;
         let mut io = BufStream::with_capacity(64 << 10, 64 << 10, TlsStream::from(stream));
-        let hello = Hello { from: self.raft_id, to: target.raft_id, lane, build: hello::build() };
+        let hello = Hello {
+            from: self.raft_id,
+            to: target.raft_id,
+            lane,
+            address: self.address.clone(),
+            build: hello::build(),
+        };
         let talk = async {
             hello::write(&mut io, self.version, &hello).await?;
             hello::read(&mut io).await

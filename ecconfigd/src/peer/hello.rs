@@ -24,6 +24,9 @@ pub struct Hello {
     pub to: u64,
     /// What the connection is for.
     pub lane: Lane,
+    /// Where the caller is reached, `host:port`: the others may know an older place, and the log, which has it, may need the caller's vote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
     /// The caller's build, for logs.
     pub build: String,
 }

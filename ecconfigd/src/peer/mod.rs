@@ -63,6 +63,10 @@ impl Method {
     pub const OBJECTS: Method = Method(9);
     /// The CA's key, for a voter.
     pub const CA_KEY: Method = Method(10);
+    /// A certificate, from whoever holds that key.
+    pub const CERTIFY: Method = Method(11);
+    /// How the node is: whether it writes.
+    pub const STATUS: Method = Method(12);
 }
 
 impl fmt::Display for Method {
@@ -78,6 +82,8 @@ impl fmt::Display for Method {
             Method::FORWARD_PUSH => "forward-push",
             Method::OBJECTS => "objects",
             Method::CA_KEY => "ca-key",
+            Method::CERTIFY => "certify",
+            Method::STATUS => "status",
             Method(number) => return write!(f, "method {number}"),
         };
         f.write_str(name)

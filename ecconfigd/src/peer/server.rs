@@ -45,6 +45,9 @@ pub trait Service: Send + Sync + 'static {
     /// Whether this caller may ask this at all, or why not. Asked at the hello (without a method) and for every request.
     fn admit(&self, caller: &Caller, method: Option<Method>) -> Result<(), String>;
 
+    /// A caller that was let in says where it is reached.
+    fn reached_at(&self, _caller: &Caller, _address: &str) {}
+
     /// Answers a call. Requests of one connection begin in the order in which they came: the future is polled once before the next
     /// request is read.
     fn call(
@@ -151,6 +154,9 @@ impl Server {
         }
         let caller = Caller { peer, raft_id: hello.from };
         self.service.admit(&caller, None)?;
+        if let Some(address) = &hello.address {
+            self.service.reached_at(&caller, address);
+        }
         Ok((caller, hello.lane))
     }
 

@@ -191,6 +191,15 @@ pub enum Op {
         /// The token.
         token: NodeTokenRecord,
     },
+    /// A member is reached elsewhere from now on.
+    Readdress {
+        /// The node.
+        node: NodeName,
+        /// Its number: a machine that was replaced has nothing to say any more.
+        raft_id: u64,
+        /// Where the others reach it.
+        address: String,
+    },
 }
 
 /// The name of an upload: random bytes, chosen by the leader.

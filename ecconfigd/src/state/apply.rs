@@ -227,6 +227,7 @@ impl Applying<'_, '_> {
             Op::SetVoter { node, voter } => self.set_voter(node, *voter),
             Op::RemoveNode { node } => self.remove_node(node),
             Op::AllowReplace { node, token } => self.allow_replace(node, token),
+            Op::Readdress { node, raft_id, address } => self.readdress(node, *raft_id, address),
         }
     }
 
@@ -709,6 +710,17 @@ impl Applying<'_, '_> {
         let Some(member) = self.view.members.get(node).cloned() else { return Ok(Outcome::NotFound) };
         self.tables.put_record(&keys::node_token(&token.id), token)?;
         self.put_member(MemberRecord { replaced_by: Some(token.id.clone()), ..member.as_ref().clone() })
+    }
+
+    fn readdress(&mut self, node: &NodeName, raft_id: u64, address: &str) -> Result<Outcome, StateError> {
+        let member = self.view.members.get(node).filter(|member| member.raft_id == raft_id).cloned();
+        let Some(member) = member else { return Ok(Outcome::NotFound) };
+        if let Some(record) = self.view.nodes.get(node).cloned() {
+            let record = NodeRecord { address: Some(address.to_owned()), ..record.as_ref().clone() };
+            self.tables.put_record(&keys::node(node), &record)?;
+            Arc::make_mut(&mut self.view.nodes).insert(node.clone(), Arc::new(record));
+        }
+        self.put_member(MemberRecord { address: address.to_owned(), ..member.as_ref().clone() })
     }
 
     // ── time ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -118,6 +118,14 @@ limits! {
     request_timeout: HumanDuration = HumanDuration::from_secs(30), at least HumanDuration::from_secs(1);
     /// The longest that a long poll may ask to wait.
     wait: HumanDuration = HumanDuration::from_secs(300), at least HumanDuration::from_secs(1);
+    /// How fast this server sends objects to another one that is far behind, in a second.
+    catch_up_bytes_per_s: HumanSize = HumanSize::from_mib(64), at least HumanSize::from_kib(64);
+    /// Room on the disk that is left free: with less, the server reads and does not write.
+    min_free_bytes: HumanSize = HumanSize::from_mib(96), at least HumanSize::from_mib(1);
+    /// Entries of the log that are kept for servers that were away; who misses more gets a snapshot and the missing objects.
+    log_entries: u32 = 10_000, at least 100;
+    /// How long a certificate that this server issues is good for; nodes renew theirs when two thirds of it are over.
+    certificate_life: HumanDuration = HumanDuration::from_days(90), at least HumanDuration::from_secs(10);
     /// Time to finish what runs when the server stops.
     shutdown_timeout: HumanDuration = HumanDuration::from_secs(10), at least HumanDuration::from_millis(10);
 }
