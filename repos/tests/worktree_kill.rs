@@ -9,7 +9,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
 
-use repos::worktree::{OnOverlap, StageOptions, Target, Targets, WorkingCopy, fault};
+use repos::worktree::{OnOverlap, Scan, StageOptions, Target, Targets, WorkingCopy, fault};
 use worktree_support::*;
 
 /// The victim: run as a process of its own, with what to do in the environment. Passes when nobody asks for it.
@@ -20,7 +20,14 @@ fn victim() {
     let targets: Targets =
         serde_json::from_str::<std::collections::BTreeMap<String, Target>>(&std::env::var("VICTIM_TARGETS").unwrap())
             .unwrap();
-    let options = StageOptions { on_overlap: OnOverlap::Theirs, ..StageOptions::default() };
+    let mut options = StageOptions { on_overlap: OnOverlap::Theirs, ..StageOptions::default() };
+    if std::env::var_os("VICTIM_TENDED").is_some() {
+        // As an agent does: the update is worked out for what differs alone.
+        wc.watch().unwrap();
+        wc.tend(Scan::Full).unwrap();
+        wc.tend(Scan::Watched).unwrap();
+        options.scan = Scan::Watched;
+    }
     let staged = wc.stage(&targets, &options).unwrap();
     if std::env::var_os("VICTIM_LATE").is_some() {
         std::fs::write(wc.root().join("n1/x"), "late edit\n").unwrap();
@@ -179,6 +186,45 @@ fn killed_at_every_step_of_an_update() {
         for point in fault::POINTS.iter().filter(|p| !p.starts_with("flip.")) {
             run(point, spare, false, &old, &new);
         }
+    }
+}
+
+/// The same where the two trees were compared before and only contents change: nothing is looked at but what differs.
+#[test]
+fn killed_at_every_step_of_a_small_update_of_tended_trees() {
+    let ready = || {
+        let mut world = World::filled();
+        world.commit("default", &[put("default/bulk", "1\n"), put("n1/x", "x\n")]);
+        world.update().unwrap();
+        world.wc.prepare().unwrap();
+        world.commit("default", &[put("default/bulk", "2\n")]);
+        world.update().unwrap();
+        world.write("untracked/file", "mine\n");
+        world.commit("default", &[put("n1/x", "xx\n")]);
+        world.commit("global", &[put("cluster.toml", "[node.n2]\n")]);
+        world
+    };
+    let picture = |world: &World| picture(world).replace(&world.root().display().to_string(), "ROOT");
+    let (old, new) = {
+        let world = ready();
+        let old = picture(&world);
+        world.update().unwrap();
+        (old, picture(&world))
+    };
+    for point in fault::POINTS.iter().filter(|p| !p.starts_with("flip.")) {
+        let world = ready();
+        let output = victim_of(&world).env("ECCFG_FAULT", point).env("VICTIM_TENDED", "1").output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.signal(), Some(9), "{point} was not passed: {:?} {text}", output.status);
+        let seen = picture(&world);
+        assert!(seen == old || seen == new, "{point}: neither the old nor the new tree\n{seen}");
+        world.git(&["fsck", "--strict"]);
+        let wc = WorkingCopy::open(world.root()).unwrap();
+        assert!(wc.is_settled().unwrap(), "{point}");
+        wc.stage(&world.targets(), &quick()).unwrap().exchange().unwrap().settle().unwrap();
+        assert_eq!(picture(&world), new, "{point}");
+        assert!(wc.saved().unwrap().is_empty(), "{point}");
+        assert_eq!(world.git(&["status", "--porcelain"]), "?? untracked/\n", "{point}");
     }
 }
 

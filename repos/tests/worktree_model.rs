@@ -33,7 +33,8 @@ enum Step {
     Local(usize, Option<(Mode, u8)>),
     GitAdd(usize),
     GitCommit,
-    Update(OnOverlap, bool),
+    /// `None`: every file is looked at; else what the watch tells, just after the trees were tended to or not.
+    Update(OnOverlap, Option<bool>),
     Prepare,
     Tend,
     /// The tree as upstream has it.
@@ -53,7 +54,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (name.clone(), put()).prop_map(|(n, p)| Step::Local(n, p)),
         1 => name.prop_map(Step::GitAdd),
         1 => Just(Step::GitCommit),
-        4 => (prop_oneof![3 => Just(OnOverlap::Refuse), 1 => Just(OnOverlap::Mine), 1 => Just(OnOverlap::Theirs)], any::<bool>()).prop_map(|(o, t)| Step::Update(o, t)),
+        4 => (prop_oneof![3 => Just(OnOverlap::Refuse), 1 => Just(OnOverlap::Mine), 1 => Just(OnOverlap::Theirs)], any::<Option<bool>>()).prop_map(|(o, t)| Step::Update(o, t)),
         1 => Just(Step::Prepare),
         1 => Just(Step::Tend),
         1 => Just(Step::Reset),
@@ -228,11 +229,17 @@ impl Play {
         self.check();
     }
 
-    fn update(&mut self, how: OnOverlap, watched: bool) {
+    fn update(&mut self, how: OnOverlap, watched: Option<bool>) {
         self.push_upstream();
+        if watched == Some(true) {
+            assert!(self.world.wc.tend(Scan::Watched).unwrap().is_empty());
+        }
         let before = on_disk(self.world.root());
-        let options =
-            StageOptions { on_overlap: how, scan: if watched { Scan::Watched } else { Scan::Full }, ..quick() };
+        let options = StageOptions {
+            on_overlap: how,
+            scan: if watched.is_some() { Scan::Watched } else { Scan::Full },
+            ..quick()
+        };
         let result =
             self.world.wc.stage(&self.world.targets(), &options).and_then(|s| s.exchange()).and_then(|e| e.settle());
         let after = on_disk(self.world.root());

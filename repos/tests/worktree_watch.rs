@@ -44,6 +44,51 @@ fn update(world: &mut World, round: u64) -> Settled {
     world.update_with(&watched()).unwrap()
 }
 
+/// What differs is all that such an update looks at, so what it leaves is compared with what git says about every file.
+#[test]
+fn updates_of_contents_leave_what_git_expects() {
+    let mut world = world();
+    let check = |world: &World, what: &str| {
+        world.git(&["update-index", "--really-refresh", "-q"]);
+        assert_eq!(world.git(&["status", "--porcelain"]), "", "{what}");
+        assert_eq!(world.git(&["diff", "origin/main"]), "", "{what}");
+        assert!(world.wc.status().unwrap().is_clean(), "{what}");
+    };
+    let rounds: &[(&str, &[Edit<'_>])] = &[
+        ("one file", &[put("f", "1\n")]),
+        ("another one, the first catches up", &[put("d/a", "2\n")]),
+        ("two in several places", &[put("d/sub/b", "3\n"), put("e/c", "3\n")]),
+        ("a mode", &[(b"f", Some((repos::Mode::Exec, b"1\n")))]),
+        ("a link in its place", &[(b"f", Some((repos::Mode::Symlink, b"d/a")))]),
+        ("a new file", &[put("d/new", "6\n")]),
+        ("contents again", &[put("d/new", "7\n"), put("bulk", "7\n")]),
+        ("a file goes", &[gone("d/new")]),
+        ("contents once more", &[put("bulk", "9\n")]),
+        ("a directory in place of a file", &[gone("e/c"), put("e/c/x", "10\n")]),
+        ("contents at last", &[put("e/c/x", "11\n")]),
+    ];
+    for (what, edits) in rounds {
+        world.commit("default", edits);
+        assert!(world.update_with(&watched()).unwrap().is_empty());
+        check(&world, what);
+        world.wc.tend(Scan::Watched).unwrap();
+        check(&world, what);
+        world.wc.tend(Scan::Watched).unwrap();
+    }
+    world.commit("global", &[put("g/h", "12\n")]);
+    assert!(world.update_with(&watched()).unwrap().is_empty());
+    check(&world, "the nested repository alone");
+    // The same files, another commit: the directory stays, and what is noted about it is about all files.
+    world.wc.tend(Scan::Watched).unwrap();
+    world.commit("default", &[put("bulk", "13\n")]);
+    world.write("bulk", "13\n");
+    assert!(world.update_with(&watched()).unwrap().is_empty());
+    check(&world, "what was edited alike");
+    world.wc.tend(Scan::Full).unwrap();
+    check(&world, "in the end");
+    world.git(&["fsck", "--strict"]);
+}
+
 /// Linked from outside before anything was watched: the kernel tells the outside about writes there.
 fn link(world: &World, path: &str) -> std::path::PathBuf {
     let outside = world.temp.path().join("outside");

@@ -163,6 +163,33 @@ pub(crate) fn put_private(
     Ok(())
 }
 
+/// Changes parts of a private file whose signature is `expected`, where it is. `patch` answers which. False if it is another file or cannot be
+/// patched.
+pub(crate) fn patch_private(
+    git: &OwnedFd,
+    path: &[u8],
+    expected: &Sig,
+    patch: impl FnOnce(&mut [u8]) -> Option<Vec<std::ops::Range<usize>>>,
+    written: &mut Written,
+) -> io::Result<bool> {
+    use std::os::unix::fs::FileExt;
+    let flags = fs::OFlags::RDWR | fs::OFlags::NOFOLLOW | fs::OFlags::NONBLOCK | fs::OFlags::CLOEXEC;
+    let Ok(fd) = fs::openat(git, path, flags, fs::Mode::empty()) else { return Ok(false) };
+    let stat = fs::fstat(&fd)?;
+    if Sig::of(&stat) != *expected || stat.st_nlink != 1 {
+        return Ok(false);
+    }
+    let file = std::fs::File::from(fd);
+    let mut bytes = vec![0; expected.size as usize];
+    file.read_exact_at(&mut bytes, 0)?;
+    let Some(parts) = patch(&mut bytes) else { return Ok(false) };
+    for part in parts {
+        file.write_all_at(&bytes[part.clone()], part.start as u64)?;
+    }
+    written.push(file.into());
+    Ok(true)
+}
+
 /// The unit in which the kernel keeps files, and in which they are written to the disk.
 const PAGE: usize = 4096;
 

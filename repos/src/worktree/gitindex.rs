@@ -10,6 +10,7 @@
 //! ```
 //! Everything big-endian.
 
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -97,6 +98,61 @@ pub(crate) fn encode<'a>(entries: impl IntoIterator<Item = IndexEntry<'a>>, size
     out
 }
 
+/// Replaces these entries, which are sorted by path, in the bytes of an index, and answers what changed in it. `None`, and the bytes as they
+/// were, if that is no plain index with exactly one entry for each of the paths: one that we wrote is.
+pub(crate) fn patch(bytes: &mut [u8], entries: &[IndexEntry<'_>]) -> Option<Vec<Range<usize>>> {
+    let end = bytes.len().checked_sub(CHECKSUM_BYTES)?;
+    let number = |at: usize| bytes.get(at..at + 4).map(|four| u32::from_be_bytes([four[0], four[1], four[2], four[3]]));
+    if !bytes.starts_with(b"DIRC") || number(4)? != 2 {
+        return None;
+    }
+    let mut places = Vec::with_capacity(entries.len());
+    let mut wanted = entries.iter().peekable();
+    let mut at = HEAD_BYTES;
+    for _ in 0..number(8)? {
+        let entry = bytes.get(at..end)?;
+        let flags = u16::from_be_bytes([*entry.get(FLAGS_AT)?, *entry.get(FLAGS_AT + 1)?]);
+        // Nothing but what `put_entry` writes for an unconflicted file whose length fits.
+        if flags >= LONG_PATH {
+            return None;
+        }
+        let len = usize::from(flags);
+        let path = entry.get(PATH_AT..PATH_AT + len)?;
+        let next = at + padded(PATH_AT + len);
+        if wanted.next_if(|wanted| wanted.path == path).is_some() {
+            places.push(at..next);
+        }
+        at = next;
+    }
+    // Extensions would follow, and say things that are true no more.
+    if at != end || wanted.next().is_some() {
+        return None;
+    }
+    let mut new = Vec::new();
+    for (place, entry) in places.iter().zip(entries) {
+        new.clear();
+        put_entry(&mut new, entry);
+        // The same path, so as long as before.
+        bytes[place.clone()].copy_from_slice(&new);
+    }
+    let sum = checksum(&bytes[..end]);
+    bytes[end..].copy_from_slice(&sum);
+    places.push(end..end + CHECKSUM_BYTES);
+    Some(places)
+}
+
+const HEAD_BYTES: usize = 12;
+const CHECKSUM_BYTES: usize = 20;
+const FLAGS_AT: usize = 60;
+const PATH_AT: usize = 62;
+/// From here on the flags do not hold the path's length, or say more than that.
+const LONG_PATH: u16 = 0xfff;
+
+/// At least one NUL ends an entry.
+fn padded(len: usize) -> usize {
+    (len + 8) & !7
+}
+
 /// Plain SHA-1: nobody attacks an index with collisions, and looking for them takes five times as long.
 fn checksum(bytes: &[u8]) -> [u8; 20] {
     use sha1::Digest;
@@ -128,8 +184,7 @@ fn put_entry(out: &mut Vec<u8>, entry: &IndexEntry<'_>) {
         out.extend_from_slice(&(1u16 << 13).to_be_bytes());
     }
     out.extend_from_slice(entry.path);
-    let padding = 8 - (out.len() - start) % 8;
-    out.resize(out.len() + padding, 0);
+    out.resize(start + padded(out.len() - start), 0);
 }
 
 #[cfg(test)]
@@ -157,5 +212,40 @@ mod tests {
         let expected: Vec<_> = entries.into_iter().map(|e| IndexEntry { sig: None, ..e }).collect();
         assert_eq!(back, expected);
         assert_eq!(index.unmerged(), [b"b\xff".to_vec()]);
+    }
+
+    #[test]
+    fn a_patched_index_is_the_one_that_would_be_written() {
+        let leaf = |n| Leaf { mode: Mode::File, oid: Oid::from_bytes([n; 20]) };
+        // Every length modulo 8, so that all paddings are met.
+        let paths: Vec<String> = (1..20).map(|n| format!("{:02}{}", n, "x".repeat(n))).collect();
+        let entry = |path, n| IndexEntry { path, leaf: leaf(n), stage: 0, sig: None, intent_to_add: false };
+        let old: Vec<_> = paths.iter().map(|p| entry(p.as_bytes(), 1)).collect();
+        let sig = Sig { mtime_ns: 7, ino: 8, ..Sig::default() };
+        let changes = [3, 4, 18].map(|i: usize| IndexEntry { sig: Some(sig), ..entry(paths[i].as_bytes(), 2) });
+        let mut new = old.clone();
+        [3, 4, 18].iter().zip(&changes).for_each(|(i, change)| new[*i] = change.clone());
+        let mut bytes = encode(old.clone(), 0);
+        let before = bytes.clone();
+        let places = patch(&mut bytes, &changes).unwrap();
+        assert_eq!(bytes, encode(new, 0));
+        let mut rest = before.clone();
+        places.into_iter().for_each(|place| rest[place.clone()].copy_from_slice(&bytes[place]));
+        assert_eq!(rest, bytes, "nothing else differs");
+
+        let refused = |bytes: &[u8], change: &IndexEntry<'_>| {
+            let mut copy = bytes.to_vec();
+            let refused = patch(&mut copy, std::slice::from_ref(change)).is_none();
+            refused && copy == bytes
+        };
+        assert!(refused(&before, &entry(b"zz", 2)), "a path that is not there");
+        assert!(refused(&encode([IndexEntry { stage: 1, ..entry(b"a", 1) }], 0), &entry(b"a", 2)), "a conflict");
+        assert!(refused(&encode([IndexEntry { intent_to_add: true, ..entry(b"a", 1) }], 0), &entry(b"a", 2)));
+        let mut extended = before.clone();
+        extended.splice(before.len() - 20..before.len() - 20, *b"TREE\0\0\0\0");
+        assert!(refused(&extended, &changes[0]), "an extension");
+        for len in 0..before.len() {
+            assert!(refused(&before[..len], &changes[0]), "{len}");
+        }
     }
 }

@@ -15,6 +15,7 @@ use super::lock::Lock;
 use super::manifest::Manifest;
 use super::saved::Saved;
 use super::tree::{Tree, TreeMount, leaf_of};
+use super::twins::Twin;
 use super::types::{Mount, Ownership};
 use super::watch::Watch;
 use crate::{RepoPath, Store};
@@ -47,6 +48,8 @@ pub(crate) struct Settings {
 pub(crate) struct Cache {
     pub live: Option<Held>,
     pub spare: Option<Held>,
+    /// What the two have in common, mount by mount; `None` if nobody compared them, or they differ too much.
+    pub twins: Option<Vec<Twin>>,
 }
 
 #[derive(Clone)]

@@ -79,6 +79,7 @@ mod sync;
 mod threeway;
 mod trash;
 mod tree;
+mod twins;
 mod types;
 mod watch;
 

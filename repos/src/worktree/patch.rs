@@ -15,7 +15,7 @@ use super::fault;
 use super::fsx::{self, DirCursor, Kind, Sig};
 use super::gitdir::chown;
 use super::manifest::{DirMeta, Entry, Held, Manifest, PathKey};
-use super::plan::{MAX_FILE_BYTES, MountPlan, Planned, Source, Want};
+use super::plan::{MAX_FILE_BYTES, MountPlan, Planned, Source, Want, kept};
 use super::sync::Written;
 use super::trash::Trash;
 use super::tree::TreeMount;
@@ -45,6 +45,9 @@ pub(crate) struct Steps {
 pub(crate) type Late<'a> = dyn FnMut(&[u8], &Sig, &[u8]) -> Result<()> + 'a;
 
 pub(crate) fn steps(spare: &Manifest, live: &Manifest, plan: &MountPlan) -> Steps {
+    if plan.only_concerned {
+        return few_steps(spare, live, plan);
+    }
     let mut actions = Vec::with_capacity(plan.files.len());
     let mut extra = Vec::new();
     let mut at = 0;
@@ -70,6 +73,26 @@ pub(crate) fn steps(spare: &Manifest, live: &Manifest, plan: &MountPlan) -> Step
     }
     extra.extend((at..spare.entries.len()).filter(|i| spare.entries[*i].held.is_some()).map(Action::Remove));
     Steps { actions, extra }
+}
+
+/// The steps where the plan is about a few paths that both trees have.
+fn few_steps(spare: &Manifest, live: &Manifest, plan: &MountPlan) -> Steps {
+    let step = |file: &Planned| {
+        let at = spare.position(&file.path).ok();
+        let held = at.and_then(|at| spare.entries[at].held.as_ref());
+        let there = live.get(&file.path).and_then(|entry| entry.held.as_ref());
+        (action(file, held, there), held.and(at))
+    };
+    Steps { actions: plan.files.iter().map(step).collect(), extra: Vec::new() }
+}
+
+/// True if the second tree's entry is what the live tree's asks for, where no update touches it.
+pub(crate) fn is_kept(live: &Entry, spare: &Entry) -> bool {
+    match (&live.held, &spare.held) {
+        (None, None) => true,
+        (Some(there), Some(held)) => action(&kept(live), Some(held), Some(there)) == Action::Keep,
+        _ => false,
+    }
 }
 
 fn action(file: &Planned, held: Option<&Held>, live: Option<&Held>) -> Action {
@@ -132,7 +155,7 @@ impl Patcher<'_> {
     pub(crate) fn apply(
         mut self,
         steps: &Steps,
-        old: &Manifest,
+        mut old: Manifest,
         live: &Manifest,
         plan: &MountPlan,
     ) -> Result<Manifest> {
@@ -151,7 +174,7 @@ impl Patcher<'_> {
         }
         fault::point("stage.patched-first");
         cursor.reset();
-        self.dirs(&mut cursor, old, plan)?;
+        self.dirs(&mut cursor, &old, plan)?;
         let mut live_cursor = self.live.cursor();
         let mut now = Manifest { commit: plan.commit(), ..Manifest::default() };
         let mut entries = Vec::with_capacity(plan.files.len());
@@ -166,8 +189,19 @@ impl Patcher<'_> {
                 entries.push(Entry { path: PathKey::clone(&file.path), base: file.base, held });
             }
         }
-        now.entries = Arc::new(entries);
-        now.dirs = Arc::new(self.dir_modes(&mut cursor, old, steps, plan)?);
+        now.dirs = Arc::new(self.dir_modes(&mut cursor, &old, steps, plan)?);
+        now.entries = if plan.only_concerned {
+            // Nobody else knows the list any more, so it is changed where it is.
+            let all = Arc::make_mut(&mut old.entries);
+            for entry in entries {
+                if let Ok(at) = all.binary_search_by(|known| known.path.cmp(&entry.path)) {
+                    all[at] = entry;
+                }
+            }
+            old.entries
+        } else {
+            Arc::new(entries)
+        };
         now.taken_ns = fsx::now_ns();
         Ok(now)
     }

@@ -13,6 +13,7 @@ use super::manifest::{DirMeta, Entry, Held, Leaf, Manifest, PathKey, Staged};
 use super::objects::blob_oid;
 use super::threeway::{self, Contents, Merged, Outcome, Side};
 use super::tree::{Line, TreeMount, leaf_of};
+use super::twins::Common;
 use super::types::{Base, OnOverlap, Ownership};
 use crate::{Oid, Reader, RepoPath};
 
@@ -56,6 +57,8 @@ pub(crate) struct MountPlan {
     pub old_commit: Option<Oid>,
     /// Sorted by path.
     pub files: Vec<Planned>,
+    /// `files` are only those in which the second tree differs from what it shall be; all others it has already.
+    pub only_concerned: bool,
     pub dirs: Vec<(PathKey, DirMeta)>,
     /// The local branch on top of the new base.
     pub line: Line,
@@ -91,6 +94,8 @@ pub(crate) struct Planner<'a> {
     pub conflicts: Vec<ConflictRecord>,
     pub own: Ownership,
     pub how: OnOverlap,
+    /// What the second tree has in common with the live one, if that is known.
+    pub common: Option<&'a Common>,
     /// Directories of other repositories, which upstream must not have.
     pub reserved: &'a [String],
 }
@@ -116,11 +121,13 @@ impl Planner<'_> {
     pub(crate) fn plan(mut self, old: Option<&Base>, new: Option<Base>) -> Result<MountPlan> {
         let upstream = self.upstream(old, new.as_ref())?;
         let known = Known { reader: self.reader, local: RefCell::default() };
+        let concerned = self.concerned(&upstream);
         self.learn(&upstream, &known)?;
         let mut plan = MountPlan {
             old_commit: old.map(|b| b.commit),
             base: new,
-            files: Vec::with_capacity(self.live.entries.len() + upstream.len()),
+            files: Vec::new(),
+            only_concerned: concerned.is_some(),
             dirs: Vec::new(),
             old_main: self.line.main,
             merges_branch: false,
@@ -132,8 +139,13 @@ impl Planner<'_> {
             lost: Vec::new(),
             contents: BTreeMap::new(),
         };
-        self.files(&upstream, &known, &mut plan)?;
-        self.nested(&upstream, &mut plan);
+        match concerned {
+            Some(paths) => self.few(&paths, &upstream, &known, &mut plan)?,
+            None => {
+                self.files(&upstream, &known, &mut plan)?;
+                self.nested(&upstream, &mut plan);
+            }
+        }
         self.branch(&upstream, &known, &mut plan)?;
         self.staging(&known, &mut plan)?;
         self.directories(&mut plan);
@@ -143,6 +155,12 @@ impl Planner<'_> {
         plan.lost.sort();
         plan.lost.dedup();
         Ok(plan)
+    }
+
+    /// The paths that this update is about, if all others are in the second tree what they shall be.
+    fn concerned(&self, upstream: &Upstream) -> Option<Vec<PathKey>> {
+        let common = self.common.filter(|_| self.line.unchanged && self.conflicts.is_empty())?;
+        common.concerned(self.live, upstream)
     }
 
     /// Paths that differ between the old and the new upstream commit, with what they are now.
@@ -200,8 +218,20 @@ impl Planner<'_> {
         Ok(())
     }
 
+    /// Only these paths. In both trees they are tracked files, so nothing can come to lie above or below one.
+    fn few(&self, paths: &[PathKey], upstream: &Upstream, known: &Known<'_>, plan: &mut MountPlan) -> Result<()> {
+        for entry in paths.iter().filter_map(|path| self.live.get(path)) {
+            match upstream.get(&entry.path) {
+                Some(theirs) => self.merge(entry, *theirs, known, plan)?,
+                None => plan.files.push(kept(entry)),
+            }
+        }
+        Ok(())
+    }
+
     /// Every path of the live tree and of the new upstream, merged.
     fn files(&self, upstream: &Upstream, known: &Known<'_>, plan: &mut MountPlan) -> Result<()> {
+        plan.files.reserve(self.live.entries.len() + upstream.len());
         let mut changes = upstream.iter().peekable();
         for entry in self.live.entries.iter() {
             while let Some((path, theirs)) = changes.next_if(|(path, _)| **path < entry.path) {
@@ -209,11 +239,7 @@ impl Planner<'_> {
             }
             match changes.next_if(|(path, _)| **path == entry.path) {
                 Some((_, theirs)) => self.merge(entry, *theirs, known, plan)?,
-                None => plan.files.push(Planned {
-                    path: PathKey::clone(&entry.path),
-                    base: entry.base,
-                    want: entry.held.map(|h| ours(entry, &h)),
-                }),
+                None => plan.files.push(kept(entry)),
             }
         }
         for (path, theirs) in changes {
@@ -428,6 +454,11 @@ impl Planner<'_> {
 
     /// Directories that have a file in them, and those that are empty because somebody wants them so.
     fn directories(&self, plan: &mut MountPlan) {
+        if plan.only_concerned {
+            // Contents changed, and nothing else.
+            plan.dirs.clone_from(&self.live.dirs);
+            return;
+        }
         let mut wanted: BTreeMap<PathKey, ()> = BTreeMap::new();
         wanted.insert(b""[..].into(), ());
         let mut last: &[u8] = b"";
@@ -473,6 +504,11 @@ impl Planner<'_> {
         paths.dedup();
         paths
     }
+}
+
+/// A path that the update does not touch.
+pub(crate) fn kept(entry: &Entry) -> Planned {
+    Planned { path: PathKey::clone(&entry.path), base: entry.base, want: entry.held.map(|held| ours(entry, &held)) }
 }
 
 /// The live tree's file, carried along.

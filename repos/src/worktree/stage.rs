@@ -16,11 +16,11 @@ use rustix::fs::{self, AtFlags};
 
 use super::error::{At, Result, WorktreeError};
 use super::fault;
-use super::fsx;
+use super::fsx::{self, Sig};
 use super::gitdir::{self, ConflictRecord, GitFiles, MountState};
 use super::gitindex::{self, IndexEntry};
 use super::inner::{self, Inner, SPARE};
-use super::journal::{self, Journal, Spare};
+use super::journal::{self, Journal, Seen, Spare};
 use super::lock::Lock;
 use super::manifest::{Entry, Held, Leaf, Manifest, PathKey};
 use super::objects::write_blob;
@@ -29,6 +29,7 @@ use super::plan::{MountPlan, Planner};
 use super::survey::{Look, Survey};
 use super::sync::Written;
 use super::tree::Tree;
+use super::twins::Ready;
 use super::types::{Base, ConflictState, Durability, OnOverlap, SavedEdit, StageOptions, Targets};
 use crate::{Content, Draft, NewCommit, Oid, RepoPath, Signature, TreeChange};
 
@@ -71,7 +72,13 @@ impl Inner {
         let mut survey = self.survey(options.scan.into())?;
         fault::point("stage.scanned");
         let bases = self.new_bases(&survey, targets, options)?;
-        let plans = self.plan(&mut survey, bases, options)?;
+        let mut ready = self.ready(&survey)?;
+        let mut plans = self.plan(&mut survey, bases.clone(), options, ready.as_ref())?;
+        if ready.is_some() && plans.iter().all(|plan| plan.changed.is_empty()) {
+            // The files stay where they are, and what is written then needs to know all of them.
+            ready = None;
+            plans = self.plan(&mut survey, bases, options, None)?;
+        }
         fault::point("stage.planned");
         let changed = self.full_paths(plans.iter().map(|p| &p.changed));
         let conflicts = self.public_conflicts(&plans);
@@ -82,9 +89,8 @@ impl Inner {
         } else if changed.is_empty() && plans.iter().all(|p| p.lost.is_empty()) {
             Kind::Flip
         } else {
-            Kind::Swap(Box::new(self.build(&survey, &plans, options)?))
+            Kind::Swap(Box::new(self.build(&survey, &plans, options, ready)?))
         };
-        let mut plans = plans;
         if matches!(kind, Kind::Flip) {
             for (i, plan) in plans.iter_mut().enumerate() {
                 self.finish_branch(i, plan, options)?;
@@ -135,7 +141,13 @@ impl Inner {
         Ok(bases)
     }
 
-    fn plan(&self, survey: &mut Survey, bases: Vec<Option<Base>>, options: &StageOptions) -> Result<Vec<MountPlan>> {
+    fn plan(
+        &self,
+        survey: &mut Survey,
+        bases: Vec<Option<Base>>,
+        options: &StageOptions,
+        ready: Option<&Ready>,
+    ) -> Result<Vec<MountPlan>> {
         let reserved: Vec<String> = self.mounts().iter().filter(|m| !m.at.is_empty()).map(|m| m.at.clone()).collect();
         let mut plans = Vec::new();
         for (i, base) in bases.into_iter().enumerate() {
@@ -148,6 +160,7 @@ impl Inner {
                 conflicts,
                 own: self.settings.ownership,
                 how: options.on_overlap,
+                common: ready.map(|ready| &ready.common[i]),
                 reserved: if self.mounts()[i].at.is_empty() { &reserved } else { &[] },
             };
             plans.push(planner.plan(survey.states[i].base.as_ref(), base)?);
@@ -256,8 +269,8 @@ impl Inner {
         let mut survey = self.survey(Look::Write)?;
         let bases = survey.states.iter().map(|s| s.base.clone()).collect();
         let options = StageOptions { durability, on_overlap: OnOverlap::Mine, ..StageOptions::default() };
-        let plans = self.plan(&mut survey, bases, &options)?;
-        let swap = self.build(&survey, &plans, &options)?;
+        let plans = self.plan(&mut survey, bases, &options, None)?;
+        let swap = self.build(&survey, &plans, &options, None)?;
         self.remember_spare(&swap.id, &swap.manifests)?;
         let live = inner::Held { id: survey.id, manifests: survey.manifests };
         self.store_manifests(&live)?;
@@ -269,8 +282,21 @@ impl Inner {
     }
 
     /// Patches the spare into what the plans want.
-    fn build(self: &Arc<Self>, survey: &Survey, plans: &[MountPlan], options: &StageOptions) -> Result<Swap> {
-        let (tree, spare) = self.spare()?;
+    fn build(
+        self: &Arc<Self>,
+        survey: &Survey,
+        plans: &[MountPlan],
+        options: &StageOptions,
+        ready: Option<Ready>,
+    ) -> Result<Swap> {
+        let (tree, spare, common) = match ready {
+            Some(Ready { tree, spare, common }) => (tree, spare, Some(common)),
+            None => {
+                let (tree, spare) = self.spare()?;
+                (tree, spare, None)
+            }
+        };
+        let common_of = |mount: usize| common.as_ref().map(|common| &common[mount]);
         let old_id = tree.id()?;
         let all_steps: Vec<Steps> =
             (0..plans.len()).map(|i| steps(&spare[i], &survey.manifests[i], &plans[i])).collect();
@@ -296,8 +322,8 @@ impl Inner {
         let mut manifests = Vec::new();
         let trash = self.trash();
         let (mut git_seen, mut git_staged) = (Vec::new(), Vec::new());
-        for (i, plan) in plans.iter().enumerate() {
-            let mut late = |path: &[u8], sig: &fsx::Sig, data: &[u8]| {
+        for (i, (plan, old)) in plans.iter().zip(spare).enumerate() {
+            let mut late = |path: &[u8], sig: &Sig, data: &[u8]| {
                 let reason = "written to the previous tree through a handle from before an update";
                 self.with_saved(|s| s.save(&self.full_path(i, path), sig.kind(), sig.perm(), Some(data), reason))
                     .map(|_| ())
@@ -310,13 +336,16 @@ impl Inner {
                 trash: &trash,
                 written: &mut written,
             };
-            let mut manifest = patcher.apply(&all_steps[i], &spare[i], &survey.manifests[i], plan)?;
+            // An index of which only a few entries change, if it is still the one that was written with that tree.
+            let old_index = old.index_sig.filter(|_| common_of(i).is_some_and(|c| c.spare_is_clean));
+            let mut manifest = patcher.apply(&all_steps[i], old, &survey.manifests[i], plan)?;
             fault::point("stage.patched");
             let (git, git_path) = (&tree.mounts[i].git, tree.mounts[i].path.join(".git"));
             git_seen
                 .push(gitdir::mirror(&survey.tree.mounts[i].git, git, &mut written).at("copy metadata to", &git_path)?);
             fault::point("stage.git-mirrored");
-            self.write_git(i, git, &git_path, plan, &mut manifest, &survey.states[i], options, &mut written)?;
+            let old = (&survey.states[i], old_index);
+            self.write_git(i, git, &git_path, plan, &mut manifest, old, options, &mut written)?;
             git_staged.push(gitdir::user_files(git).at("list", &git_path)?);
             manifests.push(manifest);
         }
@@ -325,7 +354,9 @@ impl Inner {
         if let (Some(watch), Some(old)) = (self.watch.get(), &spare_before.id) {
             watch.renamed(&tree, old, &id);
         }
-        written.push(self.write_journal(&ready(survey, plans, &id, spare_before))?);
+        let seen = survey.manifests.iter().enumerate();
+        let seen = seen.map(|(i, m)| common_of(i).map_or_else(|| journal::seen(m), |c| c.seen.clone())).collect();
+        written.push(self.write_journal(&journal_ready(survey, seen, plans, &id, spare_before))?);
         fault::point("stage.journal-ready");
         if options.durability == Durability::BeforeExchange {
             self.sync_all(written)?;
@@ -343,14 +374,16 @@ impl Inner {
         git_path: &std::path::Path,
         plan: &MountPlan,
         manifest: &mut Manifest,
-        old: &MountState,
+        (old, old_index): (&MountState, Option<Sig>),
         options: &StageOptions,
         written: &mut Written,
     ) -> Result<()> {
         let own = &self.settings.ownership;
         let main = self.branch_commit(mount, plan)?;
-        let index = index_bytes(manifest, plan);
-        gitdir::put_private(git, b"index", &index, own, written).at("write", &git_path.join("index"))?;
+        if !patch_index(git, old_index, plan, manifest, written).at("write", &git_path.join("index"))? {
+            let index = index_bytes(manifest, plan);
+            gitdir::put_private(git, b"index", &index, own, written).at("write", &git_path.join("index"))?;
+        }
         manifest.index_sig = fsx::try_lstat_at(git, b"index").at("examine", &git_path.join("index"))?;
         manifest.staged.clone_from(&plan.staged);
         if !plan.conflicts.is_empty() {
@@ -467,6 +500,20 @@ pub(crate) fn new_state(plan: &MountPlan, old: &MountState) -> MountState {
     state
 }
 
+/// Changes a few entries of the index that the second tree has, if it is the one whose signature is `old`. False if it has to be
+/// made anew.
+fn patch_index(
+    git: &OwnedFd,
+    old: Option<Sig>,
+    plan: &MountPlan,
+    manifest: &Manifest,
+    written: &mut Written,
+) -> std::io::Result<bool> {
+    let Some(old) = old.filter(|_| plan.only_concerned) else { return Ok(false) };
+    let entries: Vec<_> = plan.files.iter().filter_map(|file| manifest.get(&file.path)).filter_map(upstream).collect();
+    gitdir::patch_private(git, b"index", &old, |bytes| gitindex::patch(bytes, &entries), written)
+}
+
 /// The index of a tree that holds `manifest`, with HEAD, staged changes and conflicts as planned.
 pub(crate) fn index_bytes(manifest: &Manifest, plan: &MountPlan) -> Vec<u8> {
     let conflicts: Vec<(Vec<u8>, [Option<Leaf>; 3])> =
@@ -578,11 +625,11 @@ impl Drop for GitLocks {
 }
 
 /// What the next run has to know if we die between here and the end of `settle`.
-fn ready(survey: &Survey, plans: &[MountPlan], id: &str, spare: Spare) -> Journal {
+fn journal_ready(survey: &Survey, seen: Vec<Vec<Seen>>, plans: &[MountPlan], id: &str, spare: Spare) -> Journal {
     Journal::Ready {
         staged: id.into(),
         live: Some(survey.id.clone()),
-        seen: survey.manifests.iter().map(journal::seen).collect(),
+        seen,
         lost: plans.iter().map(|p| p.lost.iter().map(hex::encode).collect()).collect(),
         seen_ns: survey.manifests.iter().map(|m| m.taken_ns).min().unwrap_or(0),
         spare,

@@ -43,7 +43,7 @@ impl From<Scan> for Look {
 }
 
 /// The manifests are about the commits that the mounts are based on.
-fn fits(manifests: &[Manifest], states: &[MountState]) -> bool {
+pub(crate) fn fits(manifests: &[Manifest], states: &[MountState]) -> bool {
     let commits = states.iter().map(|s| s.base.as_ref().map(|b| b.commit));
     manifests.len() == states.len() && manifests.iter().zip(commits).all(|(m, commit)| m.commit == commit)
 }
@@ -86,7 +86,7 @@ impl Inner {
         if look == Look::Watched && remembered { tree.by_mount(touched) } else { None }
     }
 
-    /// Both trees are watched, and what was touched in them is known. Under the lock.
+    /// Both trees are watched, what was touched in them is known, and so is where they differ. Under the lock.
     pub(crate) fn tend(&self, look: Look) -> Result<Settled> {
         if let Some(watch) = self.watch.get() {
             watch.arm(&self.live()?);
@@ -96,6 +96,7 @@ impl Inner {
         }
         let settled = self.sweep_spare(look)?;
         self.survey(look)?;
+        self.compare_trees();
         Ok(settled)
     }
 

@@ -142,12 +142,14 @@ impl TreeMount {
         let mut now = Manifest {
             commit: manifest.commit,
             taken_ns,
-            dirs: Arc::new(dirs),
+            dirs: if *manifest.dirs == dirs { Arc::clone(&manifest.dirs) } else { Arc::new(dirs) },
             index_sig: manifest.index_sig,
             ..Manifest::default()
         };
         now.staged.clone_from(&manifest.staged);
         now.entries.clone_from(&manifest.entries);
+        // Told to have been touched, by ourselves perhaps, and as it was: the list stays the very same.
+        changes.retain(|change| manifest.get(&change.path) != Some(change));
         now.patch(changes);
         Ok((now, paths))
     }
