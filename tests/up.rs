@@ -234,6 +234,11 @@ impl PrintedNode {
         })
     }
 
+    /// The network namespaces of its programs, where one may look.
+    fn networks(&self) -> BTreeSet<PathBuf> {
+        self.pids.iter().map(|pid| std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap()).collect()
+    }
+
     /// The page of the node's web service; nothing while it is not there.
     fn page(&self) -> Option<String> {
         let mut stream = TcpStream::connect(self.web).ok()?;
@@ -302,7 +307,6 @@ fn story(who: Who, options: &[&str]) {
     // What it says about itself is true.
     let count = printed.nodes.len();
     let network = match who {
-        _ if count > 1 => "on loopback ports (where the nodes reach each other)",
         Who::Me if Uid::effective().is_root() => "(running as root)",
         Who::Me | Who::Nobody if may_unshare(&newcomer, "--net") => "(user namespaces are allowed)",
         _ => "on loopback ports (",
@@ -317,6 +321,11 @@ fn story(who: Who, options: &[&str]) {
     for node in &printed.nodes {
         node.shows("Change default/web/site.toml");
     }
+    // A node's programs share one network, and no two nodes do.
+    let networks: Vec<BTreeSet<PathBuf>> = printed.nodes.iter().map(PrintedNode::networks).collect();
+    let wanted = if network.contains("loopback") { 1 } else { count };
+    assert!(networks.iter().all(|of_node| of_node.len() == 1), "{networks:?}");
+    assert_eq!(networks.into_iter().flatten().collect::<BTreeSet<_>>().len(), wanted);
 
     // The three commands, as they are printed.
     let [clone, eccfg, curl] = &printed.commands[..] else { panic!("not three commands: {:?}", printed.commands) };
@@ -416,14 +425,14 @@ fn a_cluster_is_not_started_with_fewer_nodes_than_it_has() {
 #[test]
 fn as_a_user_without_rights() {
     if !not_root() {
-        story(Who::Nobody, &["--nodes", "1"]);
+        story(Who::Nobody, &[]);
     }
 }
 
 #[test]
 fn as_root_without_the_right_to_make_namespaces() {
     if !not_root() {
-        story(Who::Restricted, &["--nodes", "1"]);
+        story(Who::Restricted, &[]);
     }
 }
 

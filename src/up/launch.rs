@@ -4,7 +4,8 @@
 //! A namespace can only be entered by a process with one thread, so each program is started through this same binary
 //! (`eccluster up-launch`), which enters the namespace, hands the sockets on in the way of systemd (`LISTEN_FDS`) and
 //! then becomes the program. The namespace itself is kept by a process that only sleeps (`--hold`), so that any program
-//! of the node can end and start again without the network of the others going away.
+//! of the node can end and start again without the network of the others going away. One more such process keeps the
+//! namespace with the bridge that the nodes are wired through (`--hold` alone; a node's has `--wired-to` it).
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -19,6 +20,8 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::Signal;
 use nix::unistd::{Uid, getgid, getpid, getuid};
 
+use super::wires;
+
 /// What systemd calls the first inherited socket (sd_listen_fds(3)).
 const FIRST_LISTEN_FD: RawFd = 3;
 
@@ -31,6 +34,9 @@ pub(crate) struct Options {
     /// Make a network namespace, say so on standard output, and keep it until `eccluster up` ends
     #[arg(long)]
     hold: bool,
+    /// With --hold: be a node of this number, with a cable to the bridge that this process holds
+    #[arg(long, value_names = ["PID", "NUMBER"], num_args = 2)]
+    wired_to: Vec<i32>,
     /// Enter the network namespace that this process holds
     #[arg(long, value_name = "PID")]
     join: Option<i32>,
@@ -45,7 +51,7 @@ pub(crate) struct Options {
 /// Runs the step; it returns only when it failed or when the held namespace is no longer wanted.
 pub(crate) fn main(options: &Options) -> ExitCode {
     let outcome = if options.hold {
-        hold(options.parent).map(|()| ExitCode::SUCCESS)
+        hold(options).map(|never| match never {})
     } else {
         launch(options).map(|never| match never {})
     };
@@ -56,15 +62,38 @@ pub(crate) fn main(options: &Options) -> ExitCode {
 }
 
 /// Makes the namespace, prints `ready`, and sleeps until a signal or the end of the parent.
-fn hold(parent: i32) -> anyhow::Result<()> {
-    end_with(parent)?;
-    new_network().context("cannot make a network namespace")?;
-    loopback_up().context("cannot bring up the loopback interface of a new network namespace")?;
+fn hold(options: &Options) -> anyhow::Result<Infallible> {
+    end_with(options.parent)?;
+    match options.wired_to[..] {
+        [bridge, number] => hold_node(bridge, number.try_into().context("a node's number")?)?,
+        _ => hold_bridge()?,
+    }
     writeln!(io::stdout(), "ready")?;
     io::stdout().flush()?;
     loop {
         nix::unistd::pause();
     }
+}
+
+fn hold_bridge() -> anyhow::Result<()> {
+    new_network().context("cannot make a network namespace")?;
+    wires::make_bridge().context("cannot make a bridge in a new network namespace")
+}
+
+/// The node's namespace belongs to the same user namespace as the bridge's, or nobody could plug a cable into both.
+fn hold_node(bridge: i32, number: u8) -> anyhow::Result<()> {
+    let of_bridge = File::open(format!("/proc/{bridge}/ns/net")).context("cannot find the bridge")?;
+    if !Uid::effective().is_root() {
+        join_user(bridge)?;
+    }
+    unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
+    let own = File::open("/proc/self/ns/net").context("cannot open the new network namespace")?;
+    wires::loopback_up().context("cannot bring up the loopback interface of a new network namespace")?;
+    let enter = |namespace: &File| setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET);
+    enter(&of_bridge).context("cannot enter the bridge's network namespace")?;
+    wires::plug_in(number, own.as_fd()).context("cannot plug a cable into the bridge")?;
+    enter(&own).context("cannot return to the new network namespace")?;
+    wires::take_address(number).context("cannot give the node its address")
 }
 
 fn launch(options: &Options) -> anyhow::Result<Infallible> {
@@ -104,15 +133,18 @@ fn new_network() -> anyhow::Result<()> {
 }
 
 fn join_network(holder: i32) -> anyhow::Result<()> {
-    let open = |kind: &str| {
-        let path = format!("/proc/{holder}/ns/{kind}");
-        File::open(&path).with_context(|| format!("cannot open {path}"))
-    };
-    let network = open("net")?;
+    let path = format!("/proc/{holder}/ns/net");
+    let network = File::open(&path).with_context(|| format!("cannot open {path}"))?;
     if !Uid::effective().is_root() {
-        setns(open("user")?.as_fd(), CloneFlags::CLONE_NEWUSER).context("cannot enter the node's user namespace")?;
+        join_user(holder)?;
     }
     setns(network.as_fd(), CloneFlags::CLONE_NEWNET).context("cannot enter the node's network namespace")
+}
+
+fn join_user(holder: i32) -> anyhow::Result<()> {
+    let path = format!("/proc/{holder}/ns/user");
+    let user = File::open(&path).with_context(|| format!("cannot open {path}"))?;
+    setns(user.as_fd(), CloneFlags::CLONE_NEWUSER).context("cannot enter the nodes' user namespace")
 }
 
 /// Moves the sockets to 3, 4, … , which is where LISTEN_FDS promises them, and lets them survive the exec.
@@ -133,24 +165,6 @@ fn place_sockets(sockets: &[RawFd]) -> anyhow::Result<()> {
             return Err(io::Error::last_os_error())
                 .with_context(|| format!("cannot hand on the inherited socket {socket}"));
         }
-    }
-    Ok(())
-}
-
-/// A new network namespace starts with its loopback interface down.
-#[expect(unsafe_code, reason = "interface flags are set by ioctl; netlink would be a dependency for one flag")]
-fn loopback_up() -> io::Result<()> {
-    use std::os::fd::AsRawFd as _;
-    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
-    // SAFETY: ifreq is plain old data for which all zeroes is a value (netdevice(7)).
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
-        *to = libc::c_char::from_ne_bytes([*from]);
-    }
-    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or_default();
-    // SAFETY: the kernel reads one ifreq from the pointer, which is valid for the call.
-    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) } < 0 {
-        return Err(io::Error::last_os_error());
     }
     Ok(())
 }

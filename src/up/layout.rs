@@ -1,7 +1,7 @@
 //! What `eccluster up` keeps in its directory, so that running it again resumes the same cluster.
 //!
 //! ```text
-//! DIR/up.toml            the ports that were chosen, kept so that clone URLs go on working
+//! DIR/up.toml            the ports that were chosen, kept so that clone URLs go on working, and whether the nodes are wired
 //! DIR/lock               held while `up` runs
 //! DIR/env                to be sourced: how eccfg finds the cluster
 //! DIR/netrc              the admin user for curl (0600)
@@ -25,7 +25,7 @@ use cluster::files::write_atomic;
 use serde::{Deserialize, Serialize};
 
 /// The first node's usual port (contract.md), and that of its web service; others follow in steps of one.
-const SERVER_PORT: u16 = 2027;
+pub(crate) const SERVER_PORT: u16 = 2027;
 const WEB_PORT: u16 = 8027;
 
 /// The file that remembers the ports.
@@ -59,6 +59,9 @@ impl Ports {
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Remembered {
+    /// Whether the nodes know each other by their addresses on wires between namespaces; else by the host's ports.
+    #[serde(default)]
+    wired: bool,
     #[serde(default)]
     node: BTreeMap<String, Ports>,
 }
@@ -100,6 +103,12 @@ impl Layout {
         self.data("n1").join("admin-password")
     }
 
+    /// Whether the nodes of the cluster in this directory are wired to each other; `None` before the first run.
+    pub(crate) fn remembered_wires(&self) -> anyhow::Result<Option<bool>> {
+        let remembered = read_remembered(&self.dir.join(PORTS))?;
+        Ok((!remembered.node.is_empty()).then_some(remembered.wired))
+    }
+
     /// How many nodes the cluster in this directory has; 0 before the first run.
     pub(crate) fn remembered_nodes(&self) -> anyhow::Result<u8> {
         let remembered = read_remembered(&self.dir.join(PORTS))?;
@@ -108,18 +117,20 @@ impl Layout {
 
     /// Opens the ports of these nodes: those of the last run, or the usual ones where they are free, or any free ones. They
     /// stay open from here on, so that nobody else can get them in between.
-    pub(crate) fn open_ports(&self, nodes: &[String]) -> anyhow::Result<BTreeMap<String, (Ports, Sockets)>> {
+    pub(crate) fn open_ports(&self, count: u8, wired: bool) -> anyhow::Result<Vec<(Ports, Sockets)>> {
         let path = self.dir.join(PORTS);
         let mut remembered = read_remembered(&path)?;
-        let mut opened = BTreeMap::new();
-        for (step, node) in (0u16..).zip(nodes) {
-            let sockets = match remembered.node.get(node) {
-                Some(ports) => Sockets { server: known_port(ports.server, node)?, web: known_port(ports.web, node)? },
+        remembered.wired = wired;
+        let mut opened = Vec::new();
+        for (step, number) in (0u16..).zip(1..=count) {
+            let node = node_name(number);
+            let sockets = match remembered.node.get(&node) {
+                Some(ports) => Sockets { server: known_port(ports.server, &node)?, web: known_port(ports.web, &node)? },
                 None => Sockets { server: free_port(SERVER_PORT + step)?, web: free_port(WEB_PORT + step)? },
             };
             let ports = Ports { server: sockets.server.local_addr()?.port(), web: sockets.web.local_addr()?.port() };
-            remembered.node.insert(node.clone(), ports);
-            opened.insert(node.clone(), (ports, sockets));
+            remembered.node.insert(node, ports);
+            opened.push((ports, sockets));
         }
         write_atomic(&path, toml::to_string(&remembered)?.as_bytes(), 0o600)?;
         Ok(opened)
@@ -148,6 +159,11 @@ impl Layout {
         );
         Ok(write_atomic(&self.dir.join("env"), env.as_bytes(), 0o600)?)
     }
+}
+
+/// What a node is called.
+pub(crate) fn node_name(number: u8) -> String {
+    format!("n{number}")
 }
 
 /// A path as one word of a shell.
@@ -197,19 +213,19 @@ mod tests {
     fn ports_are_remembered_and_never_shared() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::open(Some(dir.path().join("up"))).unwrap();
-        let nodes: Vec<String> = ["n1", "n2", "n3"].map(String::from).to_vec();
-        let ports = |opened: BTreeMap<String, (Ports, Sockets)>| -> Vec<Ports> {
-            opened.into_values().map(|(ports, _)| ports).collect()
-        };
-        let opened = layout.open_ports(&nodes).unwrap();
-        let taken = layout.open_ports(&nodes).err().expect("they are open").to_string();
+        let ports =
+            |opened: Vec<(Ports, Sockets)>| -> Vec<Ports> { opened.into_iter().map(|(ports, _)| ports).collect() };
+        assert_eq!(layout.remembered_wires().unwrap(), None);
+        let opened = layout.open_ports(3, true).unwrap();
+        let taken = layout.open_ports(3, true).err().expect("they are open").to_string();
         assert!(taken.contains("which n1 had at its last run"), "{taken}");
         let first = ports(opened);
         let mut all: Vec<u16> = first.iter().flat_map(|ports| [ports.server, ports.web]).collect();
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len(), 6);
-        assert_eq!(first, ports(layout.open_ports(&nodes).unwrap()));
+        assert_eq!(first, ports(layout.open_ports(3, true).unwrap()));
+        assert_eq!((layout.remembered_wires().unwrap(), layout.remembered_nodes().unwrap()), (Some(true), 3));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Every node is what it would be on a machine of its own: a server, an agent that keeps a working copy at the node's
 //! target, and a small web service that shows its configuration. Each program is a process, in a network namespace of
-//! the node's own where the machine allows it. Nothing here is simulated, and nothing here is needed to run a real cluster.
+//! the node's own, wired to those of the others, where the machine allows it. Nothing here is simulated, and nothing here is needed to run a real cluster.
 //! The first node makes the cluster, the others join it as they would anywhere.
 
 mod launch;
@@ -10,6 +10,7 @@ mod layout;
 mod node;
 mod show;
 mod web;
+mod wires;
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
@@ -82,13 +83,12 @@ async fn run(options: Options) -> anyhow::Result<()> {
         .map_err(|error| anyhow::anyhow!("{error}\nhint: end that one, or name another directory with --dir"))?;
     let mut ending = Ending::new()?;
     let count = count(options.nodes, layout.remembered_nodes()?)?;
-    let means = node::means(&layout, count).await;
-    let names: Vec<String> = (1..=count).map(|number| format!("n{number}")).collect();
+    let means = node::means(&layout).await?;
+    let opened = layout.open_ports(count, means.bridge.is_some())?;
+    let servers: Vec<_> = opened.iter().map(|(ports, _)| ports.server_address()).collect();
     let mut nodes = Vec::new();
-    let opened = layout.open_ports(&names)?;
-    let servers: Vec<_> = opened.values().map(|(ports, _)| ports.server_address()).collect();
-    for (name, opened) in opened {
-        nodes.push(Arc::new(Node::prepare(&layout, &name, opened, &servers, &means).await?));
+    for (number, opened) in (1..=count).zip(opened) {
+        nodes.push(Arc::new(Node::prepare(&layout, number, opened, &servers, &means).await?));
     }
     layout.write_credentials(&servers)?;
     crate::links::install(&layout.dir().join("bin"))
@@ -100,6 +100,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
     };
     show::line("Ending the cluster; the same command resumes it.");
     cluster.end().await;
+    means.close().await;
     outcome
 }
 

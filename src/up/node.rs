@@ -15,7 +15,8 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 
-use super::layout::{Layout, Ports, Sockets};
+use super::layout::{Layout, Ports, SERVER_PORT, Sockets, node_name};
+use super::wires;
 
 /// How long a process may take to end by itself after SIGTERM before it is killed.
 const END_DEADLINE: Duration = Duration::from_secs(10);
@@ -40,6 +41,8 @@ pub(crate) enum Network {
 /// What this machine lets the nodes have.
 pub(crate) struct Means {
     pub(crate) network: Network,
+    /// The process that keeps the bridge between the nodes' namespaces.
+    pub(crate) bridge: Option<Child>,
     /// Why the agent cannot run checks here (they need a private mount namespace).
     pub(crate) no_checks: Option<String>,
 }
@@ -53,8 +56,12 @@ pub(crate) struct Node {
     exe: PathBuf,
     sockets: Sockets,
     holder: Option<Child>,
-    /// All servers of the cluster, the node's own first.
+    /// Where the other nodes reach its server.
+    place: SocketAddr,
+    /// All servers of the cluster as the host reaches them, the node's own first.
     servers: Vec<SocketAddr>,
+    /// The same as the nodes reach them.
+    places: Vec<SocketAddr>,
     /// Where the first node keeps what proves an administrator and a cluster.
     first: PathBuf,
     /// True once the node belongs to the cluster: what needs its identity waits for that.
@@ -95,25 +102,33 @@ impl Node {
     /// Opens the node's namespace, and sets up its data directory when this is its first run.
     pub(crate) async fn prepare(
         layout: &Layout,
-        name: &str,
+        number: u8,
         (ports, sockets): (Ports, Sockets),
         servers: &[SocketAddr],
         means: &Means,
     ) -> anyhow::Result<Node> {
-        let dir = layout.node(name);
+        let name = node_name(number);
+        let dir = layout.node(&name);
         std::fs::create_dir_all(dir.join("run")).with_context(|| format!("cannot make {}", dir.display()))?;
         let exe = std::env::current_exe().context("cannot find this program's own file")?;
-        let holder = match means.network {
-            Network::Own(_) => Some(hold_network(&exe).await?),
-            Network::Host(_) => None,
+        let holder = match means.bridge.as_ref().and_then(Child::id) {
+            Some(bridge) => Some(hold_network(&exe, Some((bridge, number))).await?),
+            None => None,
         };
-        let own = ports.server_address();
-        let mut all = vec![own];
-        all.extend(servers.iter().filter(|server| **server != own));
-        let data = layout.data(name);
-        let (first, name) = (layout.data(FIRST), name.to_owned());
+        let places: Vec<SocketAddr> = match holder {
+            Some(_) => (1..).take(servers.len()).map(|number| (wires::address(number), SERVER_PORT).into()).collect(),
+            None => servers.to_vec(),
+        };
+        let mine = usize::from(number) - 1;
+        let first_is_mine = |all: &[SocketAddr]| {
+            let mut all = all.to_vec();
+            all[..=mine].rotate_right(1);
+            all
+        };
+        let (place, data, first) = (places[mine], layout.data(&name), layout.data(FIRST));
+        let (servers, places) = (first_is_mine(servers), first_is_mine(&places));
         let member = watch::Sender::new(data.join("ecconfigd.toml").exists());
-        let node = Node { name, ports, data, dir, exe, sockets, holder, servers: all, first, member };
+        let node = Node { name, ports, data, dir, exe, sockets, holder, place, servers, places, first, member };
         if node.name == FIRST {
             node.init().await?;
             node.member.send_replace(true);
@@ -172,9 +187,11 @@ impl Node {
         if self.data.join("admin-password").exists() {
             return Ok(());
         }
-        let listen = self.address().to_string();
-        let mut init = self.tool(&["ecconfigd", "init", "--node", &self.name, "--listen", &listen, "--data"]);
-        self.run(init.arg(&self.data)).await.with_context(|| format!("ecconfigd init of {}", self.name))?;
+        let place = self.place.to_string();
+        let mut init = self.tool(&["ecconfigd", "init", "--node", &self.name, "--listen", &place]);
+        self.run(init.args(["--advertise", &place, "--data"]).arg(&self.data))
+            .await
+            .with_context(|| format!("ecconfigd init of {}", self.name))?;
         Ok(())
     }
 
@@ -191,7 +208,7 @@ impl Node {
 
     /// Joins as on any other machine: with a one-time token that an administrator makes.
     async fn join(&self) -> anyhow::Result<()> {
-        let (others, kept) = (self.urls(1), self.dir.join("join-token"));
+        let (others, kept) = (urls(&self.servers[1..]), self.dir.join("join-token"));
         // A join that was interrupted goes on with the token that it began with.
         if !kept.exists() {
             let mut token = self.tool(&["eccfg", "node", "token", "--username", "admin", "--password-file"]);
@@ -201,9 +218,9 @@ impl Node {
             cluster::files::write_atomic(&kept, &said, 0o600)?;
         }
         let token = std::fs::read_to_string(&kept).with_context(|| format!("cannot read {}", kept.display()))?;
-        let listen = self.address().to_string();
-        let mut join = self.tool(&["ecconfigd", "join", "--node", &self.name, "--listen", &listen, "--token"]);
-        join.arg(token.trim());
+        let place = self.place.to_string();
+        let mut join = self.tool(&["ecconfigd", "join", "--node", &self.name, "--listen", &place]);
+        join.args(["--advertise", &place, "--token", token.trim()]);
         join.args(server_options(&others));
         self.run_until_served(join.arg("--data").arg(&self.data)).await?;
         // What is left is used up, and the node does not read it again.
@@ -239,11 +256,6 @@ impl Node {
             bail!("{}", String::from_utf8_lossy(&output.stderr).trim_end());
         }
         Ok(output.stdout)
-    }
-
-    /// The cluster's servers but for the first so many, the node's own being the very first.
-    fn urls(&self, skipped: usize) -> Vec<String> {
-        self.servers.iter().skip(skipped).map(|server| format!("https://{server}")).collect()
     }
 
     fn start(&self, role: Role) -> anyhow::Result<Child> {
@@ -291,7 +303,7 @@ impl Node {
             }
             Role::Agent => {
                 let mut all = words(&["eccfg", "agent", "--node", &self.name]);
-                all.extend(server_options(&self.urls(0)).map(OsString::from));
+                all.extend(server_options(&urls(&self.places)).map(OsString::from));
                 for (option, value) in [
                     ("--wc", path("conf")),
                     ("--config", path("etc")),
@@ -334,19 +346,44 @@ impl Node {
     }
 }
 
+fn urls(servers: &[SocketAddr]) -> Vec<String> {
+    servers.iter().map(|server| format!("https://{server}")).collect()
+}
+
 /// `--server URL` for each.
 fn server_options(urls: &[String]) -> impl Iterator<Item = &str> {
     urls.iter().flat_map(|url| ["--server", url.as_str()])
 }
 
-/// Finds out what this machine allows, by trying it.
-pub(crate) async fn means(layout: &Layout, nodes: u8) -> Means {
-    let network = match nodes {
-        1 => network().await,
-        // Namespaces would have to be wired to each other first.
-        _ => Network::Host("where the nodes reach each other".into()),
+/// Finds out what this machine allows, by trying it, and makes the bridge where it may. A cluster goes on as it was made: its nodes know each
+/// other by their addresses.
+pub(crate) async fn means(layout: &Layout) -> anyhow::Result<Means> {
+    let wired = layout.remembered_wires()?;
+    let (network, bridge) = match wired {
+        Some(false) => (Network::Host("as this cluster was made".into()), None),
+        _ => match bridge().await {
+            Ok(bridge) => (Network::Own(own_because()), Some(bridge)),
+            Err(error) if wired.is_some() => bail!(
+                "the nodes of this cluster reach each other through network namespaces, which cannot be had now: {error:#}\n\
+                 hint: run it as it was run before, or name another directory with --dir"
+            ),
+            Err(error) => (Network::Host(format!("{error:#}")), None),
+        },
     };
-    Means { network, no_checks: try_check(layout.dir()).await.err().map(|error| format!("{error:#}")) }
+    Ok(Means { network, bridge, no_checks: try_check(layout.dir()).await.err().map(|error| format!("{error:#}")) })
+}
+
+impl Means {
+    /// Lets the bridge go, once the nodes have.
+    pub(crate) async fn close(mut self) {
+        if let Some(bridge) = &mut self.bridge {
+            let _ = bridge.kill().await;
+        }
+    }
+}
+
+fn own_because() -> &'static str {
+    if nix::unistd::Uid::effective().is_root() { "running as root" } else { "user namespaces are allowed" }
 }
 
 /// Runs a check that does nothing, the way the agent runs its checks.
@@ -362,28 +399,23 @@ async fn try_check(dir: &Path) -> anyhow::Result<()> {
     bail!("{}", words.lines().next().unwrap_or_default().trim_start_matches("error: "))
 }
 
-/// Finds out whether this process may make network namespaces, by making one.
-async fn network() -> Network {
-    let Ok(exe) = std::env::current_exe() else {
-        return Network::Host("this program's own file cannot be found".into());
-    };
-    match hold_network(&exe).await {
-        Ok(mut holder) => {
-            let _ = holder.kill().await;
-            Network::Own(if nix::unistd::Uid::effective().is_root() {
-                "running as root"
-            } else {
-                "user namespaces are allowed"
-            })
-        }
-        Err(error) => Network::Host(format!("{error:#}")),
-    }
+/// Makes the bridge, and finds out whether a node can be wired to it, by wiring one that nobody has.
+async fn bridge() -> anyhow::Result<Child> {
+    let exe = std::env::current_exe().context("this program's own file cannot be found")?;
+    let bridge = hold_network(&exe, None).await?;
+    let number = bridge.id().context("the process that holds the bridge has ended")?;
+    let mut tried = hold_network(&exe, Some((number, u8::MAX))).await?;
+    let _ = tried.kill().await;
+    Ok(bridge)
 }
 
-/// Starts the process that keeps a namespace, and waits until it says that the namespace is there.
-async fn hold_network(exe: &Path) -> anyhow::Result<Child> {
+/// Starts the process that keeps a namespace (the bridge's, or that of a node wired to it), and waits until it says that it is there.
+async fn hold_network(exe: &Path, wired_to: Option<(u32, u8)>) -> anyhow::Result<Child> {
     let mut command = Command::new(exe);
     command.args(["up-launch", "--hold", "--parent"]).arg(std::process::id().to_string());
+    if let Some((bridge, number)) = wired_to {
+        command.arg("--wired-to").args([bridge.to_string(), number.to_string()]);
+    }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
     let mut holder = command.spawn().context("cannot start the process that holds a network namespace")?;
     let mut said = String::new();
