@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use cluster::control;
@@ -32,6 +32,9 @@ const USAGE: u8 = 2;
 const CONFLICT: u8 = 3;
 /// How often a server that a full disk has stopped looks for room.
 const ROOM_CHECK: Duration = Duration::from_secs(1);
+/// How long it tries to start again in the same process, and how often.
+const RESTART_TIME: Duration = Duration::from_secs(30);
+const RESTART_PAUSE: Duration = Duration::from_millis(200);
 
 /// The configuration server: git repositories, JSON API and watch streams for a cluster of nodes.
 #[derive(Debug, Parser)]
@@ -299,6 +302,7 @@ async fn run(options: Run) -> Result<(), Failure> {
     let failed = |words: String| Failure::new(FAILED, words);
     let shutdown = Shutdown::on_signals().map_err(|error| failed(format!("cannot wait for signals: {error}")))?;
     let inherited = cluster::listen::inherited().map_err(|error| failed(format!("inherited sockets: {error}")))?;
+    let mut restarting: Option<Instant> = None;
     loop {
         // Copies, so that the sockets live on when the server has to be started anew.
         let sockets: std::io::Result<Vec<_>> = inherited.iter().map(std::net::TcpListener::try_clone).collect();
@@ -310,6 +314,12 @@ async fn run(options: Run) -> Result<(), Failure> {
             Err(error) if error.is_for_want_of_room() && !server::has_room(&options.data).await => {
                 tracing::error!(error = %Chain(&error), "the disk is full: the server starts when there is room");
                 if wait_for_room(&options.data, &shutdown).await { continue } else { return Ok(()) }
+            }
+            // What the last run was still reading when its time was up may hold the state open for a moment.
+            Err(error) if restarting.is_some_and(|since| since.elapsed() < RESTART_TIME) => {
+                tracing::warn!(error = %Chain(&error), "the server does not start again yet");
+                tokio::time::sleep(RESTART_PAUSE).await;
+                continue;
             }
             Err(error) => return Err(start_failure(error)),
         };
@@ -338,7 +348,10 @@ async fn run(options: Run) -> Result<(), Failure> {
             let _ = task.await;
         }
         match failure {
-            None if again => tracing::info!("there is room on the disk again: starting anew"),
+            None if again => {
+                tracing::info!("there is room on the disk again: starting anew");
+                restarting = Some(Instant::now());
+            }
             None => return Ok(()),
             Some(why) => {
                 shutdown.trigger(Reason::Asked);

@@ -137,8 +137,9 @@ impl Server {
         for listener in listeners {
             tokio::spawn(acceptor.clone().listen(listener));
         }
-        tokio::spawn(app.identity.clone().watch(app.draining.clone()));
-        tokio::spawn(renew(app.clone(), certificate_names(&wanted, config.advertise.as_ref())));
+        // Tracked: when the server has stopped, nothing holds its state open any more.
+        acceptor.tasks.spawn(app.identity.clone().watch(app.draining.clone()));
+        acceptor.tasks.spawn(renew(app.clone(), certificate_names(&wanted, config.advertise.as_ref())));
         let readiness = app.core.watch_readiness();
         tracing::info!(node = %app.core.node_name(), cluster = app.cluster(), ?addresses, "serving");
         Ok(Self { addresses, app, acceptor, readiness, _lock: lock })
@@ -305,7 +306,8 @@ async fn renew(app: Arc<App>, names: Vec<String>) {
         let left = until(present.peer().renewal_due());
         let mut pause = left.clamp(RENEWAL_PAUSE, RENEWAL_CHECK);
         if left.is_zero() || !present.covers(&names) {
-            match renew_now(&app, &names).await {
+            let Some(renewed) = app.draining.run_until_cancelled(renew_now(&app, &names)).await else { return };
+            match renewed {
                 // Looked at again: the next one is due when the new certificate says so.
                 Ok(()) => pause = RENEWAL_PAUSE,
                 Err(error) => {
@@ -314,10 +316,13 @@ async fn renew(app: Arc<App>, names: Vec<String>) {
                 }
             }
         }
-        tokio::select! {
-            () = app.draining.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
-            _ = changes.changed() => tokio::time::sleep(RENEWAL_PAUSE).await,
+        let wait = async {
+            if tokio::time::timeout(pause, changes.changed()).await.is_ok() {
+                tokio::time::sleep(RENEWAL_PAUSE).await;
+            }
+        };
+        if app.draining.run_until_cancelled(wait).await.is_none() {
+            return;
         }
     }
 }
