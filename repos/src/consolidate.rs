@@ -82,9 +82,7 @@ impl Store {
         let new_files = [self.pack_path(id, "pack"), self.pack_path(id, "idx")].into();
         sync_files(&new_files, &self.objects_dir().join("pack"))?;
         let removed: Vec<&PackInfo> = chosen.iter().filter(|info| info.id != id).collect();
-        for info in &removed {
-            remove_pack(&info.path)?;
-        }
+        self.remove_packs(&removed)?;
         Ok(Consolidated {
             packs_before: nothing.packs_before,
             packs_after: nothing.packs_before + 1 - removed.len(),
@@ -95,6 +93,33 @@ impl Store {
 }
 
 impl Store {
+    /// Takes packs away from those who look for objects, and then from the disk.
+    ///
+    /// Readers have them mapped, and freeing the blocks of a file takes some file systems milliseconds: whoever gives up the last mapping
+    /// of a removed file has to wait for it. With the packs of many commits removed, the next fetch would wait a quarter of a second, and
+    /// all others behind it. So the files are only renamed until the mappings are gone, which is our business here.
+    fn remove_packs(&self, packs: &[&PackInfo]) -> Result<()> {
+        let mut aside = Vec::new();
+        for info in packs {
+            let stem = self.staging_path("removed")?;
+            // The index first: without it nobody looks for the pack.
+            for extension in ["idx", "rev", "bitmap", "mtimes", "pack"] {
+                let (from, to) = (info.path.with_extension(extension), stem.with_extension(extension));
+                match fs::rename(&from, &to) {
+                    Ok(()) => aside.push(to),
+                    Err(err) if err.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(err) => return Err(Error::io("remove", &from)(err)),
+                }
+            }
+        }
+        // What is nowhere is looked for in the packs that are there now, and the mappings of others are given up.
+        self.reader()?.contains(Oid::NULL);
+        for path in &aside {
+            fs::remove_file(path).map_err(Error::io("remove", path))?;
+        }
+        Ok(())
+    }
+
     /// The lock under which packs are merged, of this process or another; `None` while somebody else does.
     fn lock_for_consolidation(&self) -> Result<Option<File>> {
         let directory = self.path().join("quarantine");
@@ -183,16 +208,4 @@ fn worth_merging(mut packs: Vec<PackInfo>, factor: u32) -> Vec<PackInfo> {
     }
     packs.truncate(if end > 1 { end } else { 0 });
     packs
-}
-
-/// The index first: without it nobody looks for the pack.
-fn remove_pack(pack: &Path) -> Result<()> {
-    for extension in ["idx", "rev", "bitmap", "mtimes", "pack"] {
-        let path = pack.with_extension(extension);
-        match fs::remove_file(&path) {
-            Err(err) if err.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &path)(err)),
-            _ => {}
-        }
-    }
-    Ok(())
 }

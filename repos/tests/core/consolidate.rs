@@ -173,3 +173,24 @@ fn a_new_pack_with_the_name_of_an_old_one_is_kept() {
     assert_eq!(repo.store.consolidate(&ConsolidateOptions { min_packs: 1, factor: 1000 }, &[]).unwrap().packs_after, 1);
     assert_eq!(repo.store.packs().unwrap(), only);
 }
+
+/// Freeing a removed file's blocks can take milliseconds; no reader shall be the one that has to wait for it.
+#[test]
+#[cfg(target_os = "linux")]
+fn removed_packs_are_mapped_by_nobody() {
+    let repo = Repo::new();
+    let commits = many(&repo, 30);
+    let reader = repo.store.reader().unwrap();
+    assert!(commits.iter().all(|commit| reader.commit(*commit).is_ok()));
+    drop(reader);
+    let maps = || {
+        let all = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let root = repo.store.path().to_str().unwrap().to_owned();
+        all.lines().filter(|line| line.contains(&root)).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert!(maps().len() >= 30, "all packs were read");
+    repo.store.consolidate(&few(), &commits[29..]).unwrap();
+    let left = maps();
+    assert!(left.len() <= 2 && !left.iter().any(|line| line.contains("(deleted)")), "{left:#?}");
+    assert_eq!(repo.store.verify(&commits).unwrap(), []);
+}
