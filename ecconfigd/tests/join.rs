@@ -163,6 +163,42 @@ async fn a_learner_passes_on_what_needs_the_key() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_learners_have_everything_and_take_writes() {
+    let first = TestServer::start().await;
+    let dirs: Vec<_> = (0..10).map(|_| tempfile::tempdir().unwrap()).collect();
+    let mut learners = Vec::new();
+    for (number, dir) in dirs.iter().enumerate() {
+        let mut options = options(&first, dir.path(), &format!("l{number}"), &token(&first).await);
+        options.learner = true;
+        join::join(&options).await.unwrap();
+        learners.push(run(dir.path()).await);
+    }
+    let names: Vec<String> = (0..10).map(|number| format!("l{number}")).collect();
+    let mut wanted = vec![("n1", "voter")];
+    wanted.extend(names.iter().map(|name| (name.as_str(), "learner")));
+    members(&first, &wanted).await;
+    // A write through each, and each has all of them.
+    for (number, learner) in learners.iter().enumerate() {
+        let url = format!("https://{}/api/v1/repos/default/commits", learner.addresses()[0]);
+        let changes = json!([{"path": format!("default/{number}.txt"), "content": "x"}]);
+        let body = json!({"base": first.head("default").await, "message": "through a learner", "changes": changes});
+        let asked = first.client.post(url).basic_auth("admin", Some(&first.password)).json(&body);
+        let (code, answer) = status(asked.send().await.unwrap()).await;
+        assert_eq!(code, 201, "{answer}");
+    }
+    let (repo, head) = ("default".parse().unwrap(), first.server.app().core.head(&"default".parse().unwrap()).unwrap());
+    for learner in &learners {
+        let core = &learner.app().core;
+        core.wait_revision(&repo, head.revision, PATIENCE).await.unwrap();
+        assert_eq!(core.head(&repo).unwrap(), head);
+        assert!(core.store(&repo).unwrap().reader().unwrap().contains(head.commit));
+    }
+    for learner in learners {
+        let _ = learner.shutdown().await;
+    }
+}
+
 /// Two voters are the hard case: the one that stays cannot write the other's new address down without it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_moved_is_found() {

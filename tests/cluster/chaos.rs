@@ -33,6 +33,10 @@ enum Fault {
     DiskFull,
     /// No voter for a while.
     Demoted,
+    /// Its machine burns down; a new one takes its name over.
+    Burnt,
+    /// It is sent away for good, and comes back as somebody else of the same name.
+    Removed,
     Restarted,
 }
 
@@ -107,7 +111,7 @@ impl Chaos {
             Some(leader) if self.dice.below(3) == 0 && well.contains(&&leader) => leader,
             _ => name,
         };
-        let fault = match self.dice.below(7) {
+        let fault = match self.dice.below(9) {
             0 => Fault::Killed,
             1 => Fault::Stopped,
             2 => Fault::Unplugged,
@@ -117,6 +121,8 @@ impl Chaos {
             }
             4 if name == "n5" => Fault::DiskFull,
             5 => Fault::Demoted,
+            6 => Fault::Burnt,
+            7 => Fault::Removed,
             _ => Fault::Restarted,
         };
         eprintln!("{name}: {fault:?}");
@@ -136,6 +142,16 @@ impl Chaos {
             Fault::DiskFull => lab.fill(name),
             // It may be refused while there is no quorum to agree to it; then nothing happened.
             Fault::Demoted => drop(lab.eccfg(&["node", "demote", name])),
+            Fault::Burnt => lab.burn(name),
+            Fault::Removed => {
+                crate::support::eventually("a removal", || {
+                    let output = lab.eccfg(&["node", "remove", name]);
+                    // Said again after its answer was lost, it is refused: there is nobody of this name any more.
+                    let gone = String::from_utf8_lossy(&output.stderr).contains("no such node");
+                    (output.status.success() || gone).then_some(())
+                });
+                lab.burn(name);
+            }
             Fault::Restarted => {
                 lab.terminate(name);
                 lab.start(name);
@@ -153,6 +169,13 @@ impl Chaos {
             Fault::Unplugged => lab.link(&name, true),
             Fault::Cut(other) => lab.heal(&name, other),
             Fault::DiskFull => lab.free(&name),
+            Fault::Burnt | Fault::Removed => {
+                let token = if fault == Fault::Burnt { lab.replacement(&name) } else { lab.token() };
+                lab.join_with(&name, &token, &[]);
+                lab.start(&name);
+                // Until it votes, the disk of another one more that burns could be one too many.
+                lab.wait_vote(&name);
+            }
             Fault::Demoted => {
                 crate::support::eventually("a promotion", || {
                     lab.eccfg(&["node", "promote", &name]).status.success().then_some(())

@@ -144,6 +144,15 @@ impl Lab {
         drop(self.machines.remove(at));
     }
 
+    /// A machine burns down, and an empty one stands at its place.
+    pub fn burn(&mut self, name: &str) {
+        self.kill(name);
+        for entry in fs::read_dir(self.machine(name).data()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
+        }
+    }
+
     /// Makes the first node of a cluster.
     pub fn init(&mut self, name: &str) {
         let machine = self.machine(name);
@@ -179,9 +188,19 @@ impl Lab {
     }
 
     pub fn token(&self) -> String {
-        let output = self.eccfg(&["node", "token"]);
-        assert_success(&output);
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+        self.token_by(&["node", "token"])
+    }
+
+    /// A token for a machine that takes a name over.
+    pub fn replacement(&self, name: &str) -> String {
+        self.token_by(&["node", "replace", name])
+    }
+
+    fn token_by(&self, args: &[&str]) -> String {
+        eventually("a token", || {
+            let output = self.eccfg(args);
+            output.status.success().then(|| String::from_utf8(output.stdout).unwrap().trim().to_owned())
+        })
     }
 
     /// Starts a machine's ecconfigd without waiting for it.
@@ -213,6 +232,15 @@ impl Lab {
         eventually(&format!("{voters} voters"), || {
             let info = self.cluster_info().ok()?;
             (info.members.iter().filter(|m| m.role == cluster::api::NodeRole::Voter).count() == voters).then_some(())
+        });
+    }
+
+    /// Waits until the machine that has this name now, and no earlier one, votes.
+    pub fn wait_vote(&self, name: &str) {
+        eventually(&format!("{name} votes"), || {
+            let members = self.cluster_info().ok()?.members;
+            let mut of_name = members.iter().filter(|member| member.node == name);
+            (of_name.next()?.role == cluster::api::NodeRole::Voter && of_name.next().is_none()).then_some(())
         });
     }
 
@@ -378,11 +406,16 @@ impl Lab {
 
     /// `eccfg` as the administrator, speaking to every machine that runs.
     pub fn eccfg(&self, args: &[&str]) -> Output {
-        let urls: Vec<String> = self.running().iter().map(|name| self.machine(name).url()).collect();
+        self.eccfg_of(&self.running(), args).output().unwrap()
+    }
+
+    /// The same, speaking to these machines in this order.
+    pub fn eccfg_of(&self, names: &[&str], args: &[&str]) -> Command {
+        let urls: Vec<String> = names.iter().map(|name| self.machine(name).url()).collect();
         let mut eccfg = within(&self.clients(), Path::new(ECCLUSTER), self.dir.path());
         eccfg.args(["eccfg", "--username", "admin", "--password-file"]).arg(self.password_file());
         eccfg.env("ECCFG_SERVER", urls.join(",")).env("ECCFG_CA", self.ca()).args(args).stdin(Stdio::null());
-        eccfg.output().unwrap()
+        eccfg
     }
 
     /// A real git in the clients' namespace, trusting the cluster and logged in.

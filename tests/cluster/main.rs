@@ -6,6 +6,7 @@
 #![allow(clippy::print_stderr, clippy::unwrap_used, missing_docs)]
 
 mod chaos;
+mod clients;
 mod lab;
 #[path = "../support/linear.rs"]
 mod linear;

@@ -122,6 +122,14 @@ fn a_cluster_grows_shrinks_and_replaces_its_machines() {
     lab.join("n2", &[]);
     lab.wait_voters(5);
     has(&lab, "n2", &head);
+    // The same without sending it away first.
+    lab.burn("n3");
+    let token = lab.replacement("n3");
+    lab.join_with("n3", &token, &[]);
+    lab.start("n3");
+    lab.wait_ready("n3");
+    lab.wait_vote("n3");
+    has(&lab, "n3", &head);
 
     for (left, name) in [(4, "n5"), (3, "n4"), (2, "n3"), (1, "n2")] {
         assert_success(&lab.eccfg(&["node", "remove", name]));

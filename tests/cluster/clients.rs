@@ -1,0 +1,180 @@
+//! What clients notice of what happens to machines: nothing.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use cluster::api::{ChangeRequest, CommitRequest, CommitResponse, Head, WatchEvent};
+use cluster::http_client::Incoming;
+
+use crate::lab::{Lab, possible};
+use crate::support::{assert_success, eventually};
+
+const COMMITS: &str = "/api/v1/repos/default/commits";
+
+fn request(base: u64, text: &str) -> CommitRequest {
+    let changes = vec![ChangeRequest::put("default/f.txt", text.to_owned().into_bytes())];
+    CommitRequest { base: base.into(), message: text.to_owned(), changes }
+}
+
+/// Asks one machine under a key until it answers.
+fn commit(lab: &Lab, name: &str, request: &CommitRequest, key: &str) -> CommitResponse {
+    eventually(&format!("an answer of {name}"), || {
+        lab.client_of(&[name], |client| async move { client.post_json_idempotent(COMMITS, request, key).await }).ok()
+    })
+}
+
+#[test]
+fn a_request_under_one_key_is_one_commit_wherever_and_whenever_it_is_repeated() {
+    if !possible() {
+        return;
+    }
+    let mut lab = Lab::cluster(3);
+    let names = ["n1", "n2", "n3"];
+    let head = lab.head_at("n1", "default").unwrap();
+    let first = request(head.revision, "once");
+    // At the same moment through all of them …
+    let answers: Vec<CommitResponse> = std::thread::scope(|scope| {
+        let asked = names.map(|name| {
+            scope.spawn({
+                let (lab, first) = (&lab, &first);
+                move || commit(lab, name, first, "once")
+            })
+        });
+        asked.map(|asked| asked.join().unwrap()).into()
+    });
+    assert!(answers.iter().all(|answer| answer.revision == head.revision + 1), "{answers:?}");
+    // … after the leader has died in the middle of another one, whose fate nobody knows …
+    let leader = lab.leader();
+    let others: Vec<&str> = names.into_iter().filter(|name| *name != leader).collect();
+    let second = request(head.revision + 1, "twice");
+    std::thread::scope(|scope| {
+        let access = lab.access(&[&leader]);
+        let second = &second;
+        scope.spawn(move || {
+            access.run(|client| async move {
+                // The answer, if one comes, is thrown away: the client knows nothing.
+                let asked = client.post_json_idempotent::<_, CommitResponse>(COMMITS, second, "twice");
+                let _ = tokio::time::timeout(Duration::from_secs(2), asked).await;
+            });
+        });
+        lab.kill(&leader);
+    });
+    let answer = commit(&lab, others[0], &second, "twice");
+    assert_eq!(answer.revision, head.revision + 2);
+    // … and after everybody was away.
+    lab.start(&leader);
+    for name in &others {
+        lab.kill(name);
+        lab.start(name);
+    }
+    for name in names {
+        lab.wait_ready(name);
+        assert_eq!(commit(&lab, name, &first, "once"), answers[0]);
+        assert_eq!(commit(&lab, name, &second, "twice"), answer);
+        assert_eq!(lab.head_at(name, "default").unwrap().revision, head.revision + 2);
+    }
+}
+
+#[test]
+fn who_watches_a_dying_machine_goes_on_at_another() {
+    if !possible() {
+        return;
+    }
+    let mut lab = Lab::cluster(3);
+    let first = lab.head_at("n3", "default").unwrap().revision;
+    let last = first + 40;
+    // Both speak to n3 first; a program runs for each revision, and a stream is read.
+    let order = ["n3", "n1", "n2"];
+    let seen = lab.scratch("seen");
+    let command = format!("echo $EC_REVISION $EC_COMMIT >> {}", seen.display());
+    let count = (last - first).to_string();
+    let args = ["watch", "--repo", "default", "--after", &first.to_string(), "--count", &count, "--exec", &command];
+    let mut watch = lab.eccfg_of(&order, &args).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let access = lab.access(&order);
+    let stream = std::thread::spawn(move || {
+        access.run(|client| async move {
+            let mut events =
+                client.events(&format!("/api/v1/repos/default/watch?after={first}"), Some(first.to_string()));
+            let mut seen = Vec::new();
+            while seen.len() < usize::try_from(last - first).unwrap() {
+                if let Incoming::Event(event) = events.next().await.unwrap() {
+                    let event: WatchEvent = serde_json::from_str(&event.data).unwrap();
+                    seen.push((event.revision, event.commit));
+                }
+            }
+            seen
+        })
+    });
+    let mut head = Head { revision: first, commit: String::new() };
+    let mut log = BTreeMap::new();
+    for number in 0..last - first {
+        match number {
+            8 => lab.kill("n3"),
+            16 => lab.start("n3"),
+            // Whoever went on at n1 has to move once more.
+            24 => {
+                lab.wait_ready("n3");
+                lab.kill("n1");
+            }
+            _ => {}
+        }
+        let name = if number < 24 { "n1" } else { "n2" };
+        let answer = commit(&lab, name, &request(head.revision, &format!("number {number}")), &format!("key {number}"));
+        head = Head { revision: answer.revision, commit: answer.commit };
+        log.insert(head.revision, head.commit.clone());
+    }
+    let expected: Vec<(u64, String)> = log.into_iter().collect();
+    assert_eq!(expected.len(), 40);
+    assert_eq!(stream.join().unwrap(), expected);
+    assert!(eventually("the watch has ended", || watch.try_wait().unwrap()).success());
+    let lines: String = expected.iter().map(|(revision, commit)| format!("{revision} {commit}\n")).collect();
+    assert_eq!(std::fs::read_to_string(seen).unwrap(), lines);
+}
+
+#[test]
+fn wrong_clocks_decide_nothing() {
+    if !possible() {
+        return;
+    }
+    // A month ahead, right, and half an hour behind: certificates still hold, nothing else looks at these clocks.
+    let mut lab = Lab::cluster(1);
+    for (name, clock) in [("n2", "+30d"), ("n3", "-30m")] {
+        let token = lab.token();
+        lab.add(name);
+        lab.machine_mut(name).clock = Some(clock);
+        lab.join_with(name, &token, &[]);
+        lab.start(name);
+        lab.wait_ready(name);
+    }
+    lab.wait_voters(3);
+    let token_of = |name: &str, ttl: &str| {
+        let output = lab.eccfg_of(&[name], &["node", "token", "--ttl", ttl]).output().unwrap();
+        assert_success(&output);
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let enroll = |server: &str, token: &str, node: &str| {
+        let identity = lab.scratch(&format!("identity-{node}"));
+        let args = ["node", "enroll", "--node", node, "--token", token, "--identity"];
+        lab.eccfg_of(&[server], &args).arg(identity).output().unwrap()
+    };
+    for leader in ["n2", "n3"] {
+        assert_success(&lab.eccfg(&["subcluster", "override", "default", leader]));
+        eventually("the leadership moves", || (lab.leader() == leader).then_some(()));
+        let made = Instant::now();
+        // Made where it is next month, used where it is half an hour ago, and the other way round.
+        let (long, short) = (token_of("n2", "1h"), token_of("n3", "2s"));
+        assert_success(&enroll("n3", &long, &format!("late-{leader}")));
+        let key = format!("key {leader}");
+        let head = lab.head_at("n1", "default").unwrap();
+        let answer = commit(&lab, "n2", &request(head.revision, &key), &key);
+        assert_eq!(commit(&lab, "n3", &request(head.revision, &key), &key), answer);
+        // What ends does so by the cluster's own clock, at every machine, and not before.
+        eventually("two seconds are over", || (made.elapsed() > Duration::from_secs(3)).then_some(()));
+        for server in ["n1", "n2", "n3"] {
+            let refused = enroll(server, &short, "nobody");
+            let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(!refused.status.success() && words.contains("has ended"), "{server}: {words}");
+        }
+        assert_success(&lab.eccfg(&["subcluster", "resume", "default", leader]));
+    }
+}
