@@ -25,6 +25,7 @@ const USAGE: u8 = 2;
 pub(crate) const PROGRAMS: &[Program] = &[
     Program { name: "ecconfigd", main: ecconfigd::main },
     Program { name: "eccfg", main: eccfg::main },
+    Program { name: "duravip", main: duravip::main },
     Program { name: "jlogctl", main: logd::jlogctl },
 ];
 
@@ -33,7 +34,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
 #[command(
     name = "eccluster",
     version,
-    after_help = "Programs: ecconfigd (the server), eccfg (the command line and the agent), jlogctl (journals).\nCall one as `eccluster PROGRAM …`, or through a link of its name."
+    after_help = "Programs: ecconfigd (the server), eccfg (the command line and the agent), duravip (virtual addresses), jlogctl (journals).\nCall one as `eccluster PROGRAM …`, or through a link of its name."
 )]
 struct Arguments {
     #[command(subcommand)]

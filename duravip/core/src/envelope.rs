@@ -6,10 +6,10 @@
 //! 128 numbers admits reordering and nothing twice.
 //!
 //! ```text
-//!  0  u8   version (1)         1  u8   kind: 0 greeting, 1 message
+//!  0  u8   version (1)         1  u8   kind: 0 greeting, 1 message, 2 bytes
 //!  2  u64  sender             10  u64  sender's run      18  u64  number, +1 per datagram of the run
 //! 26  u64  receiver           34  u64  receiver's run; 0 in a greeting
-//! 42  …    postcard of the message; nothing in a greeting
+//! 42  …    postcard of the message; nothing in a greeting; what the shell likes in bytes (pieces of long messages)
 //!  …  16   the first half of HMAC-SHA256 over everything before it
 //! ```
 //! Numbers are little-endian.
@@ -81,6 +81,8 @@ pub enum Opened {
     Greeting(MemberId),
     /// A message, and the sender's run.
     Message(MemberId, Incarnation, Message),
+    /// Bytes for the shell, and the sender's run.
+    Bytes(MemberId, Incarnation, Vec<u8>),
 }
 
 /// One member's side of all conversations.
@@ -89,6 +91,8 @@ pub struct Envelope {
     me: MemberId,
     run: Incarnation,
     key: Key,
+    /// Keys agreed with single members; they replace the common one.
+    own_keys: BTreeMap<MemberId, Key>,
     next: u64,
     peers: BTreeMap<MemberId, Peer>,
 }
@@ -104,7 +108,17 @@ struct Peer {
 impl Envelope {
     /// For one run of a member.
     pub fn new(me: MemberId, run: Incarnation, key: Key) -> Self {
-        Self { me, run, key, next: 1, peers: BTreeMap::new() }
+        Self { me, run, key, own_keys: BTreeMap::new(), next: 1, peers: BTreeMap::new() }
+    }
+
+    /// From here on this member is spoken to with a key of its own.
+    pub fn set_key(&mut self, member: MemberId, key: Key) {
+        self.own_keys.insert(member, key);
+    }
+
+    /// The newest run of a member that was heard.
+    pub fn run_of(&self, member: MemberId) -> Option<Incarnation> {
+        self.peers.get(&member).map(|peer| peer.run)
     }
 
     /// A greeting: for a member that was not heard yet, or that does not know this run.
@@ -119,6 +133,20 @@ impl Envelope {
         Some(self.write(1, to, run, &body))
     }
 
+    /// Bytes for the other shell; nothing if the receiver was not heard yet.
+    pub fn seal_bytes(&mut self, to: MemberId, bytes: &[u8]) -> Option<Vec<u8>> {
+        let run = self.peers.get(&to)?.run;
+        Some(self.write(2, to, run, bytes))
+    }
+
+    /// The last message of this run, for whoever speaks after it has ended: nothing with a number of this run is heard
+    /// after it.
+    pub fn seal_last(&self, to: MemberId, message: &Message) -> Option<Vec<u8>> {
+        let mut last = Self { next: u64::MAX, ..self.clone() };
+        let run = self.peers.get(&to)?.run;
+        Some(last.write(1, to, run, &postcard::to_allocvec(message).ok()?))
+    }
+
     /// Reads a datagram; what is not genuine, new and meant for this run is dropped.
     pub fn open(&mut self, bytes: &[u8]) -> Result<Opened, Dropped> {
         let fields = Fields::read(bytes).ok_or(Dropped::Format(bytes.len()))?;
@@ -126,7 +154,7 @@ impl Envelope {
             return Err(Dropped::Receiver(fields.to));
         }
         let signed = &bytes[..bytes.len() - MAC_BYTES];
-        let genuine = self.mac(signed).verify_truncated_left(&bytes[bytes.len() - MAC_BYTES..]).is_ok();
+        let genuine = self.mac(fields.from, signed).verify_truncated_left(&bytes[bytes.len() - MAC_BYTES..]).is_ok();
         if !genuine {
             return Err(Dropped::Forged(fields.from));
         }
@@ -139,6 +167,9 @@ impl Envelope {
             return Ok(Opened::Greeting(fields.from));
         }
         let body = &signed[HEADER_BYTES..];
+        if fields.kind == 2 {
+            return Ok(Opened::Bytes(fields.from, fields.from_run, body.to_vec()));
+        }
         let message = postcard::from_bytes(body).map_err(|_| Dropped::Body(fields.from))?;
         Ok(Opened::Message(fields.from, fields.from_run, message))
     }
@@ -154,15 +185,16 @@ impl Envelope {
         for number in [self.me.0, self.run.0, self.next, to.0, to_run.0] {
             bytes.extend(number.to_le_bytes());
         }
-        self.next += 1;
+        self.next = self.next.saturating_add(1);
         bytes.extend(body);
-        let mac = self.mac(&bytes).finalize().into_bytes();
+        let mac = self.mac(to, &bytes).finalize().into_bytes();
         bytes.extend(&mac[..MAC_BYTES]);
         bytes
     }
 
-    fn mac(&self, bytes: &[u8]) -> Hmac<Sha256> {
-        let mut mac: Hmac<Sha256> = Mac::new_from_slice(&self.key.0).expect("HMAC takes keys of any length");
+    fn mac(&self, other: MemberId, bytes: &[u8]) -> Hmac<Sha256> {
+        let key = self.own_keys.get(&other).unwrap_or(&self.key);
+        let mut mac: Hmac<Sha256> = Mac::new_from_slice(&key.0).expect("HMAC takes keys of any length");
         mac.update(bytes);
         mac
     }
@@ -200,7 +232,7 @@ struct Fields {
 
 impl Fields {
     fn read(bytes: &[u8]) -> Option<Self> {
-        let sound = bytes.len() >= HEADER_BYTES + MAC_BYTES && bytes[0] == VERSION && bytes[1] <= 1;
+        let sound = bytes.len() >= HEADER_BYTES + MAC_BYTES && bytes[0] == VERSION && bytes[1] <= 2;
         let number = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
         sound.then_some(())?;
         Some(Self {

@@ -40,18 +40,30 @@ pub struct Change {
 
 /// Why an address is where it is; nothing if there is no such address.
 pub fn explain(situation: &Situation<'_>, units: &[Unit], address: IpAddr) -> Option<Explanation> {
-    let number = units.iter().position(|unit| unit.addresses.contains(&address))?;
-    let target = *situation.place(units).get(number)?;
+    let unit = units.iter().position(|unit| unit.addresses.contains(&address))?;
+    let target = *situation.place(units).get(unit)?;
+    Some(explanation(situation, &units[unit], target, address))
+}
+
+/// Why every address is where it is.
+pub fn explain_all(situation: &Situation<'_>, units: &[Unit]) -> Vec<Explanation> {
+    let placed = units.iter().zip(situation.place(units));
+    let addresses =
+        placed.flat_map(|(unit, target)| unit.addresses.iter().map(move |address| (unit, target, *address)));
+    addresses.map(|(unit, target, address)| explanation(situation, unit, target, address)).collect()
+}
+
+fn explanation(situation: &Situation<'_>, unit: &Unit, target: assign::Target, address: IpAddr) -> Explanation {
     let member_of = |member: &assign::Ability<'_>| (member.id, situation.verdict(member, address));
-    Some(Explanation {
+    Explanation {
         address,
-        lead: units[number].lead,
+        lead: unit.lead,
         owner: situation.entries.get(&address).and_then(|entry| entry.owner),
         target: target.owner,
         why: target.why,
         verdicts: situation.members.iter().map(member_of).collect(),
         difference: situation.difference(address),
-    })
+    }
 }
 
 /// What would move if a member were gone.

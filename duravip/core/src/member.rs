@@ -161,8 +161,12 @@ impl Member {
             Event::Lost(addresses) => self.on_lost(now, &addresses, &mut out),
             Event::Probed(address, answered) => self.on_probed(now, address, answered, &mut out),
             Event::Unable(unable) => {
-                self.stale_report |= self.unable != unable;
-                self.unable = unable;
+                if self.unable != unable {
+                    self.stale_report = true;
+                    // What the kernel would not take on the interfaces as they were, it may take now.
+                    self.refused.clear();
+                    self.unable = unable;
+                }
             }
             Event::Failing(failing) => {
                 self.stale_report |= self.failing != failing;
@@ -610,6 +614,22 @@ impl Member {
     pub fn explain(&self, now: Time, address: IpAddr) -> Option<Explanation> {
         let (situation, units) = self.situation(now)?;
         explain::explain(&situation, &units, address)
+    }
+
+    /// Why every address is where it is; only the leader knows.
+    pub fn explain_all(&self, now: Time) -> Option<Vec<Explanation>> {
+        let (situation, units) = self.situation(now)?;
+        Some(explain::explain_all(&situation, &units))
+    }
+
+    /// Whether this member has the address on the network, or is on its way to.
+    pub fn holds(&self, address: IpAddr) -> bool {
+        self.held.get(&address).is_some_and(|hold| *hold != Hold::Releasing)
+    }
+
+    /// The last report that this member gave, or would give.
+    pub fn report(&self) -> &Report {
+        &self.report
     }
 
     /// What would move if a member were gone; only the leader knows.

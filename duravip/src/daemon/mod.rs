@@ -1,0 +1,334 @@
+//! The daemon around the core: threads, sockets, files, and the order in which they begin and end.
+//!
+//! | thread | does | never |
+//! |---|---|---|
+//! | `vip-engine` | the loop around the core, datagrams, the disk | waits for anything but its socket and its pipe |
+//! | `vip-fence` | opens the kernel's fence for each lease | |
+//! | `vip-plumber` | addresses on and off, announcements | keeps the loop waiting |
+//! | `vip-watcher` | what the kernel tells, the net below it | |
+//! | `vip-prober` | questions to the segment | |
+//! | tokio | configuration, commands, checks, hooks | is needed for a failover |
+//!
+//! Before the first packet: what an earlier run left is off the machine, and the fence is closed. After the last: everything
+//! was handed over, or the guard sees to it.
+
+pub mod checks;
+pub mod control;
+pub mod engine;
+pub mod guard;
+pub mod history;
+pub mod hooks;
+pub mod inbox;
+pub mod lease;
+pub mod metrics;
+pub mod plan;
+pub mod plumber;
+pub mod prober;
+pub mod store;
+pub mod transport;
+pub mod view;
+pub mod watcher;
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use cluster::control::{Server, ServerOptions};
+use cluster::shutdown::Shutdown;
+use cluster::subscription::{Daemon, DaemonOptions, Snapshot, Subscription, Wanted};
+use duravip_core::envelope::{Envelope, Key};
+use duravip_core::{Event, Incarnation, Member, Start};
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use self::checks::Checks;
+use self::control::Desk;
+use self::engine::{Engine, Hands, Pending, Since};
+use self::guard::Guard;
+use self::history::History;
+use self::hooks::Hooks;
+use self::inbox::{Inbox, Input, inbox};
+use self::lease::Lease;
+use self::metrics::Metrics;
+use self::plan::{Plan, plan};
+use self::plumber::{Installed, Plumber, Tools};
+use self::prober::Prober;
+use self::store::Store;
+use self::transport::Transport;
+use self::watcher::{Next, Watcher};
+use crate::effects::fence::Fence;
+use crate::effects::plumbing::Plumbing;
+use crate::sys;
+
+/// The program's name, for sockets and directories.
+pub const PROGRAM: &str = "duravip";
+/// Questions of other daemons that wait: people ask them. The next is dropped, and asked again.
+const QUESTIONS: usize = 16;
+/// How long a planned end may take: handing over 10,240 addresses, with a new election in between.
+const LEAVE: Duration = Duration::from_secs(10);
+
+fn wall_clock_ms() -> u64 {
+    (OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000) as u64
+}
+
+/// Runs the daemon until it is told to stop, and hands everything over first.
+pub async fn run(options: &DaemonOptions, shutdown: &Shutdown) -> anyhow::Result<()> {
+    let wanted = Wanted::documents(["duravip.toml", "cluster.toml"]);
+    let Daemon { node, data, identity, cluster_key, mut subscription, lock, .. } =
+        options.open(PROGRAM, wanted, shutdown).await?;
+    let key = match (&cluster_key, &identity) {
+        (Some(key), _) => Key::new(*key.as_bytes()),
+        _ => bail!("nothing authenticates this member to the others: give --cluster-key FILE"),
+    };
+    let control = Server::bind(&ServerOptions::new(PROGRAM, &node))?;
+    let Some(first) = first_plan(&mut subscription).await else { return Ok(()) };
+    let first = Arc::new(first);
+    let mut running = start(&node, &data, key, first, shutdown).await?;
+    shutdown.spawn(control.serve(running.desk.clone().router(), shutdown.token()));
+    loop {
+        tokio::select! {
+            snapshot = subscription.next() => match snapshot {
+                Some(snapshot) => running.reconfigure(snapshot).await,
+                None => break,
+            },
+            () = running.ended.cancelled() => bail!("the member's loop has ended"),
+        }
+    }
+    running.leave(shutdown).await;
+    let _ = shutdown.drain(Duration::from_secs(5)).await;
+    drop(lock);
+    Ok(())
+}
+
+/// The first configuration that can be used; nothing if the program stops before there is one.
+async fn first_plan(subscription: &mut Subscription) -> Option<Plan> {
+    while let Some(snapshot) = subscription.next().await {
+        match read(&snapshot) {
+            Ok(plan) => {
+                snapshot.applied().await;
+                return Some(plan);
+            }
+            Err(reason) => snapshot.refused(reason).await,
+        }
+    }
+    None
+}
+
+fn read(snapshot: &Snapshot) -> Result<Plan, String> {
+    let words = |error: &dyn std::error::Error| cluster::error::Chain(error).to_string();
+    let conf = snapshot.conf().map_err(|error| words(&error))?;
+    plan(&conf, snapshot.version(), wall_clock_ms()).map_err(|error| words(&error))
+}
+
+/// A daemon that runs.
+struct Running {
+    inbox: Inbox,
+    plan: watch::Sender<Arc<Plan>>,
+    next: Arc<Mutex<Next>>,
+    witness: bool,
+    checks: Arc<Mutex<Checks>>,
+    ended: CancellationToken,
+    desk: Desk,
+}
+
+async fn start(
+    node: &str,
+    data: &std::path::Path,
+    key: Key,
+    plan: Arc<Plan>,
+    shutdown: &Shutdown,
+) -> anyhow::Result<Running> {
+    let store = Store::in_dir(data);
+    let stored = store.load()?;
+    let metrics = Metrics::new(node);
+    let history = History::default();
+    let (inbox, inputs) = inbox()?;
+    let witness = plan.config.spec.members.get(&plan.me).is_some_and(|member| member.witness);
+    let mut warnings = Vec::new();
+    let socket = bind(&plan, shutdown).await?;
+    if let Err(error) = sys::lock_memory() {
+        tracing::debug!(%error, "memory is not locked");
+    }
+    let (hands, lease, next) = if witness {
+        (None, Lease::start(None)?, Arc::default())
+    } else {
+        hands(&plan, &inbox, &history, &metrics, &mut warnings)?
+    };
+    let places = engine::resolve(&plan).await;
+    let stored_run = stored.as_ref().map_or(0, |stored| stored.incarnation.0);
+    let incarnation = Incarnation(wall_clock_ms().max(stored_run + 1));
+    let seed = plan.me.0 ^ incarnation.0 ^ u64::from(std::process::id());
+    let begin = Start { me: plan.me, stored, incarnation, config: plan.config.clone(), seed };
+    let (member, actions) = Member::new(sys::now(), begin);
+    let mut transport = Transport::new(socket, Envelope::new(plan.me, member.incarnation(), key))?;
+    transport.set_peers(places);
+    let (questions, asked) = mpsc::channel(QUESTIONS);
+    let now = sys::now();
+    let since = Arc::new(Mutex::new(Since { view: now, config: now, owners: now }));
+    let ended = CancellationToken::new();
+    let debug = Arc::new(AtomicBool::new(false));
+    let checks = Arc::new(Mutex::new(Checks::default()));
+    checks.lock().unwrap_or_else(PoisonError::into_inner).configure(&plan.checks, &inbox);
+    let (plans, plan_seen) = watch::channel(plan.clone());
+    let desk = Desk {
+        node: node.into(),
+        inbox: inbox.clone(),
+        plan: plan_seen,
+        history: history.clone(),
+        metrics: metrics.clone(),
+        lease: lease.clone(),
+        checks: checks.clone(),
+        since: since.clone(),
+        debug: debug.clone(),
+        warnings: Arc::new(warnings),
+    };
+    shutdown.spawn(desk.clone().answer_questions(asked));
+    let engine = Engine {
+        member,
+        transport,
+        store,
+        inputs,
+        hands,
+        lease,
+        history,
+        metrics,
+        names: plan.names.clone(),
+        questions,
+        since,
+        debug,
+        ended: ended.clone(),
+        pending: Pending::default(),
+    };
+    std::thread::Builder::new().name("vip-engine".into()).spawn(move || engine.run(actions))?;
+    tracing::info!(node, "duravip runs");
+    Ok(Running { inbox, plan: plans, next, witness, checks, ended, desk })
+}
+
+/// A socket where the others expect this node. At boot the address may come later than the daemon.
+async fn bind(plan: &Plan, shutdown: &Shutdown) -> anyhow::Result<UdpSocket> {
+    let place = plan.here.to_string();
+    let stop = shutdown.token();
+    let mut complained = false;
+    loop {
+        let here: Vec<SocketAddr> = match tokio::net::lookup_host(&place).await {
+            Ok(found) => found.collect(),
+            Err(error) => bail!("{place}, where the other members reach this node, cannot be resolved: {error}"),
+        };
+        match UdpSocket::bind(&here[..]) {
+            Ok(socket) => return Ok(socket),
+            Err(error) if error.kind() == std::io::ErrorKind::AddrNotAvailable && !stop.is_cancelled() => {
+                if !complained {
+                    tracing::warn!(place, "waiting for the address under which the other members reach this node");
+                }
+                complained = true;
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            Err(error) => return Err(error).with_context(|| format!("cannot listen on {place} (UDP)")),
+        }
+    }
+}
+
+type Equipped = (Option<Hands>, Lease, Arc<Mutex<Next>>);
+
+/// Everything that touches the machine, with the leftovers of an earlier run gone and the fence closed.
+fn hands(
+    plan: &Arc<Plan>,
+    inbox: &Inbox,
+    history: &History,
+    metrics: &Metrics,
+    warnings: &mut Vec<String>,
+) -> anyhow::Result<Equipped> {
+    let needs = "addresses are managed with CAP_NET_ADMIN and CAP_NET_RAW";
+    let mut fence = Fence::open().and_then(|mut fence| fence.build().map(|()| fence));
+    let mut plumbing = Plumbing::open().context(needs)?;
+    let left = plumbing.clear().context(needs)?;
+    if left > 0 {
+        history.note("leftovers", format!("{left} addresses of an earlier run taken off"));
+    }
+    if let Err(error) = &mut fence {
+        warnings.push(format!(
+            "no kernel fence ({error}): a daemon that hangs keeps answering until its guard has taken the addresses off"
+        ));
+        tracing::warn!("{}", warnings[warnings.len() - 1]);
+    }
+    let fence = fence.ok();
+    let lease = Lease::start(fence.is_some().then(Fence::open).transpose()?)?;
+    let hooks = Hooks::start();
+    hooks.configure(plan.clone());
+    let installed = Installed::default();
+    let guard = Guard::start(fence.is_some()).context("the guard cannot be started")?;
+    let plumber = Plumber::start(Tools {
+        plumbing: Plumbing::open()?,
+        installed: installed.clone(),
+        inbox: inbox.clone(),
+        lease: lease.clone(),
+        hooks: hooks.clone(),
+        metrics: metrics.clone(),
+    })?;
+    let prober = Prober::start(Plumbing::open()?, lease.clone(), inbox.clone(), history.clone())?;
+    prober.configure(plan.clone());
+    let next = Arc::<Mutex<Next>>::default();
+    let watcher = Watcher {
+        plumbing,
+        fence,
+        installed,
+        plumber: plumber.clone(),
+        inbox: inbox.clone(),
+        history: history.clone(),
+        metrics: metrics.clone(),
+        next: next.clone(),
+    };
+    watcher.start(plan.clone()).context("the machine's addresses cannot be looked after")?;
+    Ok((Some(Hands { plumber, prober, guard, hooks }), lease, next))
+}
+
+impl Running {
+    async fn reconfigure(&mut self, snapshot: Snapshot) {
+        let plan = match read(&snapshot) {
+            Ok(plan) => Arc::new(plan),
+            Err(reason) => return snapshot.refused(reason).await,
+        };
+        let before = self.plan.borrow().clone();
+        let witness = plan.config.spec.members.get(&plan.me).is_some_and(|member| member.witness);
+        if plan.here != before.here || witness != self.witness {
+            let reason = "this node's own address, port or being a witness changes only with a restart of its duravip";
+            return snapshot.refused(reason).await;
+        }
+        let places = engine::resolve(&plan).await;
+        self.checks.lock().unwrap_or_else(PoisonError::into_inner).configure(&plan.checks, &self.inbox);
+        self.plan.send_replace(plan.clone());
+        if self.witness {
+            self.inbox.send(Input::Plan(plan, places));
+        } else {
+            // The fence covers new addresses before the core may want them on: the watcher hands the plan on.
+            self.next.lock().unwrap_or_else(PoisonError::into_inner).plan = Some((plan, places));
+        }
+        snapshot.applied().await;
+    }
+
+    /// Hands everything over and waits until it is, at most as long as a planned end may take.
+    async fn leave(&self, shutdown: &Shutdown) {
+        self.inbox.event(Event::Leave);
+        let left = tokio::select! {
+            () = self.ended.cancelled() => true,
+            () = shutdown.hurried() => false,
+            () = tokio::time::sleep(LEAVE) => false,
+        };
+        if !left {
+            tracing::warn!("not everything could be handed over in time");
+            self.inbox.send(Input::Stop);
+            let _ = tokio::time::timeout(Duration::from_secs(1), self.ended.cancelled()).await;
+        }
+        self.next.lock().unwrap_or_else(PoisonError::into_inner).ended = true;
+        if left && !self.witness {
+            // Nothing is left that the fence would have to keep silent.
+            let removed = Fence::open().and_then(|mut fence| fence.remove());
+            if let Err(error) = removed {
+                tracing::warn!(%error, "the fence stays; it is closed");
+            }
+        }
+    }
+}

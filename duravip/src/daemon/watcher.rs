@@ -1,0 +1,349 @@
+//! Looks after what is on the machine: what the kernel tells is acted on at once, and every half minute everything is
+//! compared with what should be there, for what nobody told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use duravip_core::{Cannot, Event, MemberId};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::history::History;
+use super::inbox::{Inbox, Input};
+use super::metrics::Metrics;
+use super::plan::Plan;
+use super::plumber::{Installed, Plumber};
+use crate::effects::events::Events;
+use crate::effects::fence::Fence;
+use crate::effects::interfaces::Interface;
+use crate::effects::plumbing::{Placed, Plumbing};
+use crate::effects::probe::Ear;
+
+/// The net below what the kernel tells.
+const RECONCILE: Duration = Duration::from_secs(30);
+/// How soon a new configuration, or the end, is seen.
+const LOOK: Duration = Duration::from_millis(100);
+/// Another machine's claim is answered this often at most: two that both insist would otherwise fill the segment.
+const CLAIM: Duration = Duration::from_secs(1);
+
+/// What the watcher needs.
+#[derive(Debug)]
+pub struct Watcher {
+    /// Eyes.
+    pub plumbing: Plumbing,
+    /// To put the fence around interfaces that come back, and around new addresses.
+    pub fence: Option<Fence>,
+    /// What is there by this program.
+    pub installed: Installed,
+    /// Who announces.
+    pub plumber: Plumber,
+    /// Who is told.
+    pub inbox: Inbox,
+    /// What happened.
+    pub history: History,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// The configuration to look after; the daemon puts the next one here.
+    pub next: Arc<Mutex<Next>>,
+}
+
+/// What the daemon tells the watcher.
+#[derive(Debug, Default)]
+pub struct Next {
+    /// Another configuration, and where the members are by it.
+    pub plan: Option<(Arc<Plan>, BTreeMap<MemberId, SocketAddr>)>,
+    /// No more.
+    pub ended: bool,
+}
+
+struct Watch {
+    tools: Watcher,
+    events: Events,
+    plan: Arc<Plan>,
+    /// A configuration that is not carried out yet.
+    pending: Option<(Arc<Plan>, BTreeMap<MemberId, SocketAddr>)>,
+    /// What the fence covers and encloses. An interface counts with its number: a new one of its name is another.
+    covered: BTreeSet<IpAddr>,
+    enclosed: BTreeMap<String, u32>,
+    before: BTreeMap<String, Interface>,
+    unable: Option<BTreeMap<IpAddr, Cannot>>,
+    ears: BTreeMap<u32, Ear>,
+    claimed: BTreeMap<IpAddr, Instant>,
+}
+
+impl Watcher {
+    /// Covers and encloses what the first configuration names, reports what cannot be served, and starts the thread.
+    pub fn start(self, plan: Arc<Plan>) -> io::Result<()> {
+        let events = Events::open()?;
+        let mut watch = Watch {
+            tools: self,
+            events,
+            plan: plan.clone(),
+            pending: None,
+            covered: BTreeSet::new(),
+            enclosed: BTreeMap::new(),
+            before: BTreeMap::new(),
+            unable: None,
+            ears: BTreeMap::new(),
+            claimed: BTreeMap::new(),
+        };
+        watch.configure(plan)?;
+        std::thread::Builder::new().name("vip-watcher".into()).spawn(move || watch.run())?;
+        Ok(())
+    }
+}
+
+impl Watch {
+    fn run(mut self) {
+        let mut reconcile_at = Instant::now() + RECONCILE;
+        loop {
+            let next = std::mem::take(&mut *self.tools.next.lock().unwrap_or_else(PoisonError::into_inner));
+            if next.ended {
+                return;
+            }
+            self.pending = next.plan.or(self.pending.take());
+            if let Err(error) = self.turn(&mut reconcile_at) {
+                tracing::warn!(%error, "the machine's addresses could not be looked at");
+                std::thread::sleep(LOOK);
+            }
+        }
+    }
+
+    fn turn(&mut self, reconcile_at: &mut Instant) -> io::Result<()> {
+        if let Some((plan, places)) = self.pending.take() {
+            if let Err(error) = self.configure(plan.clone()) {
+                // Not covered is not handed on: tried again with the next turn.
+                self.pending = Some((plan, places));
+                return Err(error);
+            }
+            self.tools.inbox.send(Input::Plan(plan, places));
+        }
+        let happened = self.events.take()?;
+        if !happened.removed.is_empty() {
+            self.removed(&happened.removed);
+        }
+        if happened.look_again {
+            self.look()?;
+        }
+        if happened.lost || Instant::now() >= *reconcile_at {
+            *reconcile_at = Instant::now() + RECONCILE;
+            self.look()?;
+            self.reconcile()?;
+        }
+        self.listen();
+        let mut fds = vec![PollFd::new(self.events.as_fd(), PollFlags::POLLIN)];
+        let ears: Vec<_> = self.ears.values().flat_map(Ear::fds).collect();
+        fds.extend(ears.iter().map(|ear| PollFd::new(ear.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut fds, PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::ZERO)) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn installed(&self) -> MutexGuard<'_, BTreeMap<IpAddr, Placed>> {
+        self.tools.installed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The fence first: nothing is put on that is not covered. What is no longer managed is uncovered once it is off.
+    fn configure(&mut self, plan: Arc<Plan>) -> io::Result<()> {
+        self.plan = plan;
+        let wanted: BTreeSet<IpAddr> = self.plan.seats.keys().copied().collect();
+        let more: BTreeSet<IpAddr> = wanted.difference(&self.covered).copied().collect();
+        let held: BTreeSet<IpAddr> = self.installed().keys().copied().collect();
+        let less: BTreeSet<IpAddr> = &(&self.covered - &wanted) - &held;
+        if let Some(fence) = &mut self.tools.fence {
+            fence.cover(&more)?;
+            fence.uncover(&less)?;
+        }
+        self.covered = &(&self.covered - &less) | &more;
+        self.unable = None;
+        self.look()?;
+        self.tools.plumber.configure(self.plan.clone());
+        Ok(())
+    }
+
+    /// Looks at the interfaces: what can be served, what came up, what is a new one.
+    fn look(&mut self) -> io::Result<()> {
+        let now = self.tools.plumbing.look()?.clone();
+        self.enclose(&now);
+        let unable = unable(&self.plan, &now);
+        if self.unable.as_ref() != Some(&unable) {
+            for (address, why) in unable.iter().take(3) {
+                tracing::warn!(%address, ?why, "cannot be served here ({} in all)", unable.len());
+            }
+            self.tools.inbox.event(Event::Unable(unable.clone()));
+            self.unable = Some(unable);
+        }
+        let came_up: BTreeSet<u32> = now
+            .values()
+            .filter(|interface| interface.up)
+            .filter(|interface| self.before.get(&interface.name).is_some_and(|before| !before.up))
+            .map(|interface| interface.index)
+            .collect();
+        self.before = now;
+        self.open_ears();
+        if !came_up.is_empty() {
+            // Routes are gone after a link was down, and switches have forgotten: everything there again.
+            self.reconcile()?;
+            let back: Vec<IpAddr> = self
+                .installed()
+                .iter()
+                .filter(|(_, placed)| came_up.contains(&placed.lan))
+                .map(|(address, _)| *address)
+                .collect();
+            self.tools.history.note("link-up", format!("{} addresses announced again", back.len()));
+            self.tools.plumber.announce(back);
+        }
+        Ok(())
+    }
+
+    fn enclose(&mut self, now: &BTreeMap<String, Interface>) {
+        let Some(fence) = &mut self.tools.fence else { return };
+        for name in &self.plan.interfaces {
+            let Some(interface) = now.get(name) else {
+                self.enclosed.remove(name);
+                continue;
+            };
+            if self.enclosed.get(name) != Some(&interface.index) {
+                match fence.enclose(name) {
+                    Ok(()) => drop(self.enclosed.insert(name.clone(), interface.index)),
+                    Err(error) => tracing::error!(%error, interface = name, "no fence around the interface"),
+                }
+            }
+        }
+        let unused: Vec<String> =
+            self.enclosed.keys().filter(|name| !self.plan.interfaces.contains(*name)).cloned().collect();
+        for name in unused {
+            if let Err(error) = fence.release(&name) {
+                tracing::warn!(%error, interface = name, "the fence stays around the interface");
+            }
+            self.enclosed.remove(&name);
+        }
+    }
+
+    /// Somebody took addresses off: those that belong here come back.
+    fn removed(&mut self, removed: &[(IpAddr, u32)]) {
+        // It stays in the list: should the core not hear of it in time, the next comparison finds it missing again.
+        let installed = self.installed();
+        let here = |address: &IpAddr, carrier| installed.get(address).is_some_and(|placed| placed.carrier == carrier);
+        let lost =
+            removed.iter().filter(|(address, carrier)| here(address, *carrier)).map(|(address, _)| *address).collect();
+        drop(installed);
+        self.lost(lost);
+    }
+
+    fn lost(&self, lost: Vec<IpAddr>) {
+        if lost.is_empty() {
+            return;
+        }
+        self.tools.metrics.lost.inc_by(lost.len() as u64);
+        self.tools.history.note("lost", format!("{} taken off by somebody else", list(&lost)));
+        self.tools.inbox.event(Event::Lost(lost));
+    }
+
+    /// Compares what is there with what should be.
+    fn reconcile(&mut self) -> io::Result<()> {
+        // What the plumber does meanwhile is neither missing nor too much: only what both looks agree on counts.
+        let before: BTreeMap<IpAddr, Placed> = self.installed().clone();
+        let there: BTreeMap<IpAddr, Placed> = self.tools.plumbing.ours()?.into_iter().collect();
+        let installed = self.installed();
+        let missing: Vec<IpAddr> = before
+            .keys()
+            .filter(|address| !there.contains_key(*address) && installed.contains_key(*address))
+            .copied()
+            .collect();
+        let extra: Vec<(IpAddr, Placed)> = there
+            .into_iter()
+            .filter(|(address, _)| !before.contains_key(address) && !installed.contains_key(address))
+            .collect();
+        drop(installed);
+        self.lost(missing);
+        if !extra.is_empty() && self.still_extra(&extra) {
+            self.tools.history.note("stray", format!("{} addresses of ours that nobody asked for", extra.len()));
+            self.tools.plumbing.take(&extra)?;
+        }
+        Ok(())
+    }
+
+    /// An address that the plumber is putting on right now is in the kernel before it is in the list.
+    fn still_extra(&self, extra: &[(IpAddr, Placed)]) -> bool {
+        std::thread::sleep(Duration::from_millis(20));
+        let installed = self.installed();
+        extra.iter().all(|(address, _)| !installed.contains_key(address))
+    }
+
+    fn open_ears(&mut self) {
+        let wanted: BTreeMap<u32, Interface> = self
+            .before
+            .values()
+            .filter(|interface| interface.up && self.plan.interfaces.contains(&interface.name))
+            .map(|interface| (interface.index, interface.clone()))
+            .collect();
+        self.ears.retain(|index, _| wanted.contains_key(index));
+        for (index, interface) in wanted {
+            if let std::collections::btree_map::Entry::Vacant(place) = self.ears.entry(index) {
+                match Ear::open_for_arp(&interface) {
+                    Ok(ear) => drop(place.insert(ear)),
+                    Err(error) => tracing::warn!(%error, interface = interface.name, "claims are not heard there"),
+                }
+            }
+        }
+    }
+
+    /// Who claims an address that is here is contradicted: the last word on the segment must be the owner's.
+    fn listen(&mut self) {
+        let mut claims = Vec::new();
+        for ear in self.ears.values_mut() {
+            claims.extend(ear.claims().unwrap_or_default());
+        }
+        let now = Instant::now();
+        self.claimed.retain(|_, at| now.duration_since(*at) < CLAIM);
+        for claim in claims {
+            let here = self.installed().contains_key(&claim.address);
+            if here && self.claimed.insert(claim.address, now).is_none() {
+                self.tools.metrics.claims.inc();
+                self.tools.history.note("claim", format!("{} claimed by {}", claim.address, mac_text(claim.mac)));
+                self.tools.plumber.announce([claim.address]);
+            }
+        }
+    }
+}
+
+/// A hardware address as people write it.
+pub fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// A few addresses, and how many more.
+pub fn list(addresses: &[IpAddr]) -> String {
+    let some: Vec<String> = addresses.iter().take(4).map(IpAddr::to_string).collect();
+    match addresses.len() {
+        0..=4 => some.join(", "),
+        more => format!("{} and {} more", some.join(", "), more - 4),
+    }
+}
+
+/// What cannot be served with these interfaces, and why.
+fn unable(plan: &Plan, interfaces: &BTreeMap<String, Interface>) -> BTreeMap<IpAddr, Cannot> {
+    let own: BTreeSet<IpAddr> =
+        interfaces.values().flat_map(|interface| interface.own.iter().map(|(own, _)| *own)).collect();
+    let why = |address: &IpAddr| {
+        if own.contains(address) {
+            return Some(Cannot::OwnAddress);
+        }
+        let interface = interfaces.get(&plan.seats.get(address)?.interface).filter(|interface| interface.up);
+        match interface {
+            None => Some(Cannot::NoInterface),
+            // Without an address of its own family an interface does not speak that family (IPv6 switched off).
+            Some(interface) if address.is_ipv6() && !interface.own.iter().any(|(own, _)| own.is_ipv6()) => {
+                Some(Cannot::NoSubnet)
+            }
+            Some(_) => None,
+        }
+    };
+    plan.seats.keys().filter_map(|address| Some((*address, why(address)?))).collect()
+}

@@ -1,0 +1,199 @@
+//! Addresses on and off the machine, in whichever of the ways the configuration asks for, many per call to the kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::SockProtocol;
+
+use super::interfaces::{self, Interface};
+use super::netlink::{Batch, Socket};
+use super::{address, route, spread};
+
+/// How an address is put on the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// On the LAN interface.
+    Address,
+    /// On a device that only carries addresses.
+    Spread,
+    /// As a local route.
+    Route,
+}
+
+/// Where an address belongs on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seat {
+    /// The LAN interface.
+    pub interface: String,
+    /// The prefix length it gets.
+    pub prefix_length: u8,
+    /// How.
+    pub mode: Mode,
+    /// With [`Mode::Spread`]: the number of the device.
+    pub device: usize,
+}
+
+/// Where an address is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placed {
+    /// The number of the interface that carries it.
+    pub carrier: u32,
+    /// The number of the LAN interface.
+    pub lan: u32,
+    /// The LAN interface's hardware address.
+    pub mac: [u8; 6],
+    /// Its prefix length there.
+    pub prefix_length: u8,
+    /// Whether it is a route.
+    pub as_route: bool,
+}
+
+/// The hands on the machine.
+#[derive(Debug)]
+pub struct Plumbing {
+    socket: Socket,
+    interfaces: BTreeMap<String, Interface>,
+    /// With no fence: addresses leave by themselves after this long unless renewed.
+    pub lifetime: Option<Duration>,
+}
+
+impl Plumbing {
+    /// Opens the connection to the kernel.
+    pub fn open() -> io::Result<Self> {
+        let mut socket = Socket::open(SockProtocol::NetlinkRoute, 0)?;
+        let interfaces = interfaces::all(&mut socket)?;
+        Ok(Self { socket, interfaces, lifetime: None })
+    }
+
+    /// Looks at the interfaces again.
+    pub fn look(&mut self) -> io::Result<&BTreeMap<String, Interface>> {
+        self.interfaces = interfaces::all(&mut self.socket)?;
+        Ok(&self.interfaces)
+    }
+
+    /// The interfaces, as of the last look.
+    pub fn interfaces(&self) -> &BTreeMap<String, Interface> {
+        &self.interfaces
+    }
+
+    /// Puts addresses on; says of each what became of it. Those that are there already count as put on.
+    pub fn put(&mut self, wanted: &[(IpAddr, Seat)]) -> io::Result<Vec<Result<Placed, Errno>>> {
+        let lacks = |plumbing: &Self, seat: &Seat| !plumbing.interfaces.contains_key(&seat.interface);
+        if wanted.iter().any(|(_, seat)| lacks(self, seat)) {
+            self.look()?;
+        }
+        self.make_devices(wanted)?;
+        let places: Vec<Result<Placed, Errno>> =
+            wanted.iter().map(|(address, seat)| self.place_for(*address, seat)).collect();
+        let mut batch = Batch::default();
+        for ((address, _), placed) in wanted.iter().zip(&places) {
+            match placed {
+                Ok(placed) if placed.as_route => route::add(&mut batch, placed.carrier, *address),
+                Ok(placed) => {
+                    address::add(&mut batch, placed.carrier, *address, placed.prefix_length, self.lifetime);
+                }
+                Err(_) => {}
+            }
+        }
+        let mut results = self.socket.run(batch)?.into_iter();
+        let mut outcome = places;
+        for placed in outcome.iter_mut().filter(|placed| placed.is_ok()) {
+            match results.next() {
+                Some(Err(Errno::EEXIST)) | Some(Ok(())) | None => {}
+                Some(Err(error)) => *placed = Err(error),
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Takes addresses off. What is off already is fine; an error is a kernel that does not listen.
+    pub fn take(&mut self, placed: &[(IpAddr, Placed)]) -> io::Result<()> {
+        let mut batch = Batch::default();
+        for (address, placed) in placed {
+            if placed.as_route {
+                route::remove(&mut batch, placed.carrier, *address);
+            } else {
+                address::remove(&mut batch, placed.carrier, *address, placed.prefix_length);
+            }
+        }
+        for result in self.socket.run(batch)? {
+            match result {
+                Ok(()) | Err(Errno::EADDRNOTAVAIL | Errno::ESRCH | Errno::ENODEV | Errno::ENOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything of ours that is on the machine: address and carrier, whether it is a route, the prefix length.
+    pub fn ours(&mut self) -> io::Result<Vec<(IpAddr, Placed)>> {
+        let known = address::dump(&mut self.socket)?.into_iter().filter(|known| known.ours);
+        let mut ours: Vec<(IpAddr, Placed)> =
+            known.map(|known| (known.address, placed(known.index, known.prefix_length, false))).collect();
+        let routes = route::dump(&mut self.socket)?;
+        ours.extend(routes.into_iter().map(|known| (known.address, placed(known.index, 32, true))));
+        Ok(ours)
+    }
+
+    /// Takes off everything of ours, whoever put it there: leftovers of an earlier run, or all at the end.
+    pub fn clear(&mut self) -> io::Result<usize> {
+        let ours = self.ours()?;
+        for some in ours.chunks(256) {
+            self.take(some)?;
+        }
+        self.look()?;
+        let mut batch = Batch::default();
+        for device in self.interfaces.values().filter(|interface| spread::is_ours(&interface.name)) {
+            spread::remove(&mut batch, device.index);
+        }
+        self.socket.run(batch)?;
+        Ok(ours.len())
+    }
+
+    /// The kernel's other tables, for who asks rarely.
+    pub fn socket(&mut self) -> &mut Socket {
+        &mut self.socket
+    }
+
+    fn make_devices(&mut self, wanted: &[(IpAddr, Seat)]) -> io::Result<()> {
+        let numbers: BTreeSet<usize> = wanted
+            .iter()
+            .filter(|(_, seat)| seat.mode == Mode::Spread)
+            .map(|(_, seat)| seat.device)
+            .filter(|number| !self.interfaces.contains_key(&spread::name(*number)))
+            .collect();
+        for number in &numbers {
+            spread::create(&mut self.socket, *number)?;
+        }
+        if !numbers.is_empty() {
+            self.look()?;
+        }
+        Ok(())
+    }
+
+    fn place_for(&self, address: IpAddr, seat: &Seat) -> Result<Placed, Errno> {
+        let lan = self.interfaces.get(&seat.interface).ok_or(Errno::ENODEV)?;
+        if self.interfaces.values().any(|interface| interface.own.iter().any(|(own, _)| *own == address)) {
+            return Err(Errno::EADDRINUSE);
+        }
+        let mode = if address.is_ipv6() { Mode::Address } else { seat.mode };
+        let carrier = match mode {
+            Mode::Spread => self.interfaces.get(&spread::name(seat.device)).ok_or(Errno::ENODEV)?.index,
+            Mode::Address | Mode::Route => lan.index,
+        };
+        Ok(Placed {
+            carrier,
+            lan: lan.index,
+            mac: lan.mac.unwrap_or_default(),
+            prefix_length: seat.prefix_length,
+            as_route: mode == Mode::Route,
+        })
+    }
+}
+
+fn placed(carrier: u32, prefix_length: u8, as_route: bool) -> Placed {
+    Placed { carrier, lan: carrier, mac: [0; 6], prefix_length, as_route }
+}

@@ -1,0 +1,442 @@
+//! A segment of real machines: a network namespace and a real `duravip run` each, a bridge between them, a host outside that
+//! asks who answers, and the faults that machines have.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The binary under test.
+const ECCLUSTER: &str = env!("CARGO_BIN_EXE_eccluster");
+/// Only there to end a hopeless wait.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Waits until `condition` gives a value.
+#[track_caller]
+pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(begun.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Whether this process may make namespaces; says so if not.
+pub fn possible() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        eprintln!("skipped: network namespaces need root");
+    }
+    root
+}
+
+pub fn ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split(' ')).output().expect("ip runs");
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A machine.
+#[derive(Debug)]
+pub struct Machine {
+    pub name: String,
+    pub namespace: String,
+    port: String,
+    dir: PathBuf,
+    child: Option<Child>,
+    pub mac: [u8; 6],
+}
+
+/// The segment.
+#[derive(Debug)]
+pub struct Lab {
+    dir: TempDir,
+    id: String,
+    pub machines: Vec<Machine>,
+    witnesses: BTreeSet<String>,
+    duravip: String,
+}
+
+static LABS: AtomicU32 = AtomicU32::new(0);
+
+impl Lab {
+    /// A segment with machines `n1`, `n2`, … that are off, and this in `duravip.toml` behind the topologies.
+    pub fn new(machines: usize, duravip: &str) -> Lab {
+        let id = format!("dv{}x{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
+        let dir = tempfile::tempdir().unwrap();
+        let mut lab = Lab { dir, id, machines: Vec::new(), witnesses: BTreeSet::new(), duravip: String::new() };
+        let switch = lab.switch();
+        ip(&format!("netns add {switch}"));
+        ip(&format!("-n {switch} link add br0 type bridge forward_delay 0 mcast_snooping 0"));
+        ip(&format!("-n {switch} link set br0 up"));
+        lab.plug(&lab.outside(), "outside", 1);
+        for number in 1..=machines {
+            let (namespace, port) = (format!("{}-m{number}", lab.id), format!("p{number}"));
+            let mac = lab.plug(&namespace, &port, number + 10);
+            let (name, dir) = (format!("n{number}"), lab.dir.path().join(format!("n{number}")));
+            fs::create_dir_all(dir.join("run")).unwrap();
+            lab.machines.push(Machine { name, namespace, port, dir, child: None, mac });
+        }
+        fs::write(lab.dir.path().join("key"), "5a".repeat(32)).unwrap();
+        lab.configure(duravip);
+        lab
+    }
+
+    /// Makes a machine one that votes only.
+    pub fn witness(&mut self, name: &str) {
+        self.witnesses.insert(name.to_owned());
+        self.configure(&self.duravip.clone());
+    }
+
+    /// Puts another configuration in place, for all machines in one step.
+    pub fn configure(&mut self, duravip: &str) {
+        duravip.clone_into(&mut self.duravip);
+        let topologies =
+            "[topology.\"10.77.0.0/16\"]\ninterface = \"eth0\"\n[topology.\"fd77::/64\"]\ninterface = \"eth0\"\n";
+        let mut cluster = String::new();
+        for (number, machine) in self.machines.iter().enumerate() {
+            let witness = self.witnesses.contains(&machine.name);
+            let _ = writeln!(
+                cluster,
+                "[node.{}]\naddress = \"10.77.0.{}\"\nwitness = {witness}",
+                machine.name,
+                number + 11
+            );
+        }
+        let next = self.dir.path().join("conf.next");
+        for (path, text) in
+            [("global/cluster.toml", cluster), ("default/duravip.toml", insert_topologies(duravip, topologies))]
+        {
+            let path = next.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let conf = self.dir.path().join("conf");
+        if conf.exists() {
+            // Each file is replaced whole; a reader between the two sees a configuration that means something.
+            for path in ["global/cluster.toml", "default/duravip.toml"] {
+                fs::rename(next.join(path), conf.join(path)).unwrap();
+            }
+        } else {
+            fs::rename(next, conf).unwrap();
+        }
+    }
+
+    fn switch(&self) -> String {
+        format!("{}-sw", self.id)
+    }
+
+    /// The namespace of the host outside.
+    pub fn outside(&self) -> String {
+        format!("{}-out", self.id)
+    }
+
+    fn plug(&self, namespace: &str, port: &str, number: usize) -> [u8; 6] {
+        let switch = self.switch();
+        let mac = [2, 0x77, 0, 0, 0, number as u8];
+        let mac_text = mac.map(|byte: u8| format!("{byte:02x}")).join(":");
+        ip(&format!("netns add {namespace}"));
+        ip(&format!("-n {namespace} link set lo up"));
+        ip(&format!("-n {namespace} link add eth0 address {mac_text} type veth peer name {port} netns {switch}"));
+        ip(&format!("-n {switch} link set {port} master br0 up"));
+        ip(&format!("-n {namespace} addr add 10.77.0.{number}/16 dev eth0"));
+        ip(&format!("-n {namespace} addr add fd77::{number}/64 dev eth0 nodad"));
+        ip(&format!("-n {namespace} link set eth0 up"));
+        mac
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.machines.iter().map(|machine| machine.name.clone()).collect()
+    }
+
+    pub fn machine(&self, name: &str) -> &Machine {
+        self.machines.iter().find(|machine| machine.name == name).expect("a machine of this name")
+    }
+
+    fn machine_mut(&mut self, name: &str) -> &mut Machine {
+        self.machines.iter_mut().find(|machine| machine.name == name).expect("a machine of this name")
+    }
+
+    /// Starts the daemon of a machine.
+    pub fn start(&mut self, name: &str) {
+        let (conf, key) = (self.dir.path().join("conf"), self.dir.path().join("key"));
+        let machine = self.machine_mut(name);
+        let log = File::options().create(true).append(true).open(machine.dir.join("log")).unwrap();
+        let child = Command::new("ip")
+            .args(["netns", "exec", &machine.namespace, ECCLUSTER, "duravip", "run", "--node", name, "--conf"])
+            .arg(conf)
+            .arg("--data")
+            .arg(machine.dir.join("data"))
+            .args(["--identity", "/nonexistent", "--cluster-key"])
+            .arg(key)
+            .env("ECCLUSTER_RUN", machine.dir.join("run"))
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        machine.child = Some(child);
+    }
+
+    /// Starts all, and waits until every address has an owner that has it.
+    pub fn start_all(&mut self) {
+        for name in self.names() {
+            self.start(&name);
+        }
+        self.settled();
+    }
+
+    pub fn signal(&self, name: &str, signal: Signal) {
+        let child = self.machine(name).child.as_ref().expect("the daemon runs");
+        kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+    }
+
+    /// Ends the daemon without a word.
+    pub fn kill(&mut self, name: &str) {
+        self.signal(name, Signal::SIGKILL);
+        self.wait_end(name);
+    }
+
+    /// Ends the daemon as a service manager does.
+    pub fn stop(&mut self, name: &str) {
+        self.signal(name, Signal::SIGTERM);
+        let status = self.wait_end(name);
+        assert!(status.success(), "{name}: {status}");
+    }
+
+    fn wait_end(&mut self, name: &str) -> std::process::ExitStatus {
+        self.machine_mut(name).child.take().expect("the daemon runs").wait().unwrap()
+    }
+
+    /// Takes a machine's cable out, at the switch's end, or puts it in.
+    pub fn cable(&self, name: &str, plugged: bool) {
+        let state = if plugged { "up" } else { "down" };
+        ip(&format!("-n {} link set {} {state}", self.switch(), self.machine(name).port));
+    }
+
+    /// Members whose ports are isolated reach the host outside and each other no more: the worst cut there is, since
+    /// clients reach both sides.
+    pub fn isolate(&self, names: &[&str], isolated: bool) {
+        for name in names {
+            let state = if isolated { "on" } else { "off" };
+            let port = &self.machine(name).port;
+            ip(&format!("-n {} link set {port} type bridge_slave isolated {state}", self.switch()));
+        }
+    }
+
+    /// What `from` sends to the others is lost; it goes on hearing them.
+    pub fn mute(&self, from: &str, muted: bool) {
+        let others = (0..self.machines.len()).filter(|number| self.machines[*number].name != from);
+        for number in others {
+            let verb = if muted { "replace" } else { "del" };
+            ip(&format!("-n {} route {verb} blackhole 10.77.0.{}/32", self.machine(from).namespace, number + 11));
+        }
+    }
+
+    /// The guard of a machine's daemon.
+    pub fn guard(&self, name: &str) -> Pid {
+        let daemon = self.machine(name).child.as_ref().expect("the daemon runs").id();
+        let children = fs::read_dir(format!("/proc/{daemon}/task")).unwrap().flatten().flat_map(|task| {
+            let listed = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            listed.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        });
+        let is_guard =
+            |pid: &String| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default().ends_with(b"\0guard\0");
+        let guards: Vec<String> = children.filter(is_guard).collect();
+        Pid::from_raw(guards.first().expect("a guard").parse().unwrap())
+    }
+
+    /// A file of a machine's own.
+    pub fn file(&self, name: &str, file: &str) -> PathBuf {
+        self.machine(name).dir.join(file)
+    }
+
+    /// Who leads, as a running member sees it.
+    pub fn leader(&self) -> String {
+        eventually("a leader", || {
+            let asked = self.machines.iter().find(|machine| machine.child.is_some())?;
+            Some(self.ask(&asked.name, "members")?["leader"].as_str()?.to_owned())
+        })
+    }
+
+    /// Runs a `duravip` command at a machine.
+    pub fn duravip(&self, name: &str, arguments: &str) -> Output {
+        let machine = self.machine(name);
+        Command::new(ECCLUSTER)
+            .arg("duravip")
+            .args(arguments.split(' '))
+            .env("ECCLUSTER_RUN", machine.dir.join("run"))
+            .output()
+            .unwrap()
+    }
+
+    /// The same, with its result as JSON; nothing where it failed.
+    pub fn ask(&self, name: &str, arguments: &str) -> Option<Value> {
+        let output = self.duravip(name, &format!("{arguments} --json"));
+        output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
+    }
+
+    /// A command that has to succeed; repeated while there is no leader.
+    #[track_caller]
+    pub fn order(&self, name: &str, arguments: &str) {
+        eventually(arguments, || {
+            let output = self.duravip(name, arguments);
+            let words = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success() || words.contains("leader"), "duravip {arguments}: {words}");
+            output.status.success().then_some(())
+        });
+    }
+
+    /// Gives addresses back to a machine that returned, as soon as it has been there long enough.
+    #[track_caller]
+    pub fn give_back(&self, name: &str, share: usize) -> BTreeMap<IpAddr, String> {
+        eventually("addresses given back", || {
+            self.order(name, "rebalance");
+            let owners = self.owners(name)?;
+            (owners.values().flatten().filter(|owner| *owner == name).count() >= share).then_some(())
+        });
+        self.settled_with("addresses given back", |owners| {
+            owners.values().filter(|owner| *owner == name).count() >= share
+        })
+    }
+
+    /// Who owns what, as this machine shows it.
+    pub fn owners(&self, name: &str) -> Option<BTreeMap<IpAddr, Option<String>>> {
+        let shown = self.ask(name, "show")?;
+        let vips = shown["vips"].as_array()?;
+        let pair =
+            |vip: &Value| Some((vip["address"].as_str()?.parse().ok()?, vip["owner"].as_str().map(str::to_owned)));
+        vips.iter().map(pair).collect()
+    }
+
+    /// Waits until every running daemon shows the same owners, each of them is on exactly that machine, and `wanted` holds.
+    #[track_caller]
+    pub fn settled_with(
+        &self,
+        what: &str,
+        wanted: impl Fn(&BTreeMap<IpAddr, String>) -> bool,
+    ) -> BTreeMap<IpAddr, String> {
+        let begun = Instant::now();
+        let mut last = String::new();
+        loop {
+            let seen = self.agreed().and_then(|owners| {
+                let held = self.held();
+                last = format!("owners {owners:?}, held {held:?}");
+                let as_shown = owners.iter().all(|(address, owner)| {
+                    held.get(address).is_some_and(|holders| holders.len() == 1 && holders.contains(owner))
+                });
+                (as_shown && wanted(&owners)).then_some(owners)
+            });
+            if let Some(owners) = seen {
+                return owners;
+            }
+            if begun.elapsed() > DEADLINE {
+                panic!("not settled within {DEADLINE:?}: {what}\n{last}\n{}", self.logs());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    #[track_caller]
+    pub fn settled(&self) -> BTreeMap<IpAddr, String> {
+        self.settled_with("every address on its owner", |_| true)
+    }
+
+    /// The owners, if every running daemon that can be asked shows the same complete ones.
+    fn agreed(&self) -> Option<BTreeMap<IpAddr, String>> {
+        let running: Vec<&Machine> = self.machines.iter().filter(|machine| machine.child.is_some()).collect();
+        let views: Option<Vec<_>> = running.iter().map(|machine| self.owners(&machine.name)).collect();
+        let views = views?;
+        let first = views.first()?;
+        if first.is_empty() || views.iter().any(|view| view != first) {
+            return None;
+        }
+        first.iter().map(|(address, owner)| Some((*address, owner.clone()?))).collect()
+    }
+
+    /// Which managed addresses which machines really have, whoever runs there: as addresses or as local routes.
+    pub fn held(&self) -> BTreeMap<IpAddr, BTreeSet<String>> {
+        let mut held: BTreeMap<IpAddr, BTreeSet<String>> = BTreeMap::new();
+        for machine in &self.machines {
+            for arguments in ["-j addr show", "-j route show table local proto 236"] {
+                let output =
+                    Command::new("ip").args(["-n", &machine.namespace]).args(arguments.split(' ')).output().unwrap();
+                let listed: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+                for address in addresses_in(&listed) {
+                    if is_managed(address) {
+                        held.entry(address).or_default().insert(machine.name.clone());
+                    }
+                }
+            }
+        }
+        held
+    }
+
+    pub fn logs(&self) -> String {
+        let mut all = String::new();
+        for machine in &self.machines {
+            let log = fs::read_to_string(machine.dir.join("log")).unwrap_or_default();
+            let tail: Vec<&str> = log.lines().rev().take(25).collect();
+            let _ = writeln!(all, "── {}", machine.name);
+            for line in tail.iter().rev() {
+                let _ = writeln!(all, "{line}");
+            }
+        }
+        all
+    }
+}
+
+/// Settings first, then the topologies, then whatever tables there are.
+fn insert_topologies(duravip: &str, topologies: &str) -> String {
+    let at = duravip.find("\n[").map_or(duravip.len(), |at| at + 1);
+    let (settings, tables) = duravip.split_at(at);
+    format!("{settings}\n{topologies}{tables}")
+}
+
+/// The machines' own addresses end in small numbers; managed ones are `10.77.1.0` and above, and `fd77::1:…`.
+fn is_managed(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => {
+            address.octets()[..2] == [10, 77] && address >= Ipv4Addr::new(10, 77, 1, 0) && address.octets()[2] != 255
+        }
+        IpAddr::V6(address) => address.segments()[0] == 0xFD77 && address.segments()[6] != 0,
+    }
+}
+
+fn addresses_in(listed: &Value) -> Vec<IpAddr> {
+    let mut found = Vec::new();
+    for item in listed.as_array().into_iter().flatten() {
+        found.extend(item["dst"].as_str().and_then(|address| address.parse::<IpAddr>().ok()));
+        let infos = item["addr_info"].as_array().into_iter().flatten();
+        found.extend(infos.filter_map(|info| info["local"].as_str()?.parse::<IpAddr>().ok()));
+    }
+    found
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for machine in &mut self.machines {
+            if let Some(child) = &mut machine.child {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+        // The guards of those that were killed end by themselves; their namespaces may go before.
+        let mut namespaces: Vec<String> = self.machines.iter().map(|machine| machine.namespace.clone()).collect();
+        namespaces.extend([self.outside(), self.switch()]);
+        for namespace in namespaces {
+            let _ = Command::new("ip").args(["netns", "del", &namespace]).output();
+        }
+    }
+}
