@@ -156,7 +156,7 @@ impl Client {
         self.call("/etcdserverpb.KV/Put", message.freeze()).await.map(drop)
     }
 
-    /// Follows a key; every answer that carries events is sent on as one.
+    /// Follows a key: one message when the watch is there, then one for every answer that carries events.
     pub async fn watch(mut self, key: &str) -> mpsc::Receiver<()> {
         let mut create = BytesMut::new();
         put_bytes(&mut create, 1, key.as_bytes());
@@ -171,15 +171,10 @@ impl Client {
         tokio::spawn(async move {
             let _open = frames;
             let mut body = answer.into_body();
-            let mut first = true;
+            // Small messages come in frames of their own; the first says that the watch exists.
             while let Some(Ok(frame)) = body.frame().await {
-                // The first message says that the watch exists; small messages come in frames of their own.
-                if frame.is_data() && !std::mem::take(&mut first) && told.send(()).await.is_err() {
+                if frame.is_data() && told.send(()).await.is_err() {
                     return;
-                }
-                if first {
-                    let _ = told.send(()).await;
-                    first = false;
                 }
             }
         });

@@ -22,6 +22,11 @@ pub(crate) trait Outside: Send + Sync + 'static {
     /// Bytes nobody can guess.
     fn random(&self) -> io::Result<[u8; 16]>;
 
+    /// Whether the machine still runs. Of a simulated one that has crashed nothing may reach the disk any more.
+    fn is_up(&self) -> bool {
+        true
+    }
+
     /// Runs work that blocks, outside the async threads, to its end even if nobody waits for it.
     fn run(&self, work: Box<dyn FnOnce() + Send>) -> BoxFuture<'static, ()>;
 }

@@ -27,6 +27,7 @@ mod path;
 pub mod protocol;
 mod quarantine;
 mod reader;
+mod recent;
 mod refs;
 mod staging;
 mod store;

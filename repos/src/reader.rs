@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::draft::Fresh;
 use crate::object::{self, Links};
 use crate::path::join_bytes;
+use crate::recent::Recent;
 use crate::tree;
 use crate::{Error, Oid, RepoPath, Result};
 
@@ -113,6 +114,8 @@ pub struct Reader {
     received: Option<gix::odb::HandleArc>,
     odb: gix::odb::HandleArc,
     store: Arc<gix::odb::Store>,
+    /// What came lately and is in no pack yet.
+    recent: Arc<Recent>,
     /// Commits that are taken to have no parents: where a shallow history ends.
     shallow: HashSet<Oid>,
 }
@@ -233,8 +236,15 @@ impl Find for Reader {
 }
 
 impl Reader {
-    pub(crate) fn of(store: Arc<gix::odb::Store>) -> Reader {
-        Reader { fresh: RefCell::default(), received: None, odb: handle(&store), store, shallow: HashSet::new() }
+    pub(crate) fn of(store: Arc<gix::odb::Store>, recent: Arc<Recent>) -> Reader {
+        Reader {
+            fresh: RefCell::default(),
+            received: None,
+            odb: handle(&store),
+            store,
+            recent,
+            shallow: HashSet::new(),
+        }
     }
 
     /// Looks into `received`, too.
@@ -259,6 +269,7 @@ impl Reader {
 
     fn is_stored(&self, id: Oid) -> bool {
         self.received.as_ref().is_some_and(|received| gix::objs::Exists::exists(received, id.as_ref()))
+            || self.recent.header(id).is_some()
             || gix::objs::Exists::exists(&self.odb, id.as_ref())
     }
 
@@ -272,6 +283,11 @@ impl Reader {
         if let Some(received) = &self.received
             && let Some(kind) = find_in(received, id, buffer)?
         {
+            return Ok(Some(kind));
+        }
+        // Before the packs: what is not here any more is in one of them.
+        if let Some((kind, data)) = self.recent.get(id) {
+            buffer.extend_from_slice(&data);
             return Ok(Some(kind));
         }
         if let Some(kind) = find_in(&self.odb, id, buffer)? {
@@ -328,6 +344,9 @@ impl Reader {
     pub fn header(&self, id: Oid) -> Result<Option<(ObjectKind, u64)>> {
         if let Some((kind, data)) = self.fresh.borrow().get(id) {
             return Ok(Some((kind, data.len() as u64)));
+        }
+        if let Some(header) = self.recent.header(id) {
+            return Ok(Some(header));
         }
         for odb in self.received.iter().chain([&self.odb]) {
             if let Some(header) = gix::odb::Header::try_header(odb, id.as_ref()).map_err(odb_error(id))? {
@@ -435,10 +454,12 @@ impl Reader {
             return Ok(self.header(id)?.filter(|(kind, _)| *kind == ObjectKind::Commit).map(|_| id));
         }
         let Ok(prefix) = gix::hash::Prefix::from_hex(hex) else { return Ok(None) };
+        let lately = self.recent.commits_with_prefix(hex);
         let mut candidates = HashSet::new();
         self.odb.lookup_prefix(prefix, Some(&mut candidates)).map_err(odb_error(Oid::NULL))?;
         let mut found = None;
-        for id in candidates.into_iter().map(Oid::from) {
+        let candidates: HashSet<Oid> = candidates.into_iter().map(Oid::from).chain(lately).collect();
+        for id in candidates {
             if self.header(id)?.is_some_and(|(kind, _)| kind == ObjectKind::Commit) && found.replace(id).is_some() {
                 return Ok(None);
             }

@@ -21,6 +21,7 @@ use crate::oid::PackId;
 use crate::pack::{self, Staged};
 use crate::quarantine::{PackLimits, Quarantine};
 use crate::reader::Reader;
+use crate::recent::Recent;
 use crate::staging::{Staging, lock_entrance, remove_stale};
 use crate::{Error, PackError, RefMap, RefName, Result};
 
@@ -41,10 +42,12 @@ struct Inner {
     root: PathBuf,
     objects: PathBuf,
     odb: Arc<gix::odb::Store>,
+    recent: Arc<Recent>,
     staging: Mutex<Option<Staging>>,
     names: AtomicU64,
     /// Files that were installed and may not be on the disk yet.
     unsynced: Mutex<BTreeSet<PathBuf>>,
+    syncing: Mutex<()>,
     /// A sync failed. The kernel may have forgotten what it could not write, so a later success would mean nothing.
     sync_failed: AtomicBool,
 }
@@ -125,9 +128,11 @@ impl Store {
                 root,
                 objects,
                 odb: Arc::new(odb),
+                recent: Arc::default(),
                 staging: Mutex::new(None),
                 names: AtomicU64::new(0),
                 unsynced: Mutex::new(BTreeSet::new()),
+                syncing: Mutex::new(()),
                 sync_failed: AtomicBool::new(false),
             }),
         })
@@ -145,7 +150,7 @@ impl Store {
 
     /// A view for one thread.
     pub fn reader(&self) -> Result<Reader> {
-        Ok(Reader::of(Arc::clone(&self.inner.odb)))
+        Ok(Reader::of(Arc::clone(&self.inner.odb), Arc::clone(&self.inner.recent)))
     }
 
     /// A place to receive a pack in.
@@ -211,6 +216,7 @@ impl Store {
     /// Has every object that the other store has in packs from here on, by links to its files; the two stores go their own ways afterwards.
     /// Both must lie on one file system. Again is harmless. Not synced.
     pub fn link_packs_of(&self, other: &Store) -> Result<()> {
+        other.write_held()?;
         // A consolidation may replace packs while they are linked; what replaced them is there when they are listed again.
         for _ in 0..LINK_TRIES {
             if self.try_link_packs_of(other)? {
@@ -285,14 +291,30 @@ impl Store {
 
     /// Makes a staged pack visible: the pack before its index, because readers go by the index.
     pub(crate) fn publish(&self, staged: &Staged) -> Result<()> {
+        self.rename_into_place(staged)?;
+        self.remember_unsynced(staged.id);
+        Ok(())
+    }
+
+    /// The same for files that are on the disk already: only their names are not.
+    pub(crate) fn publish_synced(&self, staged: &Staged) -> Result<()> {
+        self.rename_into_place(staged)?;
+        lock(&self.inner.unsynced).insert(self.inner.objects.join("pack"));
+        Ok(())
+    }
+
+    fn rename_into_place(&self, staged: &Staged) -> Result<()> {
         self.refuse_after_failed_sync()?;
         let _nobody_cleans_up = lock_entrance(&self.inner.root.join("quarantine"), FlockOperation::LockShared)?;
         for (from, extension) in [(&staged.pack, "pack"), (&staged.index, "idx")] {
             let to = self.pack_path(staged.id, extension);
             fs::rename(from, &to).map_err(Error::io("install", &to))?;
         }
-        self.remember_unsynced(staged.id);
         Ok(())
+    }
+
+    pub(crate) fn recent(&self) -> &Recent {
+        &self.inner.recent
     }
 
     pub(crate) fn pack_path(&self, id: PackId, extension: &str) -> PathBuf {
@@ -311,11 +333,14 @@ impl Store {
             && pack::index_is_sound(&self.pack_path(id, "idx"), id)
     }
 
-    /// Writes every pack that was installed since the last time to the disk, for good.
+    /// Writes every pack that was installed or held since the last time to the disk, for good.
     ///
     /// After a failure this fails for as long as the store is open: what was lost is found by opening it again and installing again.
     pub fn sync(&self) -> Result<()> {
+        // Whoever comes second finds an empty list, and may not take that for a sync before the first is through.
+        let _alone = lock(&self.inner.syncing);
         self.refuse_after_failed_sync()?;
+        self.write_held()?;
         let files = std::mem::take(&mut *lock(&self.inner.unsynced));
         if files.is_empty() {
             return Ok(());
@@ -337,7 +362,7 @@ impl Store {
         self.inner.sync_failed.store(true, Ordering::SeqCst);
     }
 
-    fn refuse_after_failed_sync(&self) -> Result<()> {
+    pub(crate) fn refuse_after_failed_sync(&self) -> Result<()> {
         if self.inner.sync_failed.load(Ordering::SeqCst) {
             return Err(Error::SyncFailed { path: self.inner.root.clone() });
         }
@@ -429,7 +454,7 @@ pub(crate) fn sync_files(files: &BTreeSet<PathBuf>, directory: &Path) -> Result<
     if files.len() >= SYNC_ALL_FROM_FILES {
         return rustix::fs::syncfs(&directory_file).map_err(|err| Error::io("sync", directory)(err.into()));
     }
-    for path in files {
+    for path in files.iter().filter(|path| *path != directory) {
         match File::open(path) {
             Ok(file) => file.sync_all().map_err(Error::io("sync", path))?,
             Err(err) if err.kind() == std::io::ErrorKind::NotFound => {}

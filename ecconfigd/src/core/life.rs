@@ -397,11 +397,14 @@ fn read_identity(data: &Path) -> Result<Identity> {
 async fn follow_readiness(group: Group, readiness: watch::Sender<Readiness>, stopping: CancellationToken) {
     let Group { proposer, raft_id, .. } = &group;
     let mut full = group.full.clone();
-    let mut metrics = proposer.raft.metrics();
+    let metrics = proposer.raft.metrics();
+    // The whole metrics change several times with every entry, the server's only with its role, its leader and the members.
+    let mut server = proposer.raft.server_metrics();
     let mut caught_up = false;
     let mut asked = false;
     loop {
-        let now = metrics.borrow_and_update().clone();
+        server.borrow_and_update();
+        let now = metrics.borrow_watched().clone();
         if let Err(fatal) = &now.running_state {
             if !stopping.is_cancelled() && !matches!(*readiness.borrow(), Readiness::Stopping) {
                 readiness.send_replace(group.end(fatal.to_string()).await);
@@ -435,10 +438,11 @@ async fn follow_readiness(group: Group, readiness: watch::Sender<Readiness>, sto
             changed
         });
         tokio::select! {
-            changed = metrics.changed() => if changed.is_err() { return },
+            // Gone with raft, whose last words are in the whole metrics.
+            changed = server.changed() => if changed.is_err() && metrics.borrow_watched().running_state.is_ok() { return },
             changed = full.changed() => if changed.is_err() { return },
-            // A leader that could not be asked is asked again although nothing changes here.
-            () = tokio::time::sleep(LOOK), if !caught_up => {}
+            // A leader that could not be asked is asked again although nothing changes here; and only the whole metrics say that raft ended.
+            () = tokio::time::sleep(LOOK) => {}
             () = stopping.cancelled() => return,
         }
     }

@@ -88,6 +88,8 @@ pub fn config(cluster: &str, keep_entries: u64) -> Result<Arc<openraft::Config>,
         enable_leader_restore: Some(false),
         snapshot_policy: openraft::SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: keep_entries,
+        // The followers' disks work while this one's does.
+        broadcast_submitted_on_append: Some(true),
         // The log reader bounds a request's bytes; this bounds its small entries.
         max_payload_entries: 64,
         ..Default::default()

@@ -58,6 +58,11 @@ impl Volume {
         locked(&self.image).writes_left = Some(writes);
     }
 
+    /// Goes up with every crash.
+    pub(super) fn epoch(&self) -> u64 {
+        locked(&self.image).epoch
+    }
+
     /// Whether [`Volume::fail_after`] was called since the last crash.
     pub(super) fn is_broken(&self) -> bool {
         locked(&self.image).writes_left.is_some()

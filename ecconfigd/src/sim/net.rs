@@ -293,6 +293,7 @@ impl Parcel {
         let mut packs = Vec::new();
         let view = from.map(|peer| peer.state.view());
         for (name, repo) in view.iter().flat_map(|view| view.repos.iter()) {
+            repo.store.write_held().expect("the simulated machine writes");
             for pack in repo.store.packs().expect("packs can be listed") {
                 packs.push((name.clone(), std::fs::read(&pack.path).expect("a pack can be read")));
             }

@@ -37,6 +37,9 @@ pub(super) struct Machinery {
     drift_permille: i64,
     booted: Duration,
     behaviour: Mutex<Behaviour>,
+    disk: Arc<Disk>,
+    /// Which life of the disk this node belongs to.
+    epoch: u64,
     world: World,
 }
 
@@ -71,6 +74,10 @@ impl Outside for Machinery {
         bytes[..8].copy_from_slice(&rng.next().to_le_bytes());
         bytes[8..].copy_from_slice(&rng.next().to_le_bytes());
         Ok(bytes)
+    }
+
+    fn is_up(&self) -> bool {
+        self.disk.volume.epoch() == self.epoch
     }
 
     /// Inline, after some virtual time. The world looks at the node as soon as the work is done, before anybody else can.
@@ -120,6 +127,8 @@ impl Node {
             drift_permille,
             booted: now(),
             behaviour: Mutex::new(behaviour),
+            disk: disk.clone(),
+            epoch: disk.volume.epoch(),
             world: world.clone(),
         });
         let db = Database::builder().set_cache_size(1 << 20).create_with_backend(disk.volume.open());

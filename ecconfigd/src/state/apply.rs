@@ -268,7 +268,7 @@ impl Applying<'_, '_> {
         let Some(repo) = self.view.repos.get(name).cloned() else { return Ok(Outcome::NotFound) };
         let installed = match source {
             PackSource::Attachment(number) => match self.proposal.attachments.get(*number as usize) {
-                Some(bytes) => repo.store.install_pack(bytes).map(|_| ()),
+                Some(bytes) => repo.store.hold_pack(bytes).map(|_| ()),
                 None => return self.bad_pack(name, "the entry does not hold the pack it names".into()),
             },
             PackSource::Upload(id) => match self.take_upload(*id)? {

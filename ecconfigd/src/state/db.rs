@@ -87,9 +87,20 @@ impl<E: Into<redb::Error>> From<E> for StateError {
     }
 }
 
+/// The database; gone only while the state is dropped.
+pub(super) struct Db(Option<Database>);
+
+impl std::ops::Deref for Db {
+    type Target = Database;
+
+    fn deref(&self) -> &Database {
+        self.0.as_ref().expect("it is there until the state is dropped")
+    }
+}
+
 /// The replicated state on this node.
 pub struct State {
-    pub(super) db: Database,
+    pub(super) db: Db,
     /// The data directory.
     pub(super) data: PathBuf,
     pub(super) view: ArcSwap<View>,
@@ -138,6 +149,20 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl Drop for State {
+    /// redb makes everything durable when it is closed, so the objects that it speaks of have to be on the disk before. If they cannot be, it is
+    /// left as a kill would leave it, and the log brings the rest again.
+    fn drop(&mut self) {
+        if !self.outside.is_up() {
+            return;
+        }
+        if let Err(error) = self.sync_stores() {
+            tracing::error!("{error}; the next start reads more of the log");
+            std::mem::forget(self.db.0.take());
+        }
+    }
+}
+
 impl State {
     /// Opens (or makes) the state in a data directory.
     pub fn open(data: &Path, max_watchers: usize) -> Result<Arc<State>, StateError> {
@@ -167,7 +192,7 @@ impl State {
         hub.restore(&view);
         let pending = Pending { durable: view.applied, ..Pending::default() };
         let state = State {
-            db,
+            db: Db(Some(db)),
             data: data.to_owned(),
             view: ArcSwap::from_pointee(view),
             hub,
@@ -302,6 +327,14 @@ impl State {
                 let projected = repo.store.project_refs(&repo.refs, &repo.record.head_ref);
                 projected.map_err(|source| StateError::Repo { repo: name.clone(), source })?;
             }
+        }
+        Ok(())
+    }
+
+    /// Syncs the packs of all repositories, and waits for whoever does so already.
+    pub(super) fn sync_stores(&self) -> Result<(), StateError> {
+        for (name, repo) in self.view().repos.iter() {
+            repo.store.sync().map_err(|source| StateError::Repo { repo: name.clone(), source })?;
         }
         Ok(())
     }

@@ -187,6 +187,8 @@ impl State {
         check_sum(&mut manifest.file).map_err(io)?;
         let mut pending = self.apply.lock().unwrap_or_else(PoisonError::into_inner);
         // The snapshot counts on objects that are here, and no checkpoint will come for those that were applied and not synced.
+        // All of them, because a checkpoint that is under way may have taken the list and not be through with it.
+        self.sync_stores()?;
         self.sync_work(&pending)?;
         let mut write = self.db.begin_write()?;
         write.set_durability(Durability::Immediate)?;

@@ -480,7 +480,7 @@ fn a_copy_has_refs_revisions_and_objects_also_after_a_crash() {
     let dir = tempfile::tempdir().unwrap();
     let state = open(dir.path());
     apply(&state, entry(1, vec![create("default")], vec![]));
-    let store = state.make_store(&repo("default")).unwrap();
+    let store = state.view().repos[&repo("default")].store.clone();
     let (one, first) = commit(&store, None, "a", "one");
     let change = |old, new| change(vec![update("default", old, new)]);
     apply(&state, entry(2, vec![pack("default"), change(Oid::NULL, one)], vec![first]));
@@ -519,7 +519,7 @@ fn freezing_is_told_to_the_nodes_and_refuses_changes() {
     let dir = tempfile::tempdir().unwrap();
     let state = open(dir.path());
     apply(&state, entry(1, vec![create("default"), create("global")], vec![]));
-    let store = state.make_store(&repo("default")).unwrap();
+    let store = state.view().repos[&repo("default")].store.clone();
     let (one, first) = commit(&store, None, "a", "one");
     let freeze = |frozen| Op::Freeze { repo: repo("default"), frozen };
     assert_eq!(apply(&state, entry(2, vec![freeze(true), freeze(true)], vec![])), [Outcome::Done, Outcome::Done]);

@@ -12,7 +12,7 @@ use gix_pack::{bundle, data, index};
 
 use crate::oid::PackId;
 use crate::pack::scan::What;
-use crate::pack::{IndexEntry, Scanned, create_pack_file, write_index};
+use crate::pack::{IndexEntry, Scanned, ScannedEntry, create_pack_file, write_index};
 use crate::reader::Reader;
 use crate::{Oid, PackError};
 
@@ -56,7 +56,7 @@ fn outside_bases(scanned: &Scanned) -> Vec<Oid> {
     if !scanned.has_ref_deltas() {
         return Vec::new();
     }
-    let whole: HashSet<Oid> = scanned.entries.iter().filter_map(|entry| whole_id(entry.what)).collect();
+    let whole: HashSet<Oid> = scanned.entries.iter().filter_map(ScannedEntry::whole_id).collect();
     let mut outside: Vec<Oid> = scanned
         .entries
         .iter()
@@ -68,13 +68,6 @@ fn outside_bases(scanned: &Scanned) -> Vec<Oid> {
     outside.sort_unstable();
     outside.dedup();
     outside
-}
-
-fn whole_id(what: What) -> Option<Oid> {
-    match what {
-        What::Whole(id) => Some(id),
-        What::OffsetDelta | What::RefDelta(_) => None,
-    }
 }
 
 /// Of all reasons why completing a pack can fail, a base that is nowhere is the one worth a name.
@@ -89,7 +82,7 @@ fn index_whole(pack: &Path, scanned: Scanned) -> Result<Staged, PackError> {
     let mut entries: Vec<IndexEntry> = scanned
         .entries
         .iter()
-        .filter_map(|entry| Some(IndexEntry { id: whole_id(entry.what)?, offset: entry.offset, crc32: entry.crc32 }))
+        .filter_map(|entry| Some(IndexEntry { id: entry.whole_id()?, offset: entry.offset, crc32: entry.crc32 }))
         .collect();
     let index = pack.with_extension("idx");
     let objects = entries.len() as u32;

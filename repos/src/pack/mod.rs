@@ -19,7 +19,7 @@ pub(crate) use glue::{Source, Versions, glue, ids};
 pub(crate) use index::{IndexEntry, write_index};
 pub(crate) use install::{Staged, index_staged};
 pub(crate) use installed::{claimed_id, claimed_id_of_file, create_pack_file, index_is_sound, same_bytes};
-pub(crate) use scan::{Scanned, scan};
+pub(crate) use scan::{Scanned, ScannedEntry, scan, scan_keeping};
 pub(crate) use write::PackWriter;
 
 use crate::reader::ObjectKind;

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::io::{Read, Write};
 
+use bytes::Bytes;
 use flate2::{Crc, Decompress, FlushDecompress, Status};
 
 use crate::oid::PackId;
@@ -22,6 +23,8 @@ pub(crate) struct Scanned {
     pub(crate) id: PackId,
     /// Of the whole pack.
     pub(crate) bytes: u64,
+    /// What is in the entries, if that was asked for and all of them are whole and small.
+    pub(crate) kept: Option<Vec<(ObjectKind, Bytes)>>,
 }
 
 /// An entry of a pack.
@@ -43,6 +46,16 @@ pub(crate) enum What {
     RefDelta(Oid),
 }
 
+impl ScannedEntry {
+    /// The name of a whole object; a delta's is not known yet.
+    pub(crate) fn whole_id(&self) -> Option<Oid> {
+        match self.what {
+            What::Whole(id) => Some(id),
+            What::OffsetDelta | What::RefDelta(_) => None,
+        }
+    }
+}
+
 impl Scanned {
     /// True if the names of some objects are not known yet.
     pub(crate) fn has_deltas(&self) -> bool {
@@ -57,6 +70,20 @@ impl Scanned {
 
 /// Reads a pack to its end, copying it to `copy` on the way. Bytes after the end are an error.
 pub(crate) fn scan(pack: &mut dyn Read, copy: &mut dyn Write, limits: &PackLimits) -> Result<Scanned, PackError> {
+    scan_with(pack, copy, limits, None)
+}
+
+/// The same without a copy, keeping the objects unless there are deltas among them or they are more than `keep_bytes`.
+pub(crate) fn scan_keeping(pack: &mut dyn Read, limits: &PackLimits, keep_bytes: usize) -> Result<Scanned, PackError> {
+    scan_with(pack, &mut std::io::sink(), limits, Some(Kept { objects: Vec::new(), room_bytes: keep_bytes }))
+}
+
+fn scan_with(
+    pack: &mut dyn Read,
+    copy: &mut dyn Write,
+    limits: &PackLimits,
+    kept: Option<Kept>,
+) -> Result<Scanned, PackError> {
     let mut input = Input::new(pack, copy, limits);
     let count = pack_head(&mut input)?;
     over("number of objects", u64::from(count), u64::from(limits.max_objects))?;
@@ -66,6 +93,7 @@ pub(crate) fn scan(pack: &mut dyn Read, copy: &mut dyn Write, limits: &PackLimit
         out: vec![0; 32 << 10],
         unpacked_bytes: 0,
         depths: HashMap::new(),
+        kept,
     };
     // The number comes from the sender: no more than the limit is reserved for, and little of it in advance.
     let mut entries = Vec::with_capacity(count.min(64 << 10) as usize);
@@ -73,7 +101,7 @@ pub(crate) fn scan(pack: &mut dyn Read, copy: &mut dyn Write, limits: &PackLimit
         entries.push(scanner.entry(&mut input)?);
     }
     let (id, bytes) = input.finish()?;
-    Ok(Scanned { entries, id, bytes })
+    Ok(Scanned { entries, id, bytes, kept: scanner.kept.map(|kept| kept.objects) })
 }
 
 fn over(what: &'static str, value: u64, limit: u64) -> Result<(), PackError> {
@@ -102,6 +130,14 @@ struct Scanner<'a> {
     unpacked_bytes: u64,
     /// How many deltas lie under the entry at an offset; only of entries that are deltas.
     depths: HashMap<u64, u32>,
+    /// What is kept, as long as it can be.
+    kept: Option<Kept>,
+}
+
+/// Objects that are kept.
+struct Kept {
+    objects: Vec<(ObjectKind, Bytes)>,
+    room_bytes: usize,
 }
 
 impl Scanner<'_> {
@@ -143,6 +179,7 @@ impl Scanner<'_> {
     }
 
     fn deepen(&mut self, offset: u64, below: u32) -> Result<(), PackError> {
+        self.kept = None;
         over("depth of deltas", u64::from(below) + 1, u64::from(self.limits.max_delta_depth))?;
         self.depths.insert(offset, below + 1);
         Ok(())
@@ -152,7 +189,18 @@ impl Scanner<'_> {
         let mut hasher = gix::hash::hasher(gix::hash::Kind::Sha1);
         hasher.update(format!("{kind} {size}\0").as_bytes());
         self.account(size)?;
-        self.unpack(input, size, &mut |bytes| hasher.update(bytes))?;
+        self.kept.take_if(|kept| size > kept.room_bytes as u64);
+        let mut data = self.kept.as_ref().map(|_| Vec::with_capacity(size as usize));
+        self.unpack(input, size, &mut |bytes| {
+            hasher.update(bytes);
+            if let Some(data) = &mut data {
+                data.extend_from_slice(bytes);
+            }
+        })?;
+        if let (Some(kept), Some(data)) = (&mut self.kept, data) {
+            kept.room_bytes -= data.len();
+            kept.objects.push((kind, data.into()));
+        }
         hasher.try_finalize().map(Oid::from).map_err(|err| PackError::damaged(err.to_string()))
     }
 

@@ -6,6 +6,7 @@ mod consolidate;
 mod crash;
 mod draft;
 mod figures;
+mod held;
 mod history;
 mod merge;
 mod receive;

@@ -260,6 +260,7 @@ fn recover(dir: &Path, segment_bytes: u64, stats: Arc<LogStats>) -> Result<Write
         })?;
         old.push(Old { segment, highest_index });
     }
+    let committed = index.committed;
     let index = Arc::new(Mutex::new(index));
     let dir_path = dir.to_owned();
     let (segment, highest_index, room) = match old.pop() {
@@ -288,6 +289,7 @@ fn recover(dir: &Path, segment_bytes: u64, stats: Arc<LogStats>) -> Result<Write
         room,
         next_sequence,
         synced: 0,
+        committed,
         failed: None,
     })
 }
@@ -362,10 +364,10 @@ impl<C: Group> RaftLogStorage<C> for LogStore {
         self.ask(|done| Request::Vote { vote: *vote, done }).await
     }
 
-    /// Not synced: it only spares the next start an election before it applies what it has, and travels with the next sync.
+    /// Not written by itself: it only spares the next start an election before it applies what it has, and travels with the next group.
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
         locked(&self.index).committed = committed;
-        self.send(Request::Committed { committed }).await
+        Ok(())
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {

@@ -27,7 +27,6 @@ type Flushed = Box<dyn FnOnce(io::Result<()>) + Send>;
 pub(crate) enum Request {
     Append { entries: Vec<Entry>, done: Flushed },
     Vote { vote: Vote, done: oneshot::Sender<io::Result<()>> },
-    Committed { committed: Option<LogId> },
     Truncate { keep_upto: Option<u64>, done: oneshot::Sender<io::Result<()>> },
     Purge { upto: LogId, done: oneshot::Sender<io::Result<()>> },
     Close { done: oneshot::Sender<io::Result<()>> },
@@ -71,6 +70,8 @@ pub(crate) struct Writer {
     pub(super) next_sequence: u64,
     /// Every record up to this sequence number is on disk.
     pub(super) synced: u64,
+    /// What the log says was committed.
+    pub(super) committed: Option<LogId>,
     pub(super) failed: Option<String>,
 }
 
@@ -103,12 +104,22 @@ impl Writer {
 
     /// Puts the request and everything that waits behind it into the group.
     pub(super) fn gather(&mut self, group: &mut Group, first: Request, requests: &mut mpsc::Receiver<Request>) {
+        self.add_committed(group);
         self.add(group, first);
         while group.buffer.len() < GROUP_BYTES && !group.close {
             match requests.try_recv() {
                 Ok(next) => self.add(group, next),
                 Err(_) => break,
             }
+        }
+    }
+
+    /// What was committed goes along with what is written anyway: it is worth no write of its own.
+    fn add_committed(&mut self, group: &mut Group) {
+        let committed = locked(&self.index).committed;
+        if committed != self.committed {
+            self.frame(group, &Record::Committed(committed));
+            self.committed = committed;
         }
     }
 
@@ -121,11 +132,10 @@ impl Writer {
                 group.must_sync = true;
                 group.done.push(Done::Flushed(done));
             }
-            Request::Vote { vote, done } => self.add_record(group, &Record::Vote(vote), Some(done)),
-            Request::Committed { committed } => self.add_record(group, &Record::Committed(committed), None),
-            Request::Truncate { keep_upto, done } => self.add_record(group, &Record::Truncate(keep_upto), Some(done)),
+            Request::Vote { vote, done } => self.add_record(group, &Record::Vote(vote), done),
+            Request::Truncate { keep_upto, done } => self.add_record(group, &Record::Truncate(keep_upto), done),
             Request::Purge { upto, done } => {
-                self.add_record(group, &Record::Purge(upto), Some(done));
+                self.add_record(group, &Record::Purge(upto), done);
                 group.purge = Some(upto);
             }
             Request::Close { done } => {
@@ -136,12 +146,10 @@ impl Writer {
         }
     }
 
-    fn add_record(&mut self, group: &mut Group, record: &Record, done: Option<oneshot::Sender<io::Result<()>>>) {
+    fn add_record(&mut self, group: &mut Group, record: &Record, done: oneshot::Sender<io::Result<()>>) {
         self.frame(group, record);
-        if let Some(done) = done {
-            group.must_sync = true;
-            group.done.push(Done::Told(done));
-        }
+        group.must_sync = true;
+        group.done.push(Done::Told(done));
     }
 
     fn add_entry(&mut self, group: &mut Group, entry: Entry) {
