@@ -1,5 +1,6 @@
 //! From commit to file: how long a change takes from the request of whoever commits to the exchanged tree on a node, with nobody else and
-//! with a thousand watchers connected; what a watcher costs; how long a restart takes.
+//! with a thousand watchers connected; what a watcher costs, and ten thousand; how long a restart takes.
+//! Every watcher is a descriptor here and one in the server: `ulimit -Hn` has to be above 10,200.
 //!
 //!     cargo bench --bench change [-- COMMITS [WATCHERS]]
 //!
@@ -22,13 +23,19 @@ use support::{Agent, Server, eventually};
 const FILES: usize = 10_000;
 const DIRECTORIES: usize = 100;
 const RESTART_COMMITS: usize = 5_000;
+/// What one server shall hold within 200 MB.
+const IDLE_WATCHERS: usize = 10_000;
+/// Watchers that connect at once.
+const AT_A_TIME: usize = 250;
 
 fn main() {
     let numbers: Vec<usize> = std::env::args().skip(1).filter_map(|word| word.parse().ok()).collect();
     let commits = numbers.first().copied().unwrap_or(300);
     let watchers = numbers.get(1).copied().unwrap_or(1_000);
 
+    raise_file_limit();
     let mut server = Server::start();
+    allow_one_address_everything(&mut server);
     fill(&server);
     let mut agent = Agent::new(&server, "");
     agent.spawn();
@@ -40,7 +47,8 @@ fn main() {
     print("commit → file exchanged, 1 agent", &alone);
 
     let before = rss_bytes(server.pid());
-    let streams = watch(&server, watchers);
+    let mut streams = tokio::task::JoinSet::new();
+    watch(&server, watchers, &mut streams);
     let after = rss_bytes(server.pid());
     println!(
         "{watchers} idle watchers: {:.1} KiB each of the server's memory",
@@ -48,8 +56,11 @@ fn main() {
     );
     let crowded = changes(&server, &agent, commits);
     print(&format!("commit → file exchanged, {watchers} watchers connected"), &crowded);
-    drop(streams);
     agent.kill();
+    watch(&server, IDLE_WATCHERS.saturating_sub(watchers), &mut streams);
+    let all = rss_bytes(server.pid()) as f64 / 1e6;
+    println!("{} idle watchers: the server has {all:.0} MB in all", streams.len());
+    drop(streams);
 
     many_commits(&server, RESTART_COMMITS);
     server.terminate();
@@ -61,6 +72,23 @@ fn main() {
     let begun = Instant::now();
     server.run();
     println!("restart to ready after kill -9: {:.0} ms", ms(begun.elapsed()));
+}
+
+/// The soft limit is for programs that use `select`; the server inherits what is set here.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+}
+
+/// All watchers here come from one address.
+fn allow_one_address_everything(server: &mut Server) {
+    server.terminate();
+    let config = server.data().join("ecconfigd.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    assert!(!text.lines().any(|line| line.trim() == "[limits]"), "{text}");
+    std::fs::write(&config, format!("{text}\n[limits]\nconnections_per_address = 16384\n")).unwrap();
+    server.run();
 }
 
 /// A tree of many files, in one commit.
@@ -111,28 +139,31 @@ async fn post(client: ApiClient, request: CommitRequest) -> CommitResponse {
     client.post_json("/api/v1/repos/default/commits", &request).await.unwrap()
 }
 
-/// Watchers of a path that never changes: they are told nothing, they only stand there. Each has a connection of its own.
-fn watch(server: &Server, count: usize) -> tokio::task::JoinSet<()> {
-    let (connected, mut ready) = tokio::sync::mpsc::channel(count);
-    let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..count {
-        let mut events = server.client().events("/api/v1/repos/default/watch?path=never/**", None);
-        let connected = connected.clone();
-        let follow = async move {
-            loop {
-                if matches!(events.next().await, Ok(Incoming::Connected)) {
-                    let _ = connected.send(()).await;
+/// More watchers of a path that never changes: they are told nothing, they only stand there. Each has a connection of its own, all in this
+/// process, so that only the server's side counts.
+fn watch(server: &Server, count: usize, tasks: &mut tokio::task::JoinSet<()>) {
+    let client = server.client();
+    for begun in (0..count).step_by(AT_A_TIME) {
+        let group = AT_A_TIME.min(count - begun);
+        let (connected, mut ready) = tokio::sync::mpsc::channel(group);
+        for _ in 0..group {
+            let mut events = client.events("/api/v1/repos/default/watch?path=never/**", None);
+            let connected = connected.clone();
+            let follow = async move {
+                loop {
+                    if matches!(events.next().await, Ok(Incoming::Connected)) {
+                        let _ = connected.send(()).await;
+                    }
                 }
-            }
-        };
-        tasks.spawn_on(follow, server.runtime.handle());
-    }
-    server.runtime.block_on(async {
-        for _ in 0..count {
-            tokio::time::timeout(support::DEADLINE, ready.recv()).await.expect("every watcher connects").unwrap();
+            };
+            tasks.spawn_on(follow, server.runtime.handle());
         }
-    });
-    tasks
+        server.runtime.block_on(async {
+            for _ in 0..group {
+                tokio::time::timeout(support::DEADLINE, ready.recv()).await.expect("every watcher connects").unwrap();
+            }
+        });
+    }
 }
 
 fn many_commits(server: &Server, count: usize) {

@@ -384,15 +384,17 @@ impl Updater {
     }
 
     fn finish(&mut self, target: &Target, steps: Vec<StepReport>) -> Result<Outcome, UpdateError> {
-        let report = self.report(target, ReportState::Healthy, String::new(), steps);
+        let report = self.new_report(target, ReportState::Healthy, String::new(), steps);
         self.record.update(|record| {
             record.applied = target.repos.clone();
             record.applied_serial = target.serial;
             record.underway = None;
             record.given_up = None;
-            record.report = Some(report);
+            record.report = Some(report.clone());
         })?;
         fault::point("agent.recorded");
+        // Only now: whoever takes "healthy" as leave to go on meets an agent that is at rest.
+        self.reporter.send(report);
         Ok(Outcome::Healthy)
     }
 
@@ -469,19 +471,25 @@ impl Updater {
         steps: Vec<StepReport>,
     ) -> Result<Outcome, UpdateError> {
         tracing::warn!(serial = target.serial, why, "the target is given up until it changes");
-        let report = self.report(target, state, why, steps);
+        let report = self.new_report(target, state, why, steps);
         let given_up = GivenUp { repos: target.repos.clone(), local_edits: left.local_edits, left_at: left.at };
         self.record.update(|record| {
             record.underway = None;
             record.given_up = Some(given_up);
-            record.report = Some(report);
+            record.report = Some(report.clone());
         })?;
         fault::point("agent.given-up");
+        self.reporter.send(report);
         Ok(Outcome::GivenUp)
     }
 
-    fn report(&self, target: &Target, state: ReportState, detail: String, steps: Vec<StepReport>) -> NodeReport {
-        let report = NodeReport {
+    /// Tells how far it got on the way.
+    fn report(&self, target: &Target, state: ReportState, detail: String, steps: Vec<StepReport>) {
+        self.reporter.send(self.new_report(target, state, detail, steps));
+    }
+
+    fn new_report(&self, target: &Target, state: ReportState, detail: String, steps: Vec<StepReport>) -> NodeReport {
+        NodeReport {
             program: "agent".into(),
             serial: target.serial,
             repos: target.repos.clone(),
@@ -491,9 +499,7 @@ impl Updater {
             search_path: None,
             version: env!("CARGO_PKG_VERSION").into(),
             time: None,
-        };
-        self.reporter.send(report.clone());
-        report
+        }
     }
 
     fn failed(&self, error: WorktreeError) -> UpdateError {
