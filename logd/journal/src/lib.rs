@@ -6,6 +6,7 @@
 //!
 //! What always holds, whatever is killed, cut off or full at any instant:
 //! * what was acknowledged as safe is there, whole and in order, until its subscribers have passed it or `max_backlog` dropped it, counted;
+//! * a batch with notes is there whole, with them, or not at all;
 //! * a number is never given to two records;
 //! * damage and loss are counted and said, to the reader and at open; nothing is skipped silently;
 //! * one writer per directory; others look from beside ([`View`]).
@@ -21,14 +22,17 @@ mod flusher;
 pub mod fs;
 mod journal;
 mod layout;
+mod notes;
 mod open;
 mod options;
 mod reader;
 pub mod record;
 mod recovery;
 mod retention;
+mod room;
 mod status;
 mod subscribers;
+mod tail;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -38,6 +42,7 @@ pub use commit::Stats;
 pub use error::{JournalError, Result};
 pub use journal::Journal;
 pub use layout::Uuid;
+pub use notes::Notes;
 pub use options::{AtLimit, Durability, Event, Listener, Options};
 pub use reader::{Gap, Item, Lost, Position, Reader};
 pub use record::{Batch, Record};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::error::{JournalError, Result};
 use crate::fs::Fs;
 use crate::layout::{self, BadHeader, META_FILE, SEGMENT_HEADER_BYTES, Uuid};
+use crate::notes::{self, Notes};
 use crate::options::Event;
 use crate::recovery::{self, Recovered};
 use crate::subscribers::{self, Registry};
@@ -25,6 +26,8 @@ pub(crate) struct Found {
     pub(crate) last: Option<(u64, u64)>,
     pub(crate) cut_bytes: u64,
     pub(crate) events: Vec<Event>,
+    /// What is noted.
+    pub(crate) notes: Notes,
 }
 
 /// Reads who the journal is; `None` for a directory without one.
@@ -75,7 +78,7 @@ pub(crate) fn open(fs: &Arc<dyn Fs>, dir: &Path) -> Result<Found> {
     let registry = Registry { fs: Arc::clone(fs), dir: dir.into(), uuid };
     let damaged = registry.load()?.into_iter().filter(|subscriber| !subscriber.sound);
     events.extend(damaged.map(|subscriber| Event::DamagedSubscriber { name: subscriber.name }));
-    let mut found = Found { registry, end: 1, next: 1, last: None, cut_bytes: 0, events };
+    let mut found = Found { registry, end: 1, next: 1, last: None, cut_bytes: 0, events, notes: Notes::new() };
     found.find_end(segments)?;
     Ok(found)
 }
@@ -110,10 +113,28 @@ impl Found {
             }
             // Also what is whole may only be in the page cache, and readers are about to see it.
             file.sync_data().map_err(JournalError::io("fsync", &path))?;
+            self.notes = match &recovered.notes {
+                Some(notes) => notes.clone(),
+                None => self.older_notes(segments)?,
+            };
             self.take(first, path, &recovered);
             return Ok(());
         }
         Ok(())
+    }
+
+    /// What the newest of these segments that can say has noted. They were synced whole, before the next was made.
+    fn older_notes(&self, segments: Vec<u64>) -> Result<Notes> {
+        let Registry { fs, dir, uuid } = &self.registry;
+        for first in segments.into_iter().rev() {
+            let path = layout::segment_path(dir, first);
+            let file = fs.open(&path, false).map_err(JournalError::io("open", &path))?;
+            let length = file.length().map_err(JournalError::io("measure", &path))?;
+            if let Some(found) = notes::read(&file, &path, *uuid, first, length)? {
+                return Ok(found);
+            }
+        }
+        Ok(Notes::new())
     }
 
     fn take(&mut self, first: u64, path: PathBuf, recovered: &Recovered) {

@@ -1,7 +1,7 @@
 //! One record, byte by byte, and the batches that writers fill.
 //!
 //! ```text
-//!  0  u32  bits 0..28 length of the payload, bits 28..32 kind (0 data, 1 mark, 2 end)
+//!  0  u32  bits 0..28 length of the payload, bits 28..32 kind (0 data, 1 mark, 2 end, 3 note)
 //!  4  u32  CRC32C of the payload, then bytes 0..4 and 8..24; the segment's salt XORed in
 //!  8  u64  sequence number; a mark or an end carries that of the next record
 //! 16  u64  time, microseconds since 1970
@@ -12,9 +12,10 @@
 //! journal and the segment: a line that quotes a journal's bytes, or an old block that a file system brings back, is not taken for a record.
 //!
 //! A *mark* says in its payload (u64) up to which number everything was on disk when it was written; it tells rot from a torn tail. An *end* is
-//! written by a clean close after everything was synced.
+//! written by a clean close after everything was synced. A *note* (`notes`) carries the number of the record behind it, as a mark does.
 
 use crate::error::{JournalError, Result};
+use crate::notes;
 
 /// The bytes before a payload.
 pub const HEADER_BYTES: usize = 24;
@@ -22,6 +23,8 @@ pub const HEADER_BYTES: usize = 24;
 pub const MAX_PAYLOAD_BYTES: usize = 32 << 20;
 /// What one batch may hold: it is written with one call and kept in memory until then.
 pub const MAX_BATCH_BYTES: usize = 64 << 20;
+/// The longest key or value of a note. Notes are positions, kept in memory.
+pub const MAX_NOTE_BYTES: usize = 16 << 10;
 /// A mark in whole.
 pub(crate) const MARK_BYTES: usize = HEADER_BYTES + 8;
 
@@ -36,6 +39,7 @@ pub(crate) enum Kind {
     Data,
     Mark,
     End,
+    Note,
 }
 
 impl Kind {
@@ -44,6 +48,7 @@ impl Kind {
             Kind::Data => 0,
             Kind::Mark => 1,
             Kind::End => 2,
+            Kind::Note => 3,
         }
     }
 }
@@ -99,6 +104,7 @@ pub(crate) fn decode(bytes: &[u8], sequences: std::ops::RangeInclusive<u64>, sal
         0 => Kind::Data,
         1 if payload_bytes == MARK_BYTES - HEADER_BYTES => Kind::Mark,
         2 if payload_bytes == 0 => Kind::End,
+        3 => Kind::Note,
         _ => return Decoded::Bad,
     };
     if !sequences.contains(&sequence) || payload_bytes > MAX_PAYLOAD_BYTES {
@@ -135,6 +141,7 @@ pub struct Batch {
     bytes: Vec<u8>,
     /// The payloads' checksums, kept apart so that a batch whose write failed can be numbered again.
     crcs: Vec<u32>,
+    notes: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Batch {
@@ -166,8 +173,33 @@ impl Batch {
         Ok(())
     }
 
+    /// Notes something together with the records ([`crate::Notes`]): it will be there exactly when they are, and they all or none. An empty value
+    /// forgets the key. A batch without records carries no notes.
+    pub fn note(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
+        let too_long = |bytes, limit| JournalError::TooLong { what: "a note", bytes, limit };
+        let longest = key.len().max(value.len());
+        if longest > MAX_NOTE_BYTES {
+            return Err(too_long(longest, MAX_NOTE_BYTES));
+        }
+        self.notes.push((key.to_vec(), value.to_vec()));
+        Ok(())
+    }
+
+    /// The payloads, in order.
+    pub fn payloads(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = self.bytes.get(MARK_BYTES..).unwrap_or_default();
+        std::iter::from_fn(move || {
+            let header = rest.get(..HEADER_BYTES)?;
+            let end = HEADER_BYTES + (u32_at(header, 0) & LENGTH_MASK) as usize;
+            let payload = &rest[HEADER_BYTES..end];
+            rest = &rest[end..];
+            Some(payload)
+        })
+    }
+
     /// Forgets the records.
     pub fn clear(&mut self) {
+        self.notes.clear();
         self.bytes.clear();
         self.crcs.clear();
     }
@@ -187,8 +219,20 @@ impl Batch {
         self.bytes.len().saturating_sub(MARK_BYTES)
     }
 
-    /// Gives the records their numbers, from `first` on, and answers the bytes to write; with a mark before them where one is wanted.
-    pub(crate) fn number(&mut self, first: u64, salt: u32, mark: Option<Mark>) -> &[u8] {
+    pub(crate) fn notes(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        self.notes.clone()
+    }
+
+    /// Gives the records their numbers, from `first` on, and answers the bytes to write: the note, where there is one, and the records, with a
+    /// mark before them where one is wanted.
+    pub(crate) fn number(&mut self, first: u64, salt: u32, mark: Option<Mark>) -> (Vec<u8>, &[u8]) {
+        let mut note = Vec::new();
+        if !self.notes.is_empty() {
+            let records = u32::try_from(self.crcs.len()).expect("a batch has fewer bytes than this can count");
+            let mut payload = notes::head(records, false);
+            self.notes.iter().for_each(|(key, value)| notes::push_entry(&mut payload, key, value));
+            encode_control(&mut note, Kind::Note, first, 0, &payload, salt);
+        }
         let mut at = MARK_BYTES;
         for (sequence, payload_crc) in (first..).zip(&self.crcs) {
             let header = &mut self.bytes[at..at + HEADER_BYTES];
@@ -197,11 +241,11 @@ impl Batch {
             header[4..8].copy_from_slice(&crc.to_le_bytes());
             at += HEADER_BYTES + (u32_at(header, 0) & LENGTH_MASK) as usize;
         }
-        let Some(mark) = mark else { return &self.bytes[MARK_BYTES..] };
+        let Some(mark) = mark else { return (note, &self.bytes[MARK_BYTES..]) };
         let mut control = Vec::with_capacity(MARK_BYTES);
         encode_control(&mut control, Kind::Mark, first, mark.time_us, &mark.synced.to_le_bytes(), salt);
         self.bytes[..MARK_BYTES].copy_from_slice(&control);
-        &self.bytes
+        (note, &self.bytes)
     }
 }
 
@@ -231,7 +275,8 @@ mod tests {
     #[test]
     fn bytes_of_version_1() {
         let mut batch = batch(&[b"hello"]);
-        let bytes = batch.number(7, 0x0102_0304, Some(Mark { synced: 5, time_us: 9 }));
+        let (note, bytes) = batch.number(7, 0x0102_0304, Some(Mark { synced: 5, time_us: 9 }));
+        assert!(note.is_empty());
         insta::assert_snapshot!(hex(bytes), @r"
         080000105298485a07000000000000000900000000000000
         05000000000000000500000022787a020700000000000000
@@ -253,7 +298,7 @@ mod tests {
         ) {
             let mut batch = Batch::new();
             batch.push(42, &payload).unwrap();
-            let mut bytes = batch.number(sequence, salt, None).to_vec();
+            let mut bytes = batch.number(sequence, salt, None).1.to_vec();
             let whole = Decoded::Whole { kind: Kind::Data, sequence, time_us: 42, bytes: bytes.len() };
             prop_assert_eq!(decode(&bytes, 1..=u64::MAX, salt), whole);
             prop_assert_eq!(decode(&bytes, sequence + 1..=u64::MAX, salt), Decoded::Bad);
@@ -270,9 +315,9 @@ mod tests {
     #[test]
     fn a_batch_can_be_numbered_again() {
         let mut batch = batch(&[b"a", b"", b"ccc"]);
-        let first = batch.number(1, 5, None).to_vec();
+        let first = batch.number(1, 5, None).1.to_vec();
         batch.number(900, 77, Some(Mark { synced: 1, time_us: 1 }));
-        assert_eq!(batch.number(1, 5, None), first);
+        assert_eq!(batch.number(1, 5, None).1, first);
         assert_eq!(batch.size_bytes(), first.len());
     }
 

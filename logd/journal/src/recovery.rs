@@ -11,6 +11,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::fs::FsFile;
 use crate::layout::{self, SEGMENT_HEADER_BYTES, Uuid};
+use crate::notes::{Note, Notes};
 use crate::record::{Kind, u64_at};
 use crate::walker::{Step, Walker};
 
@@ -31,6 +32,15 @@ pub(crate) struct Recovered {
     pub(crate) torn_records: u64,
     /// Damaged bytes before `end_offset`.
     pub(crate) rotten_bytes: u64,
+    /// What was noted up to `end_offset`; none when the segment cannot say.
+    pub(crate) notes: Option<Notes>,
+}
+
+/// A note as it was found.
+struct Found {
+    note: Note,
+    /// The state before it, to go back to when the records that it goes with are not all there.
+    before: Before,
 }
 
 /// The state before a damaged place, to go back to if that is where the tail is cut.
@@ -49,6 +59,7 @@ pub(crate) fn recover(file: &Arc<dyn FsFile>, path: &Path, uuid: Uuid, first: u6
     let mut damages: Vec<Before> = Vec::new();
     let mut synced = first;
     let mut clean = false;
+    let mut found: Vec<Found> = Vec::new();
     loop {
         match walker.step(length)? {
             Step::Record { kind, .. } => {
@@ -57,6 +68,10 @@ pub(crate) fn recover(file: &Arc<dyn FsFile>, path: &Path, uuid: Uuid, first: u6
                     Kind::Data => good.records += 1,
                     Kind::Mark => synced = synced.max(u64_at(walker.payload(), 0)),
                     Kind::End => synced = walker.expected,
+                    Kind::Note => {
+                        let note = Note::parse(walker.payload());
+                        found.extend(note.map(|note| Found { note, before: good }));
+                    }
                 }
                 good.next = walker.expected;
                 good.offset = walker.offset();
@@ -73,7 +88,16 @@ pub(crate) fn recover(file: &Arc<dyn FsFile>, path: &Path, uuid: Uuid, first: u6
     }
     let all_records = good.records;
     let cut = damages.iter().find(|before| before.next >= synced).copied();
-    let kept = cut.unwrap_or(good);
+    let kept = whole_batches(&found, cut.unwrap_or(good), synced);
+    found.retain(|one| one.before.offset < kept.offset);
+    let says = kept.records > 0 || found.iter().any(|one| one.note.whole_table);
+    let notes = says.then(|| {
+        let mut notes = Notes::new();
+        found.into_iter().for_each(|one| one.note.apply(&mut notes));
+        notes
+    });
+    // A tail that was cut has no end.
+    let clean = clean && kept.offset == good.offset;
     Ok(Recovered {
         end_offset: kept.offset,
         next: kept.next.max(synced),
@@ -82,5 +106,18 @@ pub(crate) fn recover(file: &Arc<dyn FsFile>, path: &Path, uuid: Uuid, first: u6
         torn_bytes: length.saturating_sub(kept.offset),
         torn_records: all_records - kept.records,
         rotten_bytes: kept.rotten_bytes,
+        notes,
     })
+}
+
+/// Where a note is the last and its records are not all there, they and it go: they were never synced, or a mark would say so. Whoever wrote
+/// them gives them again.
+fn whole_batches(found: &[Found], kept: Before, synced: u64) -> Before {
+    let last = found.iter().rev().find(|one| one.before.offset < kept.offset);
+    match last {
+        Some(Found { note, before }) if before.next >= synced && kept.next < before.next + u64::from(note.records) => {
+            *before
+        }
+        _ => kept,
+    }
 }

@@ -25,6 +25,8 @@ struct Memory {
     seen: BTreeMap<u64, String>,
     /// Per subscriber: the last position that was acknowledged, and one that may have been set.
     positions: BTreeMap<String, (u64, u64)>,
+    /// Batches with a note, in order: what they held, and whether they were answered as safe. The note is the place in this list, from 1.
+    noted: Vec<(Vec<String>, bool)>,
     /// May be there or not: additions and removals that were under way.
     doubtful: Vec<String>,
 }
@@ -86,6 +88,11 @@ fn append(journal: &Journal, random: &mut Seeded, label: &str, memory: &mut Memo
         payloads.push(payload);
     }
     memory.submitted.extend(payloads.iter().cloned());
+    let noted = random.below(2) == 0;
+    if noted {
+        memory.noted.push((payloads.clone(), false));
+        batch.note(b"source", memory.noted.len().to_string().as_bytes())?;
+    }
     let durability = if random.below(3) == 0 { Durability::Fast } else { Durability::Safe };
     let numbers = journal.append_as(&mut batch, durability)?;
     for (number, payload) in numbers.zip(payloads) {
@@ -95,6 +102,7 @@ fn append(journal: &Journal, random: &mut Seeded, label: &str, memory: &mut Memo
     if durability == Durability::Safe {
         // The sync took along what was written before.
         memory.answered.values_mut().for_each(|(_, safe)| *safe = true);
+        memory.noted.iter_mut().for_each(|(_, safe)| *safe = true);
     }
     Ok(())
 }
@@ -139,6 +147,7 @@ fn check(fs: &Simulation, memory: &Memory, power_loss: bool, case: &str) {
         check_records(&mut journal.reader_of(name).unwrap(), memory, power_loss, case);
     }
     check_records(&mut journal.reader(0), memory, power_loss, case);
+    check_notes(&journal, memory, case);
 
     // It goes on, with a number that nobody knows.
     let newest = journal.append(b"after").unwrap();
@@ -149,6 +158,29 @@ fn check(fs: &Simulation, memory: &Memory, power_loss: bool, case: &str) {
     journal.close().unwrap();
     let journal = open(fs, small());
     assert_eq!(journal.append(b"next").unwrap(), newest + 1, "{case}: a clean end leaves no jump");
+}
+
+/// Each batch with a note is there whole or not at all, and the note is that of the newest one that is there.
+fn check_notes(journal: &Journal, memory: &Memory, case: &str) {
+    let all = read_all(&mut journal.reader(0));
+    let present: Vec<&str> = all.iter().filter_map(|text| Some(text.split_once('=')?.1)).collect();
+    let note = journal.note(b"source").map_or(0, |note| String::from_utf8(note).unwrap().parse::<usize>().unwrap());
+    let mut newest = None;
+    for (number, (payloads, _)) in (1..).zip(&memory.noted) {
+        let there = payloads.iter().filter(|payload| present.contains(&payload.as_str())).count();
+        assert!(there == 0 || there == payloads.len(), "{case}: {there} of batch {number}, {payloads:?}, in {all:?}");
+        if there > 0 {
+            newest = Some(number);
+        }
+    }
+    match newest {
+        Some(newest) => assert_eq!(note, newest, "{case}: {all:?}"),
+        // Its segment is gone by right, or it never was there.
+        None => {
+            let safe = memory.noted.iter().rposition(|(_, safe)| *safe).map_or(0, |place| place + 1);
+            assert!(note >= safe && note <= memory.noted.len(), "{case}: {note} after {safe}");
+        }
+    }
 }
 
 fn check_records(reader: &mut Reader, memory: &Memory, power_loss: bool, case: &str) {

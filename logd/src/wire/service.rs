@@ -1,0 +1,570 @@
+//! The node's side: records for managers, one reader per subscriber, and what commands ask.
+//!
+//! A stream is bound to its connection; when that ends, the subscriber is free. A manager that comes back takes its own stream over from a connection
+//! whose end was not noticed; another node is refused as long as the first shows signs of life.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use cluster::documents::schema::logd::{Logd, MASTER};
+use logd_journal::{Item, JournalError, Position, Reader, Uuid};
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::protocol::{self, Answer, BLOCK_BYTES, BlockBuilder, LogStatus, Place, Request, SubscriberStatus, VERSION};
+use super::trust::{Proved, Trust};
+use crate::node::{Log, Logs};
+use crate::path::now_us;
+
+/// Managers and commands that may be connected at once; a cluster has a handful of managers.
+const MAX_CONNECTIONS: usize = 256;
+/// Streams of one connection: a node has some tens of logs.
+const MAX_STREAMS: usize = 4096;
+/// Answers that wait to be sent. Streams wait when the other side does not read: at most this many blocks are held.
+const ANSWERS: usize = 4;
+/// Requests that wait for their stream. A manager has two under way.
+const STREAM_REQUESTS: usize = 4;
+/// A connection that says nothing for this long is dead; a manager's pulls and lists come more often.
+const SILENCE: Duration = Duration::from_secs(60);
+/// The time for handshake and greeting.
+const GREETING: Duration = Duration::from_secs(10);
+/// A reader that shows no life for this long loses its subscriber to another node.
+const LEASE: Duration = Duration::from_secs(30);
+/// The longest that a pull or list waits, whatever it asks.
+const LONGEST_WAIT: Duration = Duration::from_secs(20);
+
+/// What the service serves.
+#[derive(Debug)]
+pub struct Service {
+    node: String,
+    subcluster: String,
+    logs: Arc<Logs>,
+    conf: ArcSwap<Logd>,
+    trust: Trust,
+    leases: Mutex<HashMap<(String, String), Lease>>,
+}
+
+/// Who reads as a subscriber.
+#[derive(Debug, Clone)]
+struct Lease {
+    node: String,
+    /// Ends the stream that holds it.
+    lost: CancellationToken,
+    seen: Instant,
+}
+
+impl Service {
+    /// A service of the node's logs.
+    pub fn new(node: &str, subcluster: &str, logs: Arc<Logs>, trust: Trust) -> Arc<Self> {
+        let conf = ArcSwap::from_pointee(Logd::default());
+        Arc::new(Self { node: node.into(), subcluster: subcluster.into(), logs, conf, trust, leases: Mutex::default() })
+    }
+
+    /// Takes a new configuration, which says who the managers are.
+    pub fn configure(&self, conf: &Logd) {
+        self.conf.store(Arc::new(conf.clone()));
+    }
+
+    /// Serves until `stop`.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) {
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let tasks = TaskTracker::new();
+        while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+            let (stream, from) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection was not accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let Ok(place) = places.clone().try_acquire_owned() else {
+                tracing::warn!(%from, "too many connections: one is refused");
+                continue;
+            };
+            let acceptor = match self.trust.acceptor() {
+                Ok(acceptor) => acceptor,
+                Err(error) => {
+                    tracing::error!(error = %cluster::error::Chain(&error), "a connection is refused");
+                    continue;
+                }
+            };
+            let (service, stop) = (Arc::clone(&self), stop.clone());
+            tasks.spawn(async move {
+                let served = service.connection(stream, acceptor, &stop);
+                if let Err(why) = served.await {
+                    tracing::debug!(%from, why, "a connection ended");
+                }
+                drop(place);
+            });
+        }
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        acceptor: TlsAcceptor,
+        stop: &CancellationToken,
+    ) -> Result<(), String> {
+        keep_alive(&stream);
+        let handshake = tokio::time::timeout(GREETING, acceptor.accept(stream)).await;
+        let mut stream = handshake.map_err(|_| "no handshake in time")?.map_err(|error| error.to_string())?;
+        let proved = self.trust.proved(stream.get_ref().1).ok_or("it has no certificate of this cluster")?;
+        let first = tokio::time::timeout(GREETING, protocol::read::<Request>(&mut stream)).await;
+        let first = first.map_err(|_| "no greeting in time")?.map_err(|error| error.to_string())?;
+        let Some((number, Request::Hello { version, node })) = first else { return Err("no greeting".into()) };
+        let caller = match proved {
+            Proved::Node { node: certified, .. } if certified != node => {
+                return Err(format!("{certified} calls itself {node}"));
+            }
+            proved => Caller { node, proved },
+        };
+        tracing::debug!(node = caller.node, version, "connected");
+        let (reader, writer) = tokio::io::split(stream);
+        let (answers, queue) = mpsc::channel::<Vec<u8>>(ANSWERS);
+        let welcome =
+            Answer::Welcome { version: VERSION, node: self.node.clone(), subcluster: self.subcluster.clone() };
+        let ended = stop.child_token();
+        let writing = tokio::spawn(write(writer, queue, ended.clone()));
+        let mut connection = Connection {
+            service: self,
+            caller,
+            answers,
+            streams: HashMap::new(),
+            ended: ended.clone(),
+            tasks: TaskTracker::new(),
+        };
+        connection.answer(number, &welcome).await;
+        connection.read(reader).await;
+        ended.cancel();
+        let Connection { tasks, streams, answers, .. } = connection;
+        drop((streams, answers));
+        tasks.close();
+        tasks.wait().await;
+        let _ = writing.await;
+        Ok(())
+    }
+
+    /// True when the node may read this log as this subscriber.
+    fn may_read(&self, caller: &Caller, subscriber: &str) -> bool {
+        let conf = self.conf.load();
+        let Some(manager) = conf.managers.get(&caller.node) else { return false };
+        let special = manager.nodes.get(&self.node);
+        let own = special.and_then(|special| special.subscriber.as_ref()).unwrap_or(&manager.subscriber);
+        special.is_none_or(|special| special.pull) && (own == subscriber || subscriber == MASTER)
+    }
+
+    /// True when the node may change subscribers.
+    fn may_change(&self, caller: &Caller) -> bool {
+        let is_manager = self.conf.load().managers.contains_key(&caller.node);
+        let trusted = matches!(caller.proved, Proved::Node { voter: true, .. } | Proved::Member);
+        is_manager || trusted || caller.node == self.node
+    }
+
+    /// Makes a stream the reader of a subscriber, or says who is.
+    fn take_lease(&self, log: &str, subscriber: &str, node: &str, lost: &CancellationToken) -> Result<(), String> {
+        let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (log.to_owned(), subscriber.to_owned());
+        if let Some(held) = leases.get(&key) {
+            if held.node != node && !held.lost.is_cancelled() && held.seen.elapsed() < LEASE {
+                return Err(format!("{} reads {log} as {subscriber}; one subscriber has one reader", held.node));
+            }
+            held.lost.cancel();
+        }
+        leases.insert(key, Lease { node: node.into(), lost: lost.clone(), seen: Instant::now() });
+        Ok(())
+    }
+
+    fn renew_lease(&self, log: &str, subscriber: &str) {
+        let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lease) = leases.get_mut(&(log.to_owned(), subscriber.to_owned())) {
+            lease.seen = Instant::now();
+        }
+    }
+
+    fn reader_of(&self, log: &str, subscriber: &str) -> Option<String> {
+        let leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
+        let lease = leases.get(&(log.to_owned(), subscriber.to_owned()))?;
+        (!lease.lost.is_cancelled() && lease.seen.elapsed() < LEASE).then(|| lease.node.clone())
+    }
+
+    /// What the node's journals hold and who is behind; reads the disk.
+    pub fn status(&self) -> Result<Vec<LogStatus>, JournalError> {
+        self.logs.all().iter().map(|log| self.status_of(log)).collect()
+    }
+
+    fn status_of(&self, log: &Log) -> Result<LogStatus, JournalError> {
+        use std::sync::atomic::Ordering::Relaxed;
+        let status = log.journal().status()?;
+        let now = now_us();
+        let subscribers = status.subscribers.iter().map(|lag| SubscriberStatus {
+            name: lag.subscriber.name.clone(),
+            next: lag.subscriber.next,
+            records: lag.records,
+            bytes: lag.bytes,
+            seconds: lag.oldest_us.map_or(0, |oldest| now.saturating_sub(oldest) / 1_000_000),
+            dropped: lag.subscriber.dropped_records,
+            reader: self.reader_of(log.name(), &lag.subscriber.name),
+        });
+        Ok(LogStatus {
+            log: log.name().into(),
+            configured: log.settings().is_some(),
+            bytes: status.bytes(),
+            first: status.first,
+            next: status.next,
+            cut_lines: log.counters.cut_lines.load(Relaxed),
+            full: log.counters.full.load(Relaxed),
+            blocked: log.counters.blocked.load(Relaxed),
+            subscribers: subscribers.collect(),
+        })
+    }
+
+    /// Adds or removes a subscriber; answers how many logs it changed.
+    pub fn change_subscriber(&self, change: &Change) -> Result<u32, String> {
+        let mut changed = 0;
+        let (name, named) = match change {
+            Change::Add { subscriber, logs, .. } | Change::Remove { subscriber, logs } => (subscriber, logs),
+        };
+        let all = self.logs.all();
+        if let Some(missing) = named.iter().find(|name| !all.iter().any(|log| log.name() == *name)) {
+            return Err(format!("{} has no log {missing}", self.node));
+        }
+        for log in all.iter().filter(|log| named.is_empty() || named.iter().any(|name| name == log.name())) {
+            let journal = log.journal();
+            let result = match change {
+                Change::Add { at_end: true, .. } => journal.subscribe_at_end(name).map(drop),
+                Change::Add { .. } => journal.subscribe(name).map(drop),
+                Change::Remove { .. } => {
+                    let wanted = log.settings().is_some_and(|settings| settings.subscribers.contains(name));
+                    if wanted {
+                        return Err(format!("logd.toml still names {name} as a subscriber of {}", log.name()));
+                    }
+                    journal.unsubscribe(name).map(drop)
+                }
+            };
+            match result {
+                Ok(()) => changed += 1,
+                Err(JournalError::SubscriberExists { .. } | JournalError::NoSubscriber { .. }) => {}
+                Err(error) => return Err(cluster::error::Chain(&error).to_string()),
+            }
+        }
+        if changed > 0 {
+            self.logs.changed();
+        }
+        Ok(changed)
+    }
+}
+
+/// What can be done with a subscriber.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// See [`Request::Subscribe`].
+    Add {
+        /// Its name.
+        subscriber: String,
+        /// The logs.
+        logs: Vec<String>,
+        /// From now on.
+        at_end: bool,
+    },
+    /// See [`Request::Unsubscribe`].
+    Remove {
+        /// Its name.
+        subscriber: String,
+        /// The logs.
+        logs: Vec<String>,
+    },
+}
+
+fn keep_alive(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+    // A manager whose machine vanished is noticed within half a minute, also when nothing is to be sent.
+    let _ = setsockopt(stream, sockopt::KeepAlive, &true);
+    let _ = setsockopt(stream, sockopt::TcpKeepIdle, &10);
+    let _ = setsockopt(stream, sockopt::TcpKeepInterval, &5);
+    let _ = setsockopt(stream, sockopt::TcpKeepCount, &4);
+}
+
+async fn write(
+    mut writer: impl tokio::io::AsyncWrite + Unpin,
+    mut queue: mpsc::Receiver<Vec<u8>>,
+    ended: CancellationToken,
+) {
+    let work = async {
+        while let Some(frame) = queue.recv().await {
+            if writer.write_all(&frame).await.is_err() {
+                return;
+            }
+            if queue.is_empty() && writer.flush().await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        () = ended.cancelled() => {}
+    }
+    ended.cancel();
+    let _ = tokio::time::timeout(Duration::from_secs(1), writer.shutdown()).await;
+}
+
+struct Caller {
+    node: String,
+    proved: Proved,
+}
+
+struct Connection {
+    service: Arc<Service>,
+    caller: Caller,
+    answers: mpsc::Sender<Vec<u8>>,
+    streams: HashMap<u32, mpsc::Sender<(u32, Request)>>,
+    ended: CancellationToken,
+    tasks: TaskTracker,
+}
+
+async fn answer(answers: &mpsc::Sender<Vec<u8>>, number: u32, message: &Answer) {
+    match protocol::encode(number, message) {
+        // The connection has ended otherwise.
+        Ok(frame) => drop(answers.send(frame).await),
+        Err(error) => tracing::error!(%error, "an answer cannot be sent"),
+    }
+}
+
+fn refused(message: impl Into<String>) -> Answer {
+    Answer::Refused { message: message.into() }
+}
+
+impl Connection {
+    async fn answer(&self, number: u32, message: &Answer) {
+        answer(&self.answers, number, message).await;
+    }
+
+    async fn read(&mut self, mut reader: impl tokio::io::AsyncRead + Unpin) {
+        loop {
+            let read = tokio::time::timeout(SILENCE, protocol::read::<Request>(&mut reader));
+            match self.ended.run_until_cancelled(read).await {
+                Some(Ok(Ok(Some((number, request))))) => self.handle(number, request).await,
+                Some(Ok(Err(error))) => return tracing::debug!(%error, node = self.caller.node, "a connection ended"),
+                _ => return,
+            }
+        }
+    }
+
+    async fn handle(&mut self, number: u32, request: Request) {
+        match request {
+            Request::Hello { .. } => self.answer(number, &refused("greeted already")).await,
+            Request::List { known, wait_ms } => self.list(number, known, wait_ms),
+            Request::Open { stream, log, subscriber, from } => {
+                let opened = self.open(stream, &log, &subscriber, from).await;
+                self.answer(number, &opened.unwrap_or_else(refused)).await;
+            }
+            Request::Pull { stream, .. } | Request::Checkpoint { stream, .. } => {
+                let sent = match self.streams.get(&stream) {
+                    Some(queue) => queue.try_send((number, request)).is_ok(),
+                    None => false,
+                };
+                if !sent {
+                    self.answer(number, &refused("the stream is not open")).await;
+                }
+            }
+            Request::Close { stream } => {
+                self.streams.remove(&stream);
+                self.answer(number, &Answer::Done { changed: 0 }).await;
+            }
+            Request::Status => {
+                let service = Arc::clone(&self.service);
+                self.blocking(number, move || match service.status() {
+                    Ok(status) => Answer::Status(status),
+                    Err(error) => refused(cluster::error::Chain(&error).to_string()),
+                });
+            }
+            Request::Subscribe { subscriber, logs, at_end } => {
+                self.change(number, Change::Add { subscriber, logs, at_end }).await;
+            }
+            Request::Unsubscribe { subscriber, logs } => self.change(number, Change::Remove { subscriber, logs }).await,
+        }
+    }
+
+    async fn change(&self, number: u32, change: Change) {
+        if !self.service.may_change(&self.caller) {
+            let message = format!("{} is neither a manager nor a voter", self.caller.node);
+            return self.answer(number, &refused(message)).await;
+        }
+        tracing::info!(node = self.caller.node, ?change, "subscribers change");
+        let service = Arc::clone(&self.service);
+        self.blocking(number, move || match service.change_subscriber(&change) {
+            Ok(changed) => Answer::Done { changed },
+            Err(message) => refused(message),
+        });
+    }
+
+    /// Answers with what a function that reads the disk says.
+    fn blocking(&self, number: u32, work: impl FnOnce() -> Answer + Send + 'static) {
+        let answers = self.answers.clone();
+        self.tasks.spawn(async move {
+            let done = tokio::task::spawn_blocking(work).await;
+            answer(&answers, number, &done.unwrap_or_else(|_| refused("an error inside logd"))).await;
+        });
+    }
+
+    fn list(&self, number: u32, known: u64, wait_ms: u32) {
+        let (answers, logs, ended) = (self.answers.clone(), Arc::clone(&self.service.logs), self.ended.clone());
+        self.tasks.spawn(async move {
+            let mut changes = logs.changes();
+            let wait = Duration::from_millis(wait_ms.into()).min(LONGEST_WAIT);
+            let changed = tokio::time::timeout(wait, changes.wait_for(|now| *now != known));
+            let _ = ended.run_until_cancelled(changed).await;
+            let known = *changes.borrow();
+            let listing = tokio::task::spawn_blocking(move || {
+                let named = logs.all().into_iter().map(|log| {
+                    let subscribers = log.journal().subscribers()?;
+                    Ok((log.name().to_owned(), subscribers.into_iter().map(|one| one.name).collect()))
+                });
+                named.collect::<Result<Vec<_>, JournalError>>()
+            });
+            let message = match listing.await {
+                Ok(Ok(logs)) => Answer::Logs { known, logs },
+                Ok(Err(error)) => refused(cluster::error::Chain(&error).to_string()),
+                Err(_) => refused("an error inside logd"),
+            };
+            answer(&answers, number, &message).await;
+        });
+    }
+
+    async fn open(&mut self, stream: u32, log: &str, subscriber: &str, from: Option<Place>) -> Result<Answer, String> {
+        if !self.service.may_read(&self.caller, subscriber) {
+            return Err(format!("logd.toml does not let {} read {log} as {subscriber} here", self.caller.node));
+        }
+        if self.streams.len() >= MAX_STREAMS {
+            return Err("too many streams".into());
+        }
+        let found = self.service.logs.get(log).ok_or_else(|| format!("there is no log {log}"))?;
+        let lost = self.ended.child_token();
+        let (position, moved) = start(&found, subscriber, from).map_err(|error| error.to_string())?;
+        self.service.take_lease(log, subscriber, &self.caller.node, &lost)?;
+        let (queue, requests) = mpsc::channel(STREAM_REQUESTS);
+        self.streams.insert(stream, queue);
+        let reader = found.journal().reader(position.next);
+        let served = Stream {
+            service: Arc::clone(&self.service),
+            log: found,
+            subscriber: subscriber.into(),
+            reader: Some(reader),
+            lost,
+            answers: self.answers.clone(),
+        };
+        self.tasks.spawn(served.serve(requests));
+        Ok(Answer::Opened { place: Place { uuid: position.uuid.0, next: position.next }, moved })
+    }
+}
+
+/// Where a stream begins, and why that is not where the manager stood.
+fn start(log: &Log, subscriber: &str, from: Option<Place>) -> Result<(Position, Option<String>), JournalError> {
+    let journal = log.journal();
+    let subscribers = journal.subscribers()?;
+    let Some(found) = subscribers.iter().find(|one| one.name == subscriber) else {
+        return Err(JournalError::NoSubscriber { path: log.dir().into(), name: subscriber.into() });
+    };
+    let own = Position { uuid: journal.uuid(), next: found.next.max(1) };
+    let Some(from) = from else { return Ok((own, None)) };
+    let wanted = Position { uuid: Uuid(from.uuid), next: from.next };
+    match journal.reader_at(wanted) {
+        Ok(_) => Ok((wanted, None)),
+        Err(JournalError::Position { what, .. }) => Ok((own, Some(what))),
+        Err(error) => Err(error),
+    }
+}
+
+struct Stream {
+    service: Arc<Service>,
+    log: Arc<Log>,
+    subscriber: String,
+    /// Away while it is being read.
+    reader: Option<Reader>,
+    lost: CancellationToken,
+    answers: mpsc::Sender<Vec<u8>>,
+}
+
+impl Stream {
+    async fn serve(mut self, mut requests: mpsc::Receiver<(u32, Request)>) {
+        loop {
+            let next = self.lost.run_until_cancelled(requests.recv()).await;
+            let Some(Some((number, request))) = next else { break };
+            self.service.renew_lease(self.log.name(), &self.subscriber);
+            let message = match request {
+                Request::Pull { max_bytes, wait_ms, .. } => self.pull(max_bytes, wait_ms).await,
+                Request::Checkpoint { next, .. } => self.checkpoint(next).await,
+                _ => refused("not for a stream"),
+            };
+            answer(&self.answers, number, &message).await;
+        }
+        self.lost.cancel();
+        // Whoever still asks is told.
+        requests.close();
+        while let Ok((number, _)) = requests.try_recv() {
+            answer(&self.answers, number, &refused("another connection reads as this subscriber now")).await;
+        }
+    }
+
+    async fn pull(&mut self, max_bytes: u32, wait_ms: u32) -> Answer {
+        let Some(reader) = self.reader.take() else { return refused("the stream is broken") };
+        let next = reader.position().next;
+        let mut synced = self.log.synced();
+        let wait = Duration::from_millis(wait_ms.into()).min(LONGEST_WAIT);
+        let arrival = tokio::time::timeout(wait, synced.wait_for(|synced| *synced > next));
+        let _ = self.lost.run_until_cancelled(arrival).await;
+        if self.lost.is_cancelled() {
+            return refused("another connection reads as this subscriber now");
+        }
+        let journal = Arc::clone(self.log.journal());
+        let max_bytes = max_bytes.min(BLOCK_BYTES) as usize;
+        let filled = tokio::task::spawn_blocking(move || {
+            let mut reader = reader;
+            let block = fill(&mut reader, max_bytes).map(|builder| {
+                let next = reader.position().next;
+                builder.finish(next, journal.synced() > next)
+            });
+            (reader, block)
+        });
+        match filled.await {
+            Ok((reader, Ok(block))) => {
+                self.reader = Some(reader);
+                Answer::Records(block)
+            }
+            Ok((_, Err(error))) => refused(cluster::error::Chain(&error).to_string()),
+            Err(_) => refused("an error inside logd"),
+        }
+    }
+
+    async fn checkpoint(&self, next: u64) -> Answer {
+        let (log, subscriber) = (Arc::clone(&self.log), self.subscriber.clone());
+        let done = tokio::task::spawn_blocking(move || log.journal().checkpoint(&subscriber, next).map(drop)).await;
+        match done {
+            Ok(Ok(())) => Answer::Done { changed: 1 },
+            Ok(Err(error)) => refused(cluster::error::Chain(&error).to_string()),
+            Err(_) => refused("an error inside logd"),
+        }
+    }
+}
+
+/// Records up to a size; one more than fits, so that a long one gets through.
+fn fill(reader: &mut Reader, max_bytes: usize) -> Result<BlockBuilder, JournalError> {
+    let mut builder = BlockBuilder::default();
+    while builder.bytes() < max_bytes {
+        match reader.next_item()? {
+            Some(Item::Record(record)) => builder.push(record.time_us, record.payload),
+            Some(Item::Gap(gap)) => builder.push_gap(gap.to - gap.from, gap.to_string()),
+            None => break,
+        }
+    }
+    Ok(builder)
+}
