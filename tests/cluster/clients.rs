@@ -160,9 +160,9 @@ fn wrong_clocks_decide_nothing() {
     for leader in ["n2", "n3"] {
         assert_success(&lab.eccfg(&["subcluster", "override", "default", leader]));
         eventually("the leadership moves", || (lab.leader() == leader).then_some(()));
-        let made = Instant::now();
         // Made where it is next month, used where it is half an hour ago, and the other way round.
         let (long, short) = (token_of("n2", "1h"), token_of("n3", "2s"));
+        let made = Instant::now();
         assert_success(&enroll("n3", &long, &format!("late-{leader}")));
         let key = format!("key {leader}");
         let head = lab.head_at("n1", "default").unwrap();
