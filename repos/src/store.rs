@@ -3,7 +3,7 @@
 //! A store is a bare git repository whose objects live in packs. Packs are only ever added, or replaced by one that
 //! has the same objects, so readers never wait. Installing a pack twice is harmless, which makes applying a log
 //! entry again harmless. Nothing is synced to disk when it is installed: the log is the durable copy until
-//! [`Store::sync`] has returned.
+//! [`Store::sync`] has returned. Small packs of the log are not even written before that (see [`crate::recent`]).
 //!
 //! Whatever is being written lies in the store's own directory under `quarantine/` first, which is locked as long as the
 //! store is open; what a crash leaves there has no lock, and the next one to open the store removes it.
