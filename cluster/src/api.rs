@@ -636,6 +636,19 @@ pub struct StepReport {
     pub output: String,
 }
 
+/// How a member is, as the server that was asked finds it at that moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct MemberState {
+    /// The node's name.
+    pub node: String,
+    /// Whether it leads.
+    pub leads: bool,
+    /// What is wrong with it: it does not answer, is read-only, is catching up. Absent when nothing is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+}
+
 /// The cluster as this server sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]

@@ -5,9 +5,9 @@
 use std::time::Duration;
 
 use cluster::api::{
-    ClusterInfo, CommitDetail, CopyRepo, CreateRepo, Diff, EffectiveDocument, Head, LogEntry, MultiCommitRequest,
-    MultiCommitResponse, NodeInfo, NodeReport, NodeTokenRequest, NodeTokenResponse, PinRequest, RepoInfo, RevisionSpec,
-    Target,
+    ClusterInfo, CommitDetail, CopyRepo, CreateRepo, Diff, EffectiveDocument, Head, LogEntry, MemberState,
+    MultiCommitRequest, MultiCommitResponse, NodeInfo, NodeReport, NodeTokenRequest, NodeTokenResponse, PinRequest,
+    RepoInfo, RevisionSpec, Target,
 };
 use cluster::http_client::{ApiClient, Call, ClientError, EventStream, Payload, Reply, escape, escape_path};
 
@@ -165,6 +165,11 @@ impl Server {
     /// All nodes.
     pub async fn nodes(&self) -> Result<Vec<NodeInfo>, ClientError> {
         self.client.get_json("/api/v1/nodes").await
+    }
+
+    /// How the servers are at this moment.
+    pub async fn member_states(&self) -> Result<Vec<MemberState>, ClientError> {
+        self.client.get_json("/api/v1/cluster/members").await
     }
 
     /// One node with its reports.

@@ -271,12 +271,13 @@ async fn run_join(options: Join) -> Result<(), Failure> {
         print(&serde_json::to_string(&report).map_err(|error| Failure::new(FAILED, error.to_string()))?);
     } else {
         print(&format!(
-            "Joined cluster {} as node {} of subcluster {}\n  server:   {}\n  CA:       {}",
+            "Joined cluster {} as node {} of subcluster {}\n  server:   {}\n  CA:       {}\n  SHA-256:  {}",
             report.cluster,
             report.node,
             report.subcluster,
             report.url,
             report.ca.display(),
+            report.ca_fingerprint,
         ));
     }
     Ok(())

@@ -284,6 +284,15 @@ impl Core {
         head.ok_or_else(|| Error::Internal(format!("the answer does not name {repo}")))
     }
 
+    /// Puts the room that is left free on the disk, and the rate at which others are helped to catch up, in force.
+    pub fn adjust(&self, min_free_bytes: u64, catch_up_bytes_per_s: u64) {
+        let limits = &self.inner.options.limits;
+        if let Some(setting) = &limits.min_free_bytes {
+            setting.set(min_free_bytes);
+        }
+        limits.catch_up_bytes_per_s.set(catch_up_bytes_per_s);
+    }
+
     /// Why this node writes nothing, where that is so: its disk is full.
     pub fn read_only(&self) -> Option<String> {
         match &*self.inner.readiness.borrow() {

@@ -60,6 +60,8 @@ pub struct Report {
     pub url: String,
     /// The CA's certificate.
     pub ca: PathBuf,
+    /// Its SHA-256, which the token carried.
+    pub ca_fingerprint: String,
     /// The node's identity.
     pub identity: PathBuf,
 }
@@ -132,6 +134,7 @@ pub async fn join(options: &Options) -> Result<Report, JoinError> {
         raft_id: answer.raft_id,
         url: format!("https://{address}"),
         ca: data.join(CA_FILE),
+        ca_fingerprint: options.token.ca_fingerprint().to_string(),
         identity: data.join(IDENTITY_DIR),
     })
 }

@@ -19,6 +19,7 @@ use cluster::telemetry::Metrics as Registry;
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::accounts::Accounts;
@@ -225,8 +226,8 @@ fn core_limits(settings: &Settings) -> CoreLimits {
         commit_queue: settings.commit_queue as usize,
         max_watchers: settings.watchers as usize,
         compact_entries: settings.log_entries.into(),
-        min_free_bytes: Some(settings.min_free_bytes.bytes()),
-        catch_up_bytes_per_s: settings.catch_up_bytes_per_s.bytes(),
+        min_free_bytes: Some(settings.min_free_bytes.bytes().into()),
+        catch_up_bytes_per_s: settings.catch_up_bytes_per_s.bytes().into(),
         ..CoreLimits::default()
     }
 }
@@ -301,28 +302,37 @@ async fn renew(app: Arc<App>, names: Vec<String>) {
     }
     // A program that shares the identity may renew it, too, and does not know every name.
     let mut changes = app.identity.changes();
+    // Names that were asked for and not given (they are another node's) are not asked for all the time.
+    let mut names_due = Instant::now();
     loop {
         let present = app.identity.current();
         let left = until(present.peer().renewal_due());
         let mut pause = left.clamp(RENEWAL_PAUSE, RENEWAL_CHECK);
-        if left.is_zero() || !present.covers(&names) {
+        if left.is_zero() || (names_due <= Instant::now() && !present.covers(&names)) {
             let Some(renewed) = app.draining.run_until_cancelled(renew_now(&app, &names)).await else { return };
+            changes.borrow_and_update();
+            names_due = Instant::now() + RENEWAL_CHECK;
             match renewed {
                 // Looked at again: the next one is due when the new certificate says so.
                 Ok(()) => pause = RENEWAL_PAUSE,
                 Err(error) => {
                     tracing::error!(error = %Chain(error.as_ref()), "the server's certificate was not renewed");
                     pause = RENEWAL_RETRY.min(until(present.peer().not_after) / 4).max(RENEWAL_PAUSE);
+                    names_due = Instant::now();
                 }
             }
         }
         let wait = async {
             if tokio::time::timeout(pause, changes.changed()).await.is_ok() {
                 tokio::time::sleep(RENEWAL_PAUSE).await;
+                return true;
             }
+            false
         };
-        if app.draining.run_until_cancelled(wait).await.is_none() {
-            return;
+        match app.draining.run_until_cancelled(wait).await {
+            None => return,
+            Some(true) => names_due = Instant::now(),
+            Some(false) => {}
         }
     }
 }

@@ -116,6 +116,8 @@ fn a_cluster_grows_shrinks_and_replaces_its_machines() {
 
     // A machine burns down; a new one takes its name.
     lab.scrap("n2");
+    let list = String::from_utf8(lab.eccfg(&["node", "list"]).stdout).unwrap();
+    assert!(list.lines().any(|line| line.starts_with("n2") && line.contains("does not answer")), "{list}");
     assert_success(&lab.eccfg(&["node", "remove", "n2"]));
     let again = lab.eccfg(&["node", "remove", "n2"]);
     assert_eq!(again.status.code(), Some(1), "said again, it harms nothing");
@@ -251,6 +253,9 @@ fn a_full_disk_makes_a_node_read_only_and_keeps_the_leadership_away() {
     });
     assert!(said.is_some_and(|why| why.contains("the disk is full")));
     assert!(!lab.is_ready("n3") && lab.runs("n3"));
+    let list = String::from_utf8(lab.eccfg_of(&others, &["node", "list"]).output().unwrap().stdout).unwrap();
+    let line = |name: &str| list.lines().find(|line| line.starts_with(name)).unwrap();
+    assert!(line("n3").contains("read-only: the disk is full") && list.contains("leads"), "{list}");
 
     lab.free("n3");
     lab.wait_ready("n3");

@@ -14,7 +14,7 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::options::CoreLimits;
+use super::options::{Adjustable, CoreLimits};
 use crate::commit::Proposer;
 
 /// How often the room is looked at: at 100 MiB/s a disk fills by half the reserve in between.
@@ -24,7 +24,7 @@ const SLACK_BYTES: u64 = 32 << 20;
 
 /// The room on the disk below which a node writes nothing more.
 pub(super) fn reserve_bytes(limits: &CoreLimits) -> u64 {
-    limits.min_free_bytes.unwrap_or(limits.segment_bytes + SLACK_BYTES)
+    limits.min_free_bytes.as_ref().map_or(limits.segment_bytes + SLACK_BYTES, Adjustable::get)
 }
 
 /// The room that is left for this process.
@@ -67,8 +67,9 @@ pub(super) async fn keep(
     full: watch::Sender<Option<String>>,
     stopping: CancellationToken,
 ) {
-    let reserve = reserve_bytes(&limits);
     loop {
+        // The setting may have changed.
+        let reserve = reserve_bytes(&limits);
         let path = data.clone();
         let free = tokio::task::spawn_blocking(move || free_bytes(&path)).await;
         match free {

@@ -1,6 +1,8 @@
 //! What the core is given and what it tells about itself.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cluster::gate::GateLimits;
@@ -19,6 +21,28 @@ pub struct CoreOptions {
     pub address: String,
     /// The sizes and times; the defaults suit.
     pub limits: CoreLimits,
+}
+
+/// A number that may change while the core runs. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Adjustable(Arc<AtomicU64>);
+
+impl Adjustable {
+    /// The number now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Counts from now on.
+    pub fn set(&self, number: u64) {
+        self.0.store(number, Ordering::Relaxed);
+    }
+}
+
+impl From<u64> for Adjustable {
+    fn from(number: u64) -> Self {
+        Self(Arc::new(number.into()))
+    }
 }
 
 /// Sizes and times of the core.
@@ -43,9 +67,9 @@ pub struct CoreLimits {
     /// The log is compacted when the checkpoint has so many entries that the last snapshot has not.
     pub compact_entries: u64,
     /// The room on the disk below which this node is read-only; default: a log segment and 32 MiB.
-    pub min_free_bytes: Option<u64>,
+    pub min_free_bytes: Option<Adjustable>,
     /// How fast this node sends objects to a member that catches up without the log.
-    pub catch_up_bytes_per_s: u64,
+    pub catch_up_bytes_per_s: Adjustable,
     /// A repository's packs are merged in the background when it has so many: every commit lets the object database look at all of them.
     pub consolidate_packs: usize,
     /// Watchers of all kinds; more are [`Error::Overloaded`](crate::error::Error::Overloaded).
@@ -65,7 +89,7 @@ impl Default for CoreLimits {
             checkpoint_interval: Duration::from_secs(5),
             compact_entries: 10_000,
             min_free_bytes: None,
-            catch_up_bytes_per_s: 64 << 20,
+            catch_up_bytes_per_s: (64 << 20).into(),
             consolidate_packs: 40,
             max_watchers: 20_000,
         }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use cluster::api::MemberState;
 use cluster::identity::NodeRole;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -18,7 +19,7 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::storage::Snapshot;
 use serde::{Deserialize, Serialize};
 
-use super::{Core, Inner};
+use super::{Core, Inner, Readiness};
 use crate::commit::Proposer;
 use crate::error::{Error, Result};
 use crate::peer::{Bulk, Caller, Client, Method, PeerError, Refusal, RefusalCode, Service, Target};
@@ -45,12 +46,49 @@ pub(super) struct PeerService {
     heard_ms: AtomicU64,
 }
 
+/// How long a member may take to say how it is.
+const STATUS_WITHIN: Duration = Duration::from_millis(800);
+
 /// How a node is, in the words of [`Method::STATUS`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Status {
-    /// Why it writes nothing, where that is so.
+    /// Why it does not do all that a member does, where that is so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) read_only: Option<String>,
+    pub(super) trouble: Option<String>,
+}
+
+impl From<Readiness> for Status {
+    fn from(readiness: Readiness) -> Self {
+        let trouble = match readiness {
+            Readiness::Ready => None,
+            Readiness::Starting(why) => Some(format!("starting: {why}")),
+            Readiness::ReadOnly(why) | Readiness::OutOfRoom(why) => Some(format!("read-only: {why}")),
+            Readiness::Failed(why) => Some(format!("failed: {why}")),
+            Readiness::Stopping => Some("stopping".into()),
+        };
+        Self { trouble }
+    }
+}
+
+impl Core {
+    /// How every member is: this node knows itself and asks the others, at the same time.
+    pub async fn member_states(&self) -> Vec<MemberState> {
+        let metrics = self.inner.proposer.raft.metrics().borrow_watched().clone();
+        let members = metrics.membership_config.membership();
+        let asked = members.nodes().map(|(id, node)| async {
+            let (id, node) = (*id, node.clone());
+            let trouble = match &self.inner.client {
+                _ if id == self.inner.raft_id => Status::from(self.readiness()).trouble,
+                Some(client) => match status(client, &target(id, &node), STATUS_WITHIN).await {
+                    Ok(status) => status.trouble,
+                    Err(error) => Some(format!("does not answer: {error}")),
+                },
+                None => None,
+            };
+            MemberState { node: node.name, leads: metrics.current_leader == Some(id), trouble }
+        });
+        futures::future::join_all(asked).await
+    }
 }
 
 /// Asks a member how it is. One of a build that cannot say is well.
@@ -59,7 +97,7 @@ pub(super) async fn status(client: &Client, target: &Target, within: Duration) -
         Ok(answer) => serde_json::from_slice(&answer)
             .map_err(|error| PeerError::Lost { peer: target.node.clone(), why: error.to_string() }),
         Err(PeerError::Refused { refusal, .. }) if refusal.code == RefusalCode::UnknownMethod => {
-            Ok(Status { read_only: None })
+            Ok(Status { trouble: None })
         }
         Err(error) => Err(error),
     }
@@ -162,8 +200,8 @@ impl PeerService {
 
     /// What somebody who would hand the leadership over wants to know.
     fn status(&self) -> Result<Bytes, Refusal> {
-        let read_only = self.core()?.read_only();
-        serde_json::to_vec(&Status { read_only }).map(Bytes::from).map_err(Refusal::failed)
+        let status = Status::from(self.core()?.readiness());
+        serde_json::to_vec(&status).map(Bytes::from).map_err(Refusal::failed)
     }
 
     async fn vote(self: Arc<Self>, body: Bytes, pre: bool) -> Result<Bytes, Refusal> {
@@ -221,7 +259,7 @@ impl PeerService {
 
     async fn objects(self: Arc<Self>, head: Bytes, stream: &mut Bulk) -> Result<(), Refusal> {
         let core = self.core.get().and_then(Weak::upgrade);
-        let rate = core.map(|core| core.options.limits.catch_up_bytes_per_s);
+        let rate = core.map(|core| core.options.limits.catch_up_bytes_per_s.get());
         let rate = rate.ok_or_else(|| Refusal::new(RefusalCode::NotNow, "this node is starting or stopping"))?;
         super::catchup::serve_objects(&self.state, head, stream, rate).await
     }

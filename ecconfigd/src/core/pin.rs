@@ -1,7 +1,7 @@
 //! Keeps the leadership where it is pinned to.
 //!
 //! Only the leader acts: it hands over to the pinned node as soon as that node is a voter, answers heartbeats, has the log to its end, and
-//! says that it writes. While the node is away, behind or out of disk the leadership stays where elections put it.
+//! says that nothing is wrong with it. While the node is away, behind or out of disk the leadership stays where elections put it.
 
 use std::time::Duration;
 
@@ -68,5 +68,5 @@ async fn well(metrics: &Metrics, client: Option<&peer::Client>, to: u64) -> Resu
     let node = metrics.membership_config.membership().get_node(&to);
     let (Some(client), Some(node)) = (client, node) else { return Ok(()) };
     let status = peers::status(client, &peers::target(to, node), ANSWERED).await.map_err(|error| error.to_string())?;
-    status.read_only.map_or(Ok(()), Err)
+    status.trouble.map_or(Ok(()), Err)
 }

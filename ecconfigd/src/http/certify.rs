@@ -4,6 +4,7 @@
 //! are in the question and looked up again, a member renews its own certificate, and for others only those of clients, which lead nowhere
 //! that the node that asks could not go.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -144,7 +145,7 @@ impl App {
         let (token, subcluster) = find_join_token(self, &name, &request.token)?;
         let role = if request.learner { NodeRole::Learner } else { NodeRole::Voter };
         let wanted = certificate_for(&name, &subcluster, role, Some(&address.to_string()));
-        let wanted = reached_at(wanted, &request.names);
+        let wanted = reached_at(wanted, &self.not_of_others(&name, &request.names));
         let chain = self.sign(ca, &request.csr_pem, &wanted)?;
         let record = NodeRecord {
             name: name.clone(),
@@ -185,7 +186,21 @@ impl App {
             NodeKind::Server => NodeRole::Learner,
         };
         let address = self.node_address(node).await;
-        Ok(reached_at(certificate_for(node, &record.subcluster, role, address.as_deref()), names))
+        let names = self.not_of_others(node, names);
+        Ok(reached_at(certificate_for(node, &record.subcluster, role, address.as_deref()), &names))
+    }
+
+    /// Without the names and addresses of other nodes: clients would take this one for them.
+    fn not_of_others(&self, node: &NodeName, names: &[String]) -> Vec<String> {
+        let taken: BTreeSet<String> = self
+            .core
+            .nodes()
+            .iter()
+            .filter(|other| other.name != *node)
+            .flat_map(|other| [Some(other.name.to_string()), other.address.as_deref().map(host)])
+            .flatten()
+            .collect();
+        names.iter().filter(|name| !taken.contains(&host(name))).cloned().collect()
     }
 
     fn sign(&self, ca: &Ca, csr_pem: &str, wanted: &NodeCert) -> Result<CertChain, ApiError> {
@@ -278,6 +293,12 @@ fn certificate_for(name: &NodeName, subcluster: &RepoName, role: NodeRole, addre
         Some(address) => certificate.reached_at(address),
         None => certificate,
     }
+}
+
+/// The host of `host:port`, or what is a host already.
+fn host(address: &str) -> String {
+    let host = address.parse::<HostPort>().map(|address| address.host.to_string());
+    host.unwrap_or_else(|_| address.trim_matches(['[', ']']).to_owned()).to_ascii_lowercase()
 }
 
 fn reached_at(certificate: NodeCert, names: &[String]) -> NodeCert {

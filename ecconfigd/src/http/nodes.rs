@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::Json as JsonBody;
 use axum::extract::State;
 use axum::response::Response;
-use cluster::api::{ClusterInfo, ClusterMember, NodeInfo, NodeReport, NodeRole, Problem};
+use cluster::api::{ClusterInfo, ClusterMember, MemberState, NodeInfo, NodeReport, NodeRole, Problem};
 use cluster::documents::SearchPath;
 use cluster::documents::schema::cluster::Node;
 use http::StatusCode;
@@ -33,6 +33,7 @@ impl Payload for NodeReport {}
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(cluster_info))
+        .routes(routes!(member_states))
         .routes(routes!(list))
         .routes(routes!(one))
         .routes(routes!(report))
@@ -67,6 +68,16 @@ async fn cluster_info(State(app): State<Arc<App>>, caller: Caller) -> Result<Jso
         read_only: app.core.read_only(),
         version: env!("CARGO_PKG_VERSION").into(),
     }))
+}
+
+/// How every member of the Raft group is, asked at this moment.
+#[utoipa::path(get, path = "/api/v1/cluster/members", tag = "nodes", operation_id = "listMembers", responses(
+    (status = 200, description = "The members", body = Vec<MemberState>),
+    (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
+))]
+async fn member_states(State(app): State<Arc<App>>, caller: Caller) -> Result<JsonBody<Vec<MemberState>>, ApiError> {
+    authorize(&caller, Action::SeeCluster)?;
+    Ok(JsonBody(app.core.member_states().await))
 }
 
 /// Every node that joined, enrolled, or is named in `global/cluster.toml`.

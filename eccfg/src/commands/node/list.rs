@@ -1,6 +1,6 @@
 //! `eccfg node list`.
 
-use cluster::api::{NodeInfo, ReportState};
+use cluster::api::{MemberState, NodeInfo, ReportState};
 
 use crate::commands::{Context, Need};
 use crate::error::CommandError;
@@ -8,7 +8,8 @@ use crate::output::columns;
 
 /// List the nodes of the cluster
 ///
-/// With each node's subcluster, role and address, and how far its programs got with their configuration.
+/// With each node's subcluster, role and address, how the server on it is at this moment, and how far its programs got with their
+/// configuration.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Only the nodes of this subcluster
@@ -26,18 +27,31 @@ pub async fn run(args: &Args, cx: &mut Context<'_>) -> Result<u8, CommandError> 
         cx.ui.json_document(&nodes)?;
         return Ok(0);
     }
-    let heading = ["NODE", "SUBCLUSTER", "ROLE", "ADDRESS", "CONFIGURATION"].map(str::to_owned).to_vec();
-    let rows: Vec<Vec<String>> = std::iter::once(heading).chain(nodes.iter().map(row)).collect();
+    let states = server.member_states().await?;
+    let heading = ["NODE", "SUBCLUSTER", "ROLE", "ADDRESS", "CONFIGURATION", "SERVER"].map(str::to_owned).to_vec();
+    let rows = nodes.iter().map(|node| row(node, states.iter().find(|state| state.node == node.name)));
+    let rows: Vec<Vec<String>> = std::iter::once(heading).chain(rows).collect();
     for line in columns(&rows) {
         cx.ui.line(line)?;
     }
     Ok(0)
 }
 
-fn row(node: &NodeInfo) -> Vec<String> {
+fn row(node: &NodeInfo, state: Option<&MemberState>) -> Vec<String> {
     let role = node.role.map_or_else(|| "not joined".to_owned(), |role| role.to_string());
     let address = node.address.clone().unwrap_or_else(|| "-".to_owned());
-    vec![node.name.clone(), node.subcluster.clone(), role, address, configuration(node)]
+    vec![node.name.clone(), node.subcluster.clone(), role, address, configuration(node), server(state)]
+}
+
+/// `leads`, `follows`, or what is wrong.
+fn server(state: Option<&MemberState>) -> String {
+    let Some(state) = state else { return "-".to_owned() };
+    match (&state.trouble, state.leads) {
+        (None, true) => "leads".to_owned(),
+        (None, false) => "follows".to_owned(),
+        (Some(why), true) => format!("leads, {why}"),
+        (Some(why), false) => why.clone(),
+    }
 }
 
 /// `agent healthy, logd refused`; programs that are at an older target say so.

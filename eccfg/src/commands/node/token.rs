@@ -1,6 +1,7 @@
 //! `eccfg node token`.
 
-use cluster::api::NodeTokenRequest;
+use cluster::api::{NodeTokenRequest, NodeTokenResponse};
+use cluster::identity::JoinToken;
 use cluster::units::HumanDuration;
 
 use crate::commands::{Context, Need};
@@ -20,6 +21,14 @@ pub struct Args {
     ttl: Option<HumanDuration>,
 }
 
+/// The answer, and what the token carries.
+#[derive(serde::Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    answer: NodeTokenResponse,
+    ca_fingerprint: String,
+}
+
 /// Runs the command.
 pub async fn run(args: &Args, cx: &mut Context<'_>) -> Result<u8, CommandError> {
     let wc = cx.working_copy_if_any()?;
@@ -27,7 +36,9 @@ pub async fn run(args: &Args, cx: &mut Context<'_>) -> Result<u8, CommandError> 
     let request = NodeTokenRequest { subcluster: args.subcluster.clone(), ttl: args.ttl.map(|ttl| ttl.to_string()) };
     let answer = server.node_token(&request).await?;
     if cx.ui.json() {
-        cx.ui.json_document(&answer)?;
+        let token = answer.token.parse::<JoinToken>();
+        let token = token.map_err(|error| CommandError::because("the server's token cannot be read", error))?;
+        cx.ui.json_document(&Shown { answer, ca_fingerprint: token.ca_fingerprint().to_string() })?;
     } else {
         cx.ui.line(&answer.token)?;
     }

@@ -140,7 +140,7 @@ async fn a_node_whose_disk_is_full_reads_and_the_others_go_on() {
     let full = group.leader().await.name.clone();
     // As if there were less room than is kept in reserve.
     group.member_mut(&full).stop().await;
-    group.member_mut(&full).limits.min_free_bytes = Some(u64::MAX / 2);
+    group.member_mut(&full).limits.min_free_bytes = Some((u64::MAX / 2).into());
     group.member_mut(&full).start().await;
     let is_read_only = |group: &Group| matches!(group.member(&full).core().readiness(), Readiness::ReadOnly(_));
     group.wait("it is read-only", is_read_only).await;
