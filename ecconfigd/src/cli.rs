@@ -300,6 +300,7 @@ fn join_failure(error: JoinError) -> Failure {
 
 async fn run(options: Run) -> Result<(), Failure> {
     raise_file_limit();
+    give_large_blocks_back();
     let failed = |words: String| Failure::new(FAILED, words);
     let shutdown = Shutdown::on_signals().map_err(|error| failed(format!("cannot wait for signals: {error}")))?;
     let inherited = cluster::listen::inherited().map_err(|error| failed(format!("inherited sockets: {error}")))?;
@@ -409,6 +410,17 @@ fn raise_file_limit() {
         && soft < hard
     {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// The working memory of a password check goes back to the kernel when it is freed. The C library would raise its own bound after the first
+/// such block, and keep all later ones for itself.
+fn give_large_blocks_back() {
+    #[cfg(target_env = "gnu")]
+    #[allow(unsafe_code)] // Neither nix nor the standard library has this call; it takes plain numbers.
+    // SAFETY: it changes a setting of the allocator and touches no memory of ours.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
     }
 }
 

@@ -67,7 +67,7 @@ fn params() -> Params {
     Params::new(19 * 1024, 2, 1, None).expect("the parameters are constants within argon2's limits")
 }
 
-/// Working memory of argon2, kept for the next run. Bounded by the runs that happen at once.
+/// Working memory of argon2, kept for the next run while there is one: 19 MiB are a tenth of what a server takes with ten thousand watchers.
 type Memory = Vec<Block>;
 
 /// Bytes of a hash.
@@ -132,10 +132,12 @@ fn run(
 /// Runs verifications with the bounds named at the top.
 #[derive(Debug, Clone)]
 pub struct Verifier {
-    /// Bounded: one permit per caller that may wait or run; none left means [`PasswordError::Busy`].
+    /// Callers that may wait or run.
+    places: usize,
+    /// Bounded: one permit for each of them; none left means [`PasswordError::Busy`].
     queue: Arc<Semaphore>,
     running: Arc<Semaphore>,
-    /// Bounded: as many as run at once.
+    /// Bounded: as many as run at once. Empty when nobody waits for a turn.
     memories: Arc<Mutex<Vec<Memory>>>,
     /// What an unknown user's password is compared with, so that the time does not tell who exists.
     decoy: Arc<str>,
@@ -148,6 +150,7 @@ impl Verifier {
     pub fn new(parallel: usize) -> Result<Self, PasswordError> {
         let decoy = hash(&Secret::new("nobody's password".into()))?;
         Ok(Self {
+            places: parallel + WAITING,
             queue: Arc::new(Semaphore::new(parallel + WAITING)),
             running: Arc::new(Semaphore::new(parallel)),
             memories: Arc::default(),
@@ -159,6 +162,18 @@ impl Verifier {
     /// Runs of argon2 since the start.
     pub fn runs(&self) -> u64 {
         self.runs.load(Ordering::Relaxed)
+    }
+
+    /// Keeps working memory for the next run, if there is one.
+    fn keep(&self, memory: Memory) {
+        // The place of the run that ends is still taken.
+        let others = self.places.saturating_sub(self.queue.available_permits() + 1);
+        let mut memories = lock(&self.memories);
+        if others > 0 {
+            memories.push(memory);
+        } else {
+            memories.clear();
+        }
     }
 
     /// Waits for a turn; [`PasswordError::Busy`] when too many wait already.
@@ -208,7 +223,7 @@ impl Turn {
             verifier.runs.fetch_add(1, Ordering::Relaxed);
             let mut memory = lock(&verifier.memories).pop().unwrap_or_default();
             let done = work(&mut memory);
-            lock(&verifier.memories).push(memory);
+            verifier.keep(memory);
             done.map(|done| (done, permits))
         });
         task.await.map_err(|_| PasswordError::Busy)?
@@ -257,6 +272,21 @@ mod tests {
             (0..6).map(|_| async { verifier.turn().await?.verify(secret("x"), None).await.map(|(fits, _)| fits) });
         futures::future::join_all(runs).await;
         assert!(lock(&verifier.memories).len() <= 2);
+    }
+
+    #[tokio::test]
+    async fn memory_is_kept_only_for_those_who_wait() {
+        let verifier = Verifier::new(2).unwrap();
+        let kept = || {
+            verifier.keep(Memory::new());
+            lock(&verifier.memories).len()
+        };
+        let _own = verifier.turn().await.unwrap();
+        assert_eq!(kept(), 0);
+        let other = verifier.turn().await.unwrap();
+        assert_eq!(kept(), 1);
+        drop(other);
+        assert_eq!(kept(), 0);
     }
 
     #[tokio::test]
