@@ -170,12 +170,23 @@ impl Run {
             tracing::warn!("neither an identity nor a cluster key: managers cannot connect");
             return Ok(None);
         }
-        let address = self.listen.unwrap_or_else(|| {
-            let ports = cluster::documents::schema::cluster::Ports::default();
-            SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, ports.logd))
-        });
-        let listener = TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })?;
-        Ok(Some(listener))
+        let port = cluster::documents::schema::cluster::Ports::default().logd;
+        let bound = match self.listen {
+            Some(address) => (TcpListener::bind(address).await, address),
+            None => {
+                let address = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
+                match TcpListener::bind(address).await {
+                    Ok(listener) => (Ok(listener), address),
+                    // Machines without IPv6.
+                    Err(_) => {
+                        let address = SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, port));
+                        (TcpListener::bind(address).await, address)
+                    }
+                }
+            }
+        };
+        let (listener, address) = bound;
+        Ok(Some(listener.map_err(|source| RunError::Listen { address, source })?))
     }
 }
 

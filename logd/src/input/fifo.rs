@@ -24,6 +24,7 @@ pub(super) fn start(feed: &Feed, path: PathBuf) {
         let Some(mut pipe) = listen::until_bound(&feed, &what, || open(&path)).await else { return };
         let mut lines = Lines::new(feed.max_line_bytes);
         let mut buffer = vec![0; READ_BYTES];
+        let mut last_reads = super::unix::LAST_READS;
         loop {
             let bytes = match feed.stop.run_until_cancelled(pipe.read(&mut buffer)).await {
                 Some(Ok(bytes)) => bytes,
@@ -31,7 +32,11 @@ pub(super) fn start(feed: &Feed, path: PathBuf) {
                     tracing::error!(log = feed.log.name(), %error, "the pipe cannot be read");
                     break;
                 }
-                None => pipe.try_read(&mut buffer).unwrap_or(0),
+                None if last_reads == 0 => 0,
+                None => {
+                    last_reads -= 1;
+                    pipe.try_read(&mut buffer).unwrap_or(0)
+                }
             };
             if bytes == 0 {
                 break;

@@ -30,6 +30,8 @@ use crate::path::now_us;
 const READ_BYTES: usize = 64 << 10;
 /// Chunks of one connection that may wait for their sync; when they do, it is not read further.
 const CHUNKS_UNDER_WAY: usize = 8;
+/// What is still read when the input stops: more than a socket holds. A client that never pauses must not hold up the end.
+pub(super) const LAST_READS: u32 = 16;
 /// The first line of an acknowledged stream, without the client's id.
 pub const GREETING: &str = "ECLOG 1 ";
 /// The longest client id.
@@ -125,6 +127,7 @@ async fn settle(receipts: &mut Vec<Receipt>) -> bool {
 async fn plain(mut reader: OwnedReadHalf, mut buffer: Vec<u8>, mut filled: usize, feed: &Feed) {
     let mut lines = Lines::new(feed.max_line_bytes);
     let mut under_way = Vec::new();
+    let mut last_reads = LAST_READS;
     loop {
         let batch = batch_of(feed, &mut lines, &buffer[..filled]);
         if !batch.is_empty() {
@@ -138,7 +141,11 @@ async fn plain(mut reader: OwnedReadHalf, mut buffer: Vec<u8>, mut filled: usize
         filled = match feed.stop.run_until_cancelled(reader.read(&mut buffer)).await {
             Some(Ok(bytes)) => bytes,
             Some(Err(_)) => 0,
-            None => reader.try_read(&mut buffer).unwrap_or(0),
+            None if last_reads == 0 => 0,
+            None => {
+                last_reads -= 1;
+                reader.try_read(&mut buffer).unwrap_or(0)
+            }
         };
         if filled == 0 {
             break;

@@ -91,6 +91,7 @@ pub struct Log {
     /// Figures.
     pub counters: Arc<Counters>,
     stop: CancellationToken,
+    give_up: CancellationToken,
 }
 
 /// The thread of a log; joined when the daemon stops.
@@ -134,7 +135,7 @@ impl Log {
         let synced = watch::Sender::new(journal.synced());
         let (text, text_changes) = watch::channel(None);
         let fast = Arc::new(AtomicBool::new(false));
-        let stop = CancellationToken::new();
+        let (stop, give_up) = (CancellationToken::new(), CancellationToken::new());
         let log = Arc::new(Self {
             name: place.names.log.clone(),
             journal: Arc::clone(&journal),
@@ -145,6 +146,7 @@ impl Log {
             settings: watch::Sender::new(None),
             counters: Arc::clone(&counters),
             stop: stop.clone(),
+            give_up: give_up.clone(),
         });
         log.configure(settings)?;
         let thread = Thread {
@@ -157,6 +159,7 @@ impl Log {
             counters,
             failed: place.failed.clone(),
             stop,
+            give_up,
         };
         let runtime = tokio::runtime::Handle::current();
         let spawned = std::thread::Builder::new()
@@ -217,6 +220,11 @@ impl Log {
     /// Takes no more lines. What was handed in is still written.
     pub fn stop(&self) {
         self.stop.cancel();
+    }
+
+    /// Waits for room no longer: what is not written yet is left to whoever can send it again.
+    pub fn give_up(&self) {
+        self.give_up.cancel();
     }
 
     /// Hands in lines; `safe` wants them synced before the answer whatever the log's mode. Waits while the queue is full.
@@ -286,6 +294,7 @@ struct Thread {
     counters: Arc<Counters>,
     failed: CancellationToken,
     stop: CancellationToken,
+    give_up: CancellationToken,
 }
 
 impl Thread {
@@ -310,6 +319,10 @@ impl Thread {
             }
             let safe = !self.fast.load(Ordering::Relaxed) || round.iter().any(|chunk| chunk.safe);
             if let Err(error) = self.write(&mut round, safe) {
+                if self.give_up.is_cancelled() {
+                    tracing::warn!(log = self.names.log, "stopped without room for the lines that wait");
+                    break;
+                }
                 let error = cluster::error::Chain(&error);
                 tracing::error!(log = self.names.log, %error, "the journal takes no more lines");
                 self.failed.cancel();
@@ -341,7 +354,7 @@ impl Thread {
                 Err(error) if error.is_temporary() => self.wait_for_room(&error),
                 Err(error) => return Err(error),
             }
-            if self.failed.is_cancelled() {
+            if self.failed.is_cancelled() || self.give_up.is_cancelled() {
                 return Err(JournalError::Closed { path: self.journal.dir().into() });
             }
         }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use cluster::documents::schema::logd::Log as Settings;
 use logd_journal::JournalError;
@@ -18,6 +19,9 @@ use crate::path::Names;
 
 /// Where journals are, below the daemon's data directory.
 pub const JOURNALS: &str = "journal";
+
+/// How long inputs may take to get their last lines to the disk.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// This node's logs.
 #[derive(Debug)]
@@ -85,7 +89,8 @@ impl Logs {
             entry.inputs.take()
         };
         if let Some((_, running)) = taken {
-            running.stop().await;
+            // With a full disk the old input's last lines wait for room; the new one need not.
+            let _ = tokio::time::timeout(STOP_PATIENCE, running.stop()).await;
         }
         let (Some(settings), Some(log)) = (settings, self.get(name)) else { return };
         let running = input::start(&log, settings, &self.context);
@@ -98,13 +103,24 @@ impl Logs {
     pub async fn stop(&self) {
         let entries: Vec<Entry> = std::mem::take(&mut *self.lock()).into_values().collect();
         let mut writers = Vec::new();
-        for entry in entries {
-            if let Some((_, running)) = entry.inputs {
-                running.stop().await;
-            }
-            entry.log.stop();
-            writers.push(entry.writer);
+        let mut stopping = Vec::new();
+        for Entry { log, writer, inputs } in entries {
+            writers.push(writer);
+            stopping.push(async move {
+                let inputs = async {
+                    if let Some((_, running)) = inputs {
+                        running.stop().await;
+                    }
+                };
+                tokio::pin!(inputs);
+                if tokio::time::timeout(STOP_PATIENCE, &mut inputs).await.is_err() {
+                    log.give_up();
+                    inputs.await;
+                }
+                log.stop();
+            });
         }
+        futures::future::join_all(stopping).await;
         let joined = tokio::task::spawn_blocking(|| writers.into_iter().for_each(Writer::join));
         let _ = joined.await;
     }
