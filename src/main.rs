@@ -27,6 +27,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
     Program { name: "eccfg", main: eccfg::main },
     Program { name: "duravip", main: duravip::main },
     Program { name: "logd", main: logd::main },
+    Program { name: "cidr", main: cidr::main },
     Program { name: "jlogctl", main: logd::jlogctl },
 ];
 
@@ -35,7 +36,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
 #[command(
     name = "eccluster",
     version,
-    after_help = "Programs: ecconfigd (the server), eccfg (the command line and the agent), duravip (virtual addresses), logd (logs), jlogctl (journals).\nCall one as `eccluster PROGRAM …`, or through a link of its name."
+    after_help = "Programs: ecconfigd (the server), eccfg (the command line and the agent), duravip (virtual addresses), logd (logs), cidr (counts per address), jlogctl (journals).\nCall one as `eccluster PROGRAM …`, or through a link of its name."
 )]
 struct Arguments {
     #[command(subcommand)]

@@ -27,5 +27,5 @@ pub use error::{Error, Result};
 pub use query::{DEFAULT_MEMORY_BYTES, Format, Outcome, QueryError, QueryOptions, Row, When};
 pub use segment::Kind;
 pub use store::disk::{Disk, Output, RealDisk};
-pub use store::{Care, Committed, Counts, Maintained, Origin, Repaired, Store, StoreOptions, Verified, Window};
+pub use store::{Care, Committed, Counts, Dumped, Maintained, Origin, Repaired, Store, StoreOptions, Verified, Window};
 pub use time::{DAY_S, Day, FIRST_STAMP, LAST_STAMP, Stamp, compact_stamp};

@@ -87,6 +87,7 @@ pub struct List {
     v4: Table<u32>,
     v6: Table<u128>,
     texts: Vec<Box<str>>,
+    source: u64,
 }
 
 /// A line that is no entry.
@@ -131,7 +132,8 @@ impl List {
                 }
             }
         }
-        let list = Self { v4: Table::new(builder.v4), v6: Table::new(builder.v6), texts: builder.texts };
+        let (v4, v6) = (Table::new(builder.v4), Table::new(builder.v6));
+        let list = Self { v4, v6, texts: builder.texts, source: Self::digest(content.as_bytes()) };
         ParsedList { list, errors, refused }
     }
 
@@ -144,6 +146,17 @@ impl List {
         let listed = text & 1 == 0;
         let block = Block::new(address.family(), first, length);
         listed.then(|| Match { block, text: &self.texts[(text >> 1) as usize] })
+    }
+
+    /// What tells two contents apart, but for malice: equal contents need not be read twice.
+    pub fn digest(content: &[u8]) -> u64 {
+        let (front, back) = content.split_at(content.len() / 2);
+        u64::from(crc32c::crc32c(front)) << 32 | u64::from(crc32c::crc32c(back)) ^ content.len() as u64
+    }
+
+    /// The digest of what it was read from.
+    pub const fn source(&self) -> u64 {
+        self.source
     }
 
     /// Blocks of both families, exceptions included.
@@ -167,6 +180,11 @@ impl Lists {
     /// Adds or replaces a list.
     pub fn insert(&mut self, name: impl Into<String>, list: Arc<List>) {
         self.lists.insert(name.into(), list);
+    }
+
+    /// The names with their lists.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<List>)> {
+        self.lists.iter().map(|(name, list)| (name.as_str(), list))
     }
 
     /// The list of a name.

@@ -9,7 +9,7 @@
 //! Numbers are little-endian, addresses as they are on the wire. A batch is checked whole before any of it is counted.
 
 use crate::address::Address;
-use crate::live::{LiveWindow, Refusal};
+use crate::live::{Refusal, Tally};
 
 /// Longest batch, without its head.
 pub const MAX_BATCH_BYTES: usize = 1 << 20;
@@ -45,7 +45,7 @@ struct Section<'a> {
 }
 
 /// Counts the batch at the beginning of `data`. Returns its length and number of events; none when more bytes are needed.
-pub fn feed_batch(window: &mut LiveWindow, data: &[u8]) -> Result<Option<(usize, u64)>, BatchError> {
+pub fn feed_batch(window: &mut impl Tally, data: &[u8]) -> Result<Option<(usize, u64)>, BatchError> {
     let known = data.len().min(MAGIC.len());
     if data[..known] != MAGIC[..known] {
         return Err(BatchError::Magic);
@@ -84,7 +84,7 @@ fn sections(mut body: &[u8]) -> Option<Vec<Section<'_>>> {
     Some(sections)
 }
 
-fn count(window: &mut LiveWindow, section: &Section<'_>) -> Result<u64, Refusal> {
+fn count(window: &mut impl Tally, section: &Section<'_>) -> Result<u64, Refusal> {
     let id = window.series(section.name)?;
     let width = if section.is_v6 { 16 } else { 4 };
     let events = (section.addresses.len() / width) as u64;
@@ -153,7 +153,7 @@ impl BatchWriter {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::live::Limits;
+    use crate::live::{Limits, LiveWindow};
     use proptest::prelude::*;
 
     fn sample() -> Vec<u8> {

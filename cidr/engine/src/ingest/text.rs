@@ -4,7 +4,7 @@
 //! sense is reported with its reason and does not stop those after it.
 
 use crate::address::Address;
-use crate::live::{LiveWindow, Refusal, SeriesId};
+use crate::live::{Refusal, SeriesId, Tally};
 
 /// Longest line: a name, an address and a number, with room.
 pub const MAX_LINE_BYTES: usize = 256;
@@ -147,7 +147,7 @@ fn parse_amount(text: &[u8]) -> Option<i64> {
 
 /// Counts all complete lines of a text. The last line needs no newline when `complete`, as in a datagram.
 pub fn feed_text(
-    window: &mut LiveWindow,
+    window: &mut impl Tally,
     text: &[u8],
     complete: bool,
     refused: &mut dyn FnMut(&[u8], LineError),
@@ -232,7 +232,7 @@ fn plain_line(rest: &[u8], series: &[u8]) -> Option<(u32, i64, usize)> {
 
 #[inline]
 fn feed_line<'a>(
-    window: &mut LiveWindow,
+    window: &mut impl Tally,
     line: &'a [u8],
     last: &mut Option<(&'a [u8], SeriesId)>,
 ) -> Result<bool, LineError> {
@@ -253,7 +253,7 @@ fn feed_line<'a>(
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::live::Limits;
+    use crate::live::{Limits, LiveWindow};
     use proptest::prelude::*;
 
     fn window() -> LiveWindow {

@@ -64,6 +64,13 @@ fn count<K: Key>(table: &CountTable<K>, block: &Block) -> i64 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SeriesId(u32);
 
+impl SeriesId {
+    /// Its place: series are numbered from 0 as they come.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// Why an event was not counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -93,6 +100,18 @@ impl Default for Limits {
     }
 }
 
+/// Whatever takes events by series: a window, or a window and what is kept beside it.
+pub trait Tally {
+    /// The series of this name.
+    fn series(&mut self, name: &[u8]) -> Result<SeriesId, Refusal>;
+
+    /// Counts an event.
+    fn add(&mut self, series: SeriesId, address: Address, amount: i64) -> Result<(), Refusal>;
+
+    /// Counts one event each for many IPv4 addresses in network order, up to the first refusal.
+    fn add_v4(&mut self, series: SeriesId, addresses: &[u8]) -> Result<(), Refusal>;
+}
+
 /// The window that is being counted.
 pub struct LiveWindow {
     names: HashMap<Box<[u8]>, SeriesId, RandomState>,
@@ -107,38 +126,17 @@ impl LiveWindow {
         Self { names: HashMap::new(), series: Vec::new(), limits, seed }
     }
 
-    /// The series of this name.
-    pub fn series(&mut self, name: &[u8]) -> Result<SeriesId, Refusal> {
-        if let Some(id) = self.names.get(name) {
-            return Ok(*id);
-        }
-        let good = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-        let text = std::str::from_utf8(name).map_err(|_| Refusal::Name)?;
-        if name.is_empty() || name.len() > 63 || !name.iter().all(good) || matches!(name[0], b'-' | b'.') {
-            return Err(Refusal::Name);
-        }
-        if self.series.len() >= self.limits.series {
-            return Err(Refusal::TooManySeries);
-        }
-        let id = SeriesId(self.series.len() as u32);
-        self.series.push((text.to_owned(), Tables::new(self.seed ^ u64::from(id.0), self.limits.addresses)));
-        self.names.insert(name.into(), id);
-        Ok(id)
+    /// Addresses that every series can still take, whichever they are.
+    pub fn room(&self) -> usize {
+        let fullest = self.series.iter().map(|(_, tables)| tables.v4.len().max(tables.v6.len())).max();
+        self.limits.addresses.saturating_sub(fullest.unwrap_or(0))
     }
 
-    /// Counts an event.
-    #[inline]
-    pub fn add(&mut self, series: SeriesId, address: Address, amount: i64) -> Result<(), Refusal> {
-        Ok(self.series[series.0 as usize].1.add(address, amount)?)
-    }
-
-    /// Counts one event each for many IPv4 addresses in network order, up to the first refusal.
-    pub(crate) fn add_v4(&mut self, series: SeriesId, addresses: &[u8]) -> Result<(), Refusal> {
-        let table = &mut self.series[series.0 as usize].1.v4;
-        for bytes in addresses.chunks_exact(4) {
-            table.add(u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]), 1)?;
+    /// Forgets what was counted for an address.
+    pub fn remove(&mut self, series: &str, address: Address) {
+        if let Some(id) = self.names.get(series.as_bytes()) {
+            self.series[id.0 as usize].1.clear(address);
         }
-        Ok(())
     }
 
     /// What was counted for a block since the last hand-in.
@@ -166,5 +164,38 @@ impl LiveWindow {
             .map(|(name, tables)| (name, tables.settle()))
             .filter(|(_, counts)| !counts.is_empty())
             .collect()
+    }
+}
+
+impl Tally for LiveWindow {
+    fn series(&mut self, name: &[u8]) -> Result<SeriesId, Refusal> {
+        if let Some(id) = self.names.get(name) {
+            return Ok(*id);
+        }
+        let good = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        let text = std::str::from_utf8(name).map_err(|_| Refusal::Name)?;
+        if name.is_empty() || name.len() > 63 || !name.iter().all(good) || matches!(name[0], b'-' | b'.') {
+            return Err(Refusal::Name);
+        }
+        if self.series.len() >= self.limits.series {
+            return Err(Refusal::TooManySeries);
+        }
+        let id = SeriesId(self.series.len() as u32);
+        self.series.push((text.to_owned(), Tables::new(self.seed ^ u64::from(id.0), self.limits.addresses)));
+        self.names.insert(name.into(), id);
+        Ok(id)
+    }
+
+    #[inline]
+    fn add(&mut self, series: SeriesId, address: Address, amount: i64) -> Result<(), Refusal> {
+        Ok(self.series[series.0 as usize].1.add(address, amount)?)
+    }
+
+    fn add_v4(&mut self, series: SeriesId, addresses: &[u8]) -> Result<(), Refusal> {
+        let table = &mut self.series[series.0 as usize].1.v4;
+        for bytes in addresses.chunks_exact(4) {
+            table.add(u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]), 1)?;
+        }
+        Ok(())
     }
 }

@@ -4,6 +4,6 @@ mod counter;
 mod monitor;
 mod table;
 
-pub use counter::{Limits, LiveWindow, Refusal, SeriesId};
+pub use counter::{Limits, LiveWindow, Refusal, SeriesId, Tally};
 pub use monitor::Monitor;
 pub use table::{Full, MAX_COUNT};

@@ -113,6 +113,36 @@ impl Monitor {
         sealed.fold(current, i64::saturating_add)
     }
 
+    /// How long a window is, and how many there are.
+    pub fn shape(&self) -> (u32, u32) {
+        (self.window_s as u32, self.windows as u32)
+    }
+
+    /// What is held, for keeping over a restart: the windows' starts with their counts.
+    pub fn export(&self) -> Vec<(i64, Counts)> {
+        let start = |index: i64| index.saturating_mul(self.window_s);
+        let sealed = self.sealed.iter().map(|(index, sealed)| (start(*index), sealed.counts.clone()));
+        let current = Some((start(self.index), self.current.settle())).filter(|(_, counts)| !counts.is_empty());
+        sealed.chain(current).collect()
+    }
+
+    /// Takes windows of an earlier run back; those that are too old by now are dropped. Call it before the first event.
+    pub fn import(&mut self, windows: Vec<(i64, Counts)>, now_s: i64) {
+        self.turn(now_s);
+        let oldest = self.index.saturating_sub(self.windows as i64 - 1);
+        for (start, counts) in windows {
+            let index = start.div_euclid(self.window_s);
+            if index == self.index {
+                // More than the limit cannot be: it was written with the same one.
+                let v4 = counts.v4().iter().map(|(bits, count)| (Address::V4(*bits), *count));
+                let v6 = counts.v6().iter().map(|(bits, count)| (Address::V6(*bits), *count));
+                v4.chain(v6).for_each(|(address, count)| self.current.add(address, count).unwrap_or_default());
+            } else if (oldest..self.index).contains(&index) {
+                self.sealed.push_back((index, Sealed::new(counts)));
+            }
+        }
+    }
+
     /// Forgets an address.
     pub fn remove(&mut self, address: Address, now_s: i64) {
         self.turn(now_s);
@@ -142,6 +172,22 @@ mod tests {
         assert_eq!(monitor.count(&block, 0, 100, now), 128 + 64 + 32 + 16 + 8 + 4);
         monitor.remove(address, now);
         assert_eq!(monitor.count(&block, 0, 100, now), 0);
+    }
+
+    #[test]
+    fn windows_survive_a_restart() {
+        let mut monitor = Monitor::new(300, 6, 1_000, 1);
+        let (address, block) = ("10.0.0.1".parse().unwrap(), "10.0.0.0/24".parse().unwrap());
+        for window in 0..8 {
+            monitor.add(address, 1 << window, window * 300 + 7).unwrap();
+        }
+        let kept = monitor.export();
+        for (later_s, expected) in [(0, 252), (300, 248), (1_500, 128), (1_800, 0)] {
+            let now = 7 * 300 + 299 + later_s;
+            let mut again = Monitor::new(300, 6, 1_000, 2);
+            again.import(kept.clone(), now);
+            assert_eq!(again.count(&block, 0, 100, now), expected, "{later_s} s later");
+        }
     }
 
     proptest! {

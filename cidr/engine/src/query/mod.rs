@@ -50,6 +50,12 @@ pub enum QueryError {
         /// The limit.
         limit_bytes: usize,
     },
+    /// More rows than the caller takes.
+    #[error("the answer has more than {limit} rows; ask for a smaller block, larger cidrsizes or a limit")]
+    Rows {
+        /// The limit.
+        limit: u64,
+    },
     /// A file.
     #[error(transparent)]
     Store(#[from] Error),
@@ -75,6 +81,8 @@ pub struct QueryOptions<'a> {
     pub now: Stamp,
     /// Memory that the query may use.
     pub memory_bytes: usize,
+    /// Most rows of an answer; more end it with an error. What the query itself limits ends quietly.
+    pub max_rows: u64,
     /// How rows are printed.
     pub format: Format,
     /// Asked about every microsecond; true ends the query.
@@ -84,7 +92,7 @@ pub struct QueryOptions<'a> {
 impl QueryOptions<'_> {
     /// Text, 64 MiB, never stopped.
     pub fn at(now: Stamp) -> Self {
-        Self { now, memory_bytes: DEFAULT_MEMORY_BYTES, format: Format::Text, stop: &|| false }
+        Self { now, memory_bytes: DEFAULT_MEMORY_BYTES, max_rows: u64::MAX, format: Format::Text, stop: &|| false }
     }
 }
 
@@ -130,6 +138,8 @@ pub struct Row<'a> {
 pub(crate) struct RowSink<'a> {
     each: &'a mut dyn FnMut(&Row<'_>) -> Result<(), QueryError>,
     left: u64,
+    /// Rows after which the answer is too long, whatever the query says.
+    max_rows: u64,
     work: &'a Work<'a>,
 }
 
@@ -139,6 +149,9 @@ impl RowSink<'_> {
             return Err(QueryError::Enough);
         }
         self.left -= 1;
+        if self.work.rows() >= self.max_rows {
+            return Err(QueryError::Rows { limit: self.max_rows });
+        }
         self.work.row();
         (self.each)(row)
     }
@@ -194,7 +207,7 @@ impl Store {
         let work = Work::new(options.stop, options.memory_bytes);
         let period = Period::of(query.range.as_ref(), options.now);
         let left = query.limit.unwrap_or(u64::MAX);
-        let mut sink = RowSink { each, left, work: &work };
+        let mut sink = RowSink { each, left, max_rows: options.max_rows, work: &work };
         let question = Question { store: self, query, columns, period, work: &work, touched };
         let answered = match query.block.value.family() {
             Family::V4 => question.answer::<u32>(&mut sink),

@@ -25,6 +25,13 @@ impl Counts {
         &self.v6
     }
 
+    /// The sum of both, address by address.
+    pub fn plus(&self, other: &Self) -> Self {
+        let both = |a: &[(u32, i64)], b: &[(u32, i64)]| [a, b].concat();
+        let both_v6 = |a: &[(u128, i64)], b: &[(u128, i64)]| [a, b].concat();
+        Self::from_rows(both(&self.v4, &other.v4), both_v6(&self.v6, &other.v6))
+    }
+
     /// How many addresses there are.
     pub fn len(&self) -> usize {
         self.v4.len() + self.v6.len()

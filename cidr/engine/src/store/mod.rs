@@ -11,6 +11,7 @@
 pub(crate) mod catalog;
 mod counts;
 pub(crate) mod disk;
+mod dump;
 mod maintain;
 mod manifest;
 mod merged;
@@ -27,6 +28,7 @@ use dir_lock::{DirLock, Owner};
 use catalog::{Catalog, FileEntry, OpenFiles, lock};
 pub use counts::Counts;
 use disk::{Disk, Output, RealDisk};
+pub use dump::Dumped;
 pub use maintain::{Care, Maintained};
 use manifest::{Edit, FileRecord, ManifestWriter};
 pub(crate) use merged::MergedDays;

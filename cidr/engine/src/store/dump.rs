@@ -1,0 +1,84 @@
+//! Giving out everything of a day as it is kept: for copies in other formats.
+
+use std::sync::Arc;
+
+use super::Store;
+use super::catalog::FileEntry;
+use crate::address::Address;
+use crate::error::Result;
+use crate::query::merge_all;
+use crate::segment::Segment;
+use crate::time::{Day, Stamp};
+use crate::work::Work;
+
+/// A count as it is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dumped<'a> {
+    /// The window's start, or the day's where single windows are gone.
+    pub start: Stamp,
+    /// Its end.
+    pub end: Stamp,
+    /// The node that counted; empty where only the sum of all is left.
+    pub node: &'a str,
+    /// The address.
+    pub address: Address,
+    /// The count.
+    pub count: i64,
+}
+
+impl Store {
+    /// The days of a series.
+    pub fn days(&self, series: &str) -> Vec<Day> {
+        self.catalog().series.get(series).map(|files| files.days.keys().copied().collect()).unwrap_or_default()
+    }
+
+    /// Every count of a series and day, window by window: each once, with as much detail as there is. `stop` ends it between two blocks.
+    pub fn dump<E: From<crate::Error>>(
+        &self,
+        series: &str,
+        day: Day,
+        stop: &dyn Fn() -> bool,
+        each: &mut dyn FnMut(Dumped<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let catalog = self.catalog();
+        let content = catalog.series.get(series).and_then(|files| files.days.get(&day));
+        let Some(content) = content else { return Ok(()) };
+        // A day's node holds its covered windows. They are given out themselves as long as they are there.
+        let (node, windows): (_, Vec<&Arc<FileEntry>>) = if content.condensed {
+            (content.node.as_ref(), content.uncovered().collect())
+        } else {
+            (None, content.windows.iter().map(|window| &window.file).collect())
+        };
+        let work = Work::new(stop, usize::MAX);
+        for file in node.into_iter().chain(windows) {
+            let segment = file.open(self.files())?;
+            for part in 0..segment.meta().parts.len().max(1) as u16 {
+                dump_part(&segment, part, &work, each)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn dump_part<E: From<crate::Error>>(
+    segment: &Arc<Segment>,
+    part: u16,
+    work: &Work<'_>,
+    each: &mut dyn FnMut(Dumped<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    let meta = segment.meta();
+    let node = meta.parts.get(usize::from(part)).map_or("", |part| part.node.as_str());
+    let row = |address, count| Dumped { start: meta.start, end: meta.end, node, address, count };
+    let sources = [(Arc::clone(segment), part)];
+    let mut count = [0];
+    let mut v4 = merge_all::<u32>(&sources, work)?;
+    while let Some(key) = v4.next(&mut count)? {
+        each(row(Address::V4(key), count[0]))?;
+    }
+    drop(v4);
+    let mut v6 = merge_all::<u128>(&sources, work)?;
+    while let Some(key) = v6.next(&mut count)? {
+        each(row(Address::V6(key), count[0]))?;
+    }
+    Ok(())
+}

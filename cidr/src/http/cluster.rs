@@ -1,0 +1,46 @@
+//! What daemons ask each other. Only nodes get here, and a node hands in its own windows alone: its certificate names it.
+
+use axum::extract::{Query, State};
+use axum::http::Extensions;
+use bytes::Bytes;
+use cluster::control::Failure;
+use http::StatusCode;
+
+use super::access::peer_of;
+use super::events::RemoveParameters;
+use super::query::CountParameters;
+use super::{App, Refusal};
+use crate::daemon::deliver;
+use crate::hand_in::HandIn;
+
+/// Takes windows; they are durable when this answers.
+pub async fn windows(State(app): State<App>, extensions: Extensions, body: Bytes) -> Result<String, Refusal> {
+    let peer = peer_of(&extensions).ok_or_else(|| Refusal::forbidden("which node is this?"))?;
+    let message = HandIn::decode(&body).map_err(|error| Refusal::wrong(error.to_string()))?;
+    let (service, node, next) = (app.service.clone(), peer.node.clone(), message.next);
+    let merged = tokio::task::spawn_blocking(move || deliver::receive(&service, &node, &message)).await;
+    let merged = merged.unwrap_or_else(|error| Err(error.to_string()));
+    merged.map_err(|words| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Failure::new(words).code("store")))?;
+    Ok(format!("{next}\n"))
+}
+
+/// What this node alone counted.
+pub async fn count(
+    State(app): State<App>,
+    parameters: Result<Query<CountParameters>, axum::extract::rejection::QueryRejection>,
+) -> Result<String, Refusal> {
+    let Query(parameters) = parameters.map_err(|error| Refusal::wrong(error.body_text()))?;
+    let (block, last_s) = parameters.checked()?;
+    let count = app.service.count_here(&parameters.series, &block, last_s);
+    Ok(format!("{}\n", count.map_err(|failure| Refusal::new(StatusCode::BAD_REQUEST, failure))?))
+}
+
+/// Forgets an address on this node alone.
+pub async fn remove(
+    State(app): State<App>,
+    parameters: Result<Query<RemoveParameters>, axum::extract::rejection::QueryRejection>,
+) -> Result<String, Refusal> {
+    let Query(parameters) = parameters.map_err(|error| Refusal::wrong(error.body_text()))?;
+    app.service.remove_here(&parameters.series, parameters.checked()?);
+    Ok("ok\n".into())
+}
