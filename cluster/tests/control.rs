@@ -72,6 +72,11 @@ async fn commands_answer_stream_and_refuse() {
     let ControlError::Refused(failure) = error else { panic!("{error}") };
     assert!(failure.hint.unwrap().contains("count, echo, help, refuse, version"));
 
+    let help = client.call("help", (), |_| {}).await.unwrap();
+    let mut known: Vec<&String> = help.as_object().unwrap().keys().collect();
+    known.sort();
+    assert_eq!(known, ["count", "echo", "help", "refuse", "version"]);
+
     served.stop.cancel();
     served.task.await.unwrap();
     assert!(!served.path.exists(), "the socket is removed");

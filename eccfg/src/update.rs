@@ -105,7 +105,7 @@ async fn heads(server: &Server, wc: &WorkingCopy) -> Result<cluster::api::Target
 }
 
 /// Where each mount of the working copy stands.
-fn bases(wc: &WorkingCopy) -> Result<BTreeMap<String, Head>, WorktreeError> {
+pub fn bases(wc: &WorkingCopy) -> Result<BTreeMap<String, Head>, WorktreeError> {
     let mut heads = BTreeMap::new();
     for mount in wc.mounts() {
         if let Some(base) = wc.base(&mount.name)? {
@@ -264,6 +264,9 @@ pub struct Pulled {
     /// Frozen repositories that stayed where they were although there is something newer.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub held: Vec<String>,
+    /// Repositories that stayed where they were because the server that answered is behind them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub ahead: BTreeMap<String, Step>,
 }
 
 /// One mount's way.
@@ -277,33 +280,34 @@ pub struct Step {
     pub commit: Oid,
 }
 
-/// All steps in a row.
+/// All steps in a row. Backwards only where the cluster wants this node to go there: an agent that follows the same working copy may be
+/// faster than this, and a server that answers may be behind it.
 pub async fn pull(
     server: &Server,
     wc: &WorkingCopy,
     follow: &Follow,
     options: &StageOptions,
 ) -> Result<Pulled, UpdateError> {
-    let goal = resolve(server, wc, follow).await?;
-    let pulled = move_to(server, wc, &goal.targets, options).await?;
-    Ok(Pulled { held: goal.held, ..pulled })
+    loop {
+        let before = bases(wc)?;
+        let Goal { mut targets, held, .. } = resolve(server, wc, follow).await?;
+        let mut ahead = steps(wc, &targets)?;
+        if *follow == Follow::Heads {
+            targets = not_behind(wc, &targets)?;
+        }
+        ahead.retain(|repo, _| !targets.contains_key(repo));
+        fetch(server, wc, &targets).await?;
+        let repos = steps(wc, &targets)?;
+        let staged = stage(wc, &targets, options).await?;
+        // From here on the lock keeps others away. Whoever has moved the working copy since may know of something newer.
+        if bases(wc)? == before {
+            return Ok(Pulled { held, ahead, ..finish(wc, staged, repos).await? });
+        }
+        blocking(move || staged.discard()).await?;
+    }
 }
 
-/// Every step after resolving.
-pub async fn move_to(
-    server: &Server,
-    wc: &WorkingCopy,
-    targets: &Targets,
-    options: &StageOptions,
-) -> Result<Pulled, UpdateError> {
-    fetch(server, wc, targets).await?;
-    let repos = steps(wc, targets)?;
-    let staged = stage(wc, targets, options).await?;
-    Ok(finish(wc, staged, repos).await?)
-}
-
-/// The same after a commit from this working copy, but never backwards: an agent that follows the same working copy may be faster,
-/// and further.
+/// The same after a commit from this working copy, of which the targets are known: an agent may be further already.
 pub async fn advance_to(
     server: &Server,
     wc: &WorkingCopy,
@@ -351,6 +355,7 @@ async fn finish(wc: &WorkingCopy, staged: Staged, repos: BTreeMap<String, Step>)
         carried: Vec::new(),
         directory_replaced: exchanged.directory_replaced(),
         held: Vec::new(),
+        ahead: BTreeMap::new(),
     };
     let settled = settle(exchanged).await?;
     pulled.saved.extend(settled.saved);

@@ -6,7 +6,7 @@ mod worktree_support;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use repos::worktree::{
-    ChangeKind, OnOverlap, Ownership, ResolveTo, Scan, StageOptions, Targets, WorkingCopy, WorktreeError,
+    ChangeKind, CreateOptions, OnOverlap, Ownership, ResolveTo, Scan, StageOptions, Targets, WorkingCopy, WorktreeError,
 };
 use repos::{Mode, PatchOptions};
 use worktree_support::*;
@@ -586,6 +586,29 @@ fn writes_through_an_old_handle_are_found_later() {
     world.commit("default", &[put("n1/z", "z\n")]);
     world.update().unwrap();
     assert_eq!(world.read("n1/x"), "x\nappended late\n");
+}
+
+/// Whoever removes the tree means the tree: what an update had put aside before is not in it.
+#[test]
+fn what_was_put_aside_outlives_the_tree() {
+    let mut world = World::filled();
+    world.write("default/b.conf", "mine\0\n");
+    world.commit("default", &[put("default/b.conf", "theirs\0\n")]);
+    let staged = world.wc.stage(&world.targets(), &with(OnOverlap::Theirs)).unwrap();
+    staged.exchange().unwrap().settle().unwrap();
+    let saved = world.wc.saved().unwrap();
+    assert_eq!(saved.len(), 1);
+    let root = world.root().to_owned();
+    std::fs::remove_dir_all(&root).unwrap();
+    assert!(matches!(WorkingCopy::open(&root), Err(WorktreeError::NotAWorkingCopy(_))));
+    for _ in 0..2 {
+        let options = CreateOptions { mounts: world.wc.mounts().to_vec(), ownership: Ownership::default() };
+        let made = WorkingCopy::create(&root, options).unwrap();
+        assert_eq!(made.base("default").unwrap(), None);
+        assert_eq!(made.saved().unwrap(), saved);
+        assert_eq!(std::fs::read(saved[0].file.as_ref().unwrap()).unwrap(), b"mine\0\n");
+        std::fs::remove_dir_all(&root).unwrap();
+    }
 }
 
 #[test]

@@ -2,6 +2,9 @@
 //! were put aside, machines of another cluster.
 
 use std::os::unix::fs::MetadataExt as _;
+use std::process::Stdio;
+
+use repos::worktree::{StageOptions, Target, Targets, WorkingCopy};
 
 use crate::session::{Server, Session};
 use crate::support::{self, Agent, eccluster, eventually};
@@ -45,6 +48,36 @@ fn a_shell_in_a_displaced_tree_is_told() {
     insta::assert_snapshot!(session.transcript());
 }
 
+/// An agent follows the same working copy and is faster: what it has put there since is never taken back, only `--auto` goes back.
+#[test]
+fn pull_beside_a_faster_agent_goes_on_from_where_that_is() {
+    let server = Server::start();
+    let mut session = Session::new(&server);
+    session.checkout("a");
+    session.checkout("b");
+    session.edit("a/default/x", "1\n");
+    // What is staged keeps others out, as an agent in the middle of an update does.
+    let wc = WorkingCopy::open(&session.dir().join("b")).unwrap();
+    let base = wc.base("default").unwrap().unwrap();
+    let further = Target { revision: base.revision + 5, commit: base.commit };
+    let staged = wc.stage(&Targets::from([("default".to_owned(), further)]), &StageOptions::default()).unwrap();
+    session.run("a", &["commit", "--add-all", "-m", "x"]);
+    let commit = WorkingCopy::open(&session.dir().join("a")).unwrap().base("default").unwrap().unwrap().commit;
+    let mut pull = session.command(&["pull"]);
+    let pulling = pull.current_dir(session.dir().join("b")).stderr(Stdio::piped()).spawn().unwrap();
+    // It has asked where to go, and waits for its turn.
+    eventually("pull has fetched", || wc.objects("default").unwrap().reader().unwrap().contains(commit).then_some(()));
+    staged.exchange().unwrap().settle().unwrap();
+    let told = pulling.wait_with_output().unwrap();
+    let told = String::from_utf8(told.stderr).unwrap();
+    assert!(told.contains("the server that answered at 2; it stays"), "{told}");
+    assert_eq!(wc.base("default").unwrap().unwrap().revision, further.revision);
+    let identity = server.ca().with_file_name("identity");
+    let mut back = session.command(&["pull", "--auto"]);
+    support::ok(back.current_dir(session.dir().join("b")).env("ECCFG_IDENTITY", identity));
+    assert_eq!(wc.base("default").unwrap().unwrap().revision, 2);
+}
+
 #[test]
 fn what_was_put_aside_is_kept_until_it_is_dropped() {
     let server = Server::start();
@@ -65,6 +98,28 @@ fn what_was_put_aside_is_kept_until_it_is_dropped() {
     session.run("b", &["--json", "resolve", "--put-aside", "."]);
     session.run("b", &["status"]);
     session.run("b", &["resolve", "--put-aside", "--revert", "."]);
+    insta::assert_snapshot!(session.transcript());
+}
+
+/// A working copy that is removed and made again still has what had been put aside.
+#[test]
+fn what_was_put_aside_outlives_the_tree() {
+    let server = Server::start();
+    let mut session = Session::new(&server);
+    session.checkout("a");
+    session.edit("a/default/note", "a note\n");
+    session.run("a", &["commit", "--add-all", "-m", "a note"]);
+    session.checkout("b");
+    session.run("a", &["delete", "default/note"]);
+    session.run("a", &["commit", "-m", "no note"]);
+    session.edit("b/default/note", "mine\n");
+    session.run("b", &["pull", "--theirs"]);
+    std::fs::remove_dir_all(session.dir().join("b")).unwrap();
+    session.say("somebody removed the directory b");
+    session.run("", &["status", "--wc", "b"]);
+    session.run("", &["bootstrap", "--clustername", "default", "--wc", "b"]);
+    session.run("b", &["status"]);
+    assert_eq!(session.read(".b.eccfg/saved/1/file"), "mine\n");
     insta::assert_snapshot!(session.transcript());
 }
 

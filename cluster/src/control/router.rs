@@ -19,6 +19,10 @@ pub struct Router {
     commands: BTreeMap<&'static str, Command>,
 }
 
+/// What every daemon answers.
+const BUILT_IN: [(&str, &str); 2] =
+    [("help", "the commands, each with what it does"), ("version", "the daemon's version")];
+
 #[derive(Clone)]
 struct Command {
     help: &'static str,
@@ -85,14 +89,16 @@ impl Router {
     }
 
     fn names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = self.commands.keys().copied().chain(["help", "version"]).collect();
+        let mut names: Vec<&str> = self.commands.keys().copied().chain(BUILT_IN.map(|(name, _)| name)).collect();
         names.sort_unstable();
         names.dedup();
         names
     }
 
     fn help(&self) -> Value {
-        self.commands.iter().map(|(name, command)| ((*name).to_owned(), Value::from(command.help))).collect()
+        let own = self.commands.iter().map(|(name, command)| (*name, command.help));
+        // A daemon's own command of that name takes the place of the one that is there already.
+        BUILT_IN.into_iter().chain(own).map(|(name, help)| (name.to_owned(), Value::from(help))).collect()
     }
 }
 

@@ -85,13 +85,7 @@ pub(crate) struct Updater {
 impl Updater {
     /// Where the working copy stands.
     pub(crate) fn base(&self) -> Result<Heads, UpdateError> {
-        let mut heads = Heads::new();
-        for mount in self.wc.mounts() {
-            if let Some(base) = self.wc.base(&mount.name).map_err(|error| self.failed(error))? {
-                heads.insert(mount.name.clone(), Head { revision: base.revision, commit: base.commit.to_string() });
-            }
-        }
-        Ok(heads)
+        crate::update::bases(&self.wc).map_err(|error| self.failed(error))
     }
 
     /// True when there is nothing to do about this target, or nothing that would help.

@@ -73,8 +73,15 @@ pub async fn run(args: &Args, cx: &mut Context<'_>) -> Result<u8, CommandError> 
     };
     let ownership = ownership::of(args.owner, args.umask);
     let wc = update::create(&root, &info, server.ca_pem(), ownership).await?;
+    let earlier = wc.saved()?;
     let options = StageOptions { server: server.name(), reason: "bootstrap".into(), ..StageOptions::default() };
     let pulled = update::pull(&server, &wc, &Follow::Heads, &options).await?;
     cx.ui.progress(format!("Working copy {}", wc.root().display()))?;
+    if !earlier.is_empty() {
+        let many = earlier.len();
+        cx.ui.note(format!(
+            "local edits that an earlier working copy had put aside here are kept ({many}); `eccfg status` lists them"
+        ));
+    }
     pull::show(&update::Pulled { changes: Vec::new(), directory_replaced: false, ..pulled }, &wc, cx)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cluster::api::{EffectiveDocument, Head, Origin};
+use cluster::api::{EffectiveDocument, Origin};
 use cluster::documents::place::Position;
 use cluster::documents::{
     self, ConfError, DirFiles, EffectiveFile, Item, KeyPath, NodeConf, Place, SearchPath, Table, effective, print,
@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use crate::commands::{Context, Need};
 use crate::error::CommandError;
 use crate::place::CopyInfo;
+use crate::update;
 
 /// Show a document as a node sees it, with the file and line of every key
 ///
@@ -106,22 +107,11 @@ fn in_working_copy(args: &Args, node: &str, wc: &WorkingCopy, cx: &Context<'_>) 
                 search_path: directories,
                 value: found.to_json(),
                 origins,
-                repos: bases(wc)?,
+                repos: update::bases(wc)?,
             };
             Found::Document { document, text: found.to_toml(true) }
         }
     })
-}
-
-/// What the files here are based on; local edits come on top.
-fn bases(wc: &WorkingCopy) -> Result<BTreeMap<String, Head>, CommandError> {
-    let mut heads = BTreeMap::new();
-    for mount in wc.mounts() {
-        if let Some(base) = wc.base(&mount.name)? {
-            heads.insert(mount.name.clone(), Head { revision: base.revision, commit: base.commit.to_string() });
-        }
-    }
-    Ok(heads)
 }
 
 fn origin(place: &Place) -> Origin {

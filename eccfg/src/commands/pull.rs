@@ -103,6 +103,13 @@ pub fn show_side_effects(pulled: &Pulled, wc: &WorkingCopy, cx: &mut Context<'_>
     for repo in &pulled.held {
         cx.ui.note(format!("{repo} is in CONFLICT and stays as it is; `eccfg subcluster resolve {repo}` ends that"));
     }
+    for (repo, step) in &pulled.ahead {
+        let here = step.from.unwrap_or_default();
+        cx.ui.note(format!(
+            "{repo} is at revision {here}, the server that answered at {}; it stays (`eccfg pull --auto` goes where the cluster wants this node to be)",
+            step.to
+        ));
+    }
     for path in &pulled.carried {
         cx.ui.note(format!("{path} was edited during the update; the edit was carried over"));
     }

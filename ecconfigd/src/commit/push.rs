@@ -183,7 +183,7 @@ impl Builder {
         if !update.old.is_null() && !reader.is_ancestor(update.old, update.new).map_err(Error::internal)? {
             let lines = vec![
                 "main only moves forward: a forced push to it is refused.".to_owned(),
-                "To undo a change, commit its reverse (eccfg rollback, git revert).".to_owned(),
+                "To undo a change, commit its reverse (git revert).".to_owned(),
             ];
             return Ok(Err(Refused { reason: "non-fast-forward".into(), lines }));
         }

@@ -29,7 +29,8 @@ pub struct WorkingCopy {
 
 impl WorkingCopy {
     /// Makes an empty working copy at `root` (absent, or an empty directory): repositories, remotes, no commit yet.
-    /// The first [`stage`](Self::stage) fills it. Refuses a place where the exchange would not work.
+    /// The first [`stage`](Self::stage) fills it. Refuses a place where the exchange would not work. What a working copy whose tree was
+    /// removed had put aside goes over to the new one.
     pub fn create(root: &Path, options: CreateOptions) -> Result<WorkingCopy> {
         Ok(WorkingCopy { inner: Arc::new(Inner::create(root, options)?) })
     }

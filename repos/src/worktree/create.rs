@@ -6,7 +6,7 @@ use super::error::{At, Result, WorktreeError};
 use super::fault;
 use super::fsx;
 use super::gitdir;
-use super::inner::{self, Inner, Settings, locate, path_of, state_name, store_path};
+use super::inner::{self, Inner, SAVED, Settings, locate, path_of, state_name, store_path};
 use super::stage::exchange_error;
 use super::types::{CreateOptions, Mount};
 use crate::Store;
@@ -66,18 +66,34 @@ impl Inner {
         }
         let existed = check_place(&root)?;
         check_exchange(&root, &parent)?;
-        // Whatever an interrupted creation left has never held anything.
-        if gitdir::exists(&state_dir) {
-            let parent_fd = fsx::open_dir(&parent).at("open", &parent)?;
-            fsx::remove_all_at(&parent_fd, &state_name(&name)).at("remove", &state_dir)?;
-        }
+        // Left by a creation that was interrupted, or by a working copy whose tree somebody removed.
+        clear(&state_dir)?;
         let settings = Settings { version: VERSION, mounts, ownership: options.ownership };
         let made = build(&root, &parent, &name, &state_dir, settings, existed);
         if made.is_err() {
-            let _ = std::fs::remove_dir_all(&state_dir);
+            let _ = clear(&state_dir);
         }
         made
     }
+}
+
+/// Removes a state directory but for the edits that were put aside: those go over to the working copy that is made anew.
+fn clear(state_dir: &Path) -> Result<()> {
+    let state_fd = match fsx::open_dir(state_dir) {
+        Err(err) if fsx::absent(&err) => return Ok(()),
+        opened => opened.at("open", state_dir)?,
+    };
+    let saved = state_dir.join(SAVED);
+    for (name, _) in fsx::list(&state_fd).at("list", state_dir)? {
+        if name != SAVED.as_bytes() || inner::is_empty(&saved) {
+            fsx::remove_all_at(&state_fd, &name).at("remove", &path_of(state_dir, &name))?;
+        }
+    }
+    if gitdir::exists(&saved) {
+        tracing::warn!("edits that were put aside before are kept in {}", saved.display());
+        return Ok(());
+    }
+    std::fs::remove_dir(state_dir).at("remove", state_dir)
 }
 
 /// The root is absent or an empty directory. True if it exists.
@@ -142,8 +158,8 @@ fn build(
     let mode = 0o755 & !settings.ownership.umask | 0o700;
     fsx::ensure_dir_at(&parent_fd, &state_name(name), mode).at("create", state_dir)?;
     let state_fd = fsx::open_dir(state_dir).at("open", state_dir)?;
-    for dir in ["objects", "saved"] {
-        let mode = if dir == "saved" { 0o700 } else { mode };
+    for dir in ["objects", SAVED] {
+        let mode = if dir == SAVED { 0o700 } else { mode };
         fsx::ensure_dir_at(&state_fd, dir.as_bytes(), mode).at("create", &state_dir.join(dir))?;
     }
     let stores =

@@ -60,6 +60,8 @@ pub(crate) struct Held {
 }
 
 pub(crate) const SPARE: &str = "spare";
+/// Outlives the tree: a working copy that is made anew in its place takes it over.
+pub(crate) const SAVED: &str = "saved";
 
 /// `.<name>.eccfg`.
 pub(crate) fn state_name(name: &[u8]) -> Vec<u8> {
@@ -89,7 +91,7 @@ pub(crate) fn path_of(dir: &Path, name: &[u8]) -> PathBuf {
 }
 
 /// True if there is no such directory, or nothing in it.
-fn is_empty(dir: &Path) -> bool {
+pub(crate) fn is_empty(dir: &Path) -> bool {
     std::fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none())
 }
 
@@ -105,7 +107,7 @@ impl Inner {
             Err(err) if fsx::absent(&err) => return Err(WorktreeError::NotAWorkingCopy(root)),
             Err(err) => return Err(err).at("read", &file),
         };
-        if !gitdir::exists(&root.join(".git")) && is_empty(&state_dir.join("saved")) {
+        if !gitdir::exists(&root.join(".git")) {
             // Its making was interrupted before the tree was in place, or somebody has removed the tree.
             return Err(WorktreeError::NotAWorkingCopy(root));
         }
@@ -158,7 +160,7 @@ impl Inner {
     }
 
     pub(crate) fn saved_dir(&self) -> PathBuf {
-        self.state_dir.join("saved")
+        self.state_dir.join(SAVED)
     }
 
     pub(crate) fn with_saved<T>(&self, work: impl FnOnce(Saved<'_>) -> T) -> T {
