@@ -32,8 +32,9 @@ pub enum Event {
     PlumbFailed(Vec<IpAddr>),
     /// Somebody took these off the interface behind our back.
     Lost(Vec<IpAddr>),
-    /// Whether somebody else answers for the address.
-    Probed(IpAddr, bool),
+    /// Whether somebody else answers for these addresses. All that were asked for together in one event: thousands of
+    /// single ones would each make the table be looked through.
+    Probed(Vec<(IpAddr, bool)>),
     /// All addresses that cannot be served here, with the reason.
     Unable(BTreeMap<IpAddr, Cannot>),
     /// All checks that fail here.

@@ -159,7 +159,7 @@ impl Member {
                 self.stale_report = true;
             }
             Event::Lost(addresses) => self.on_lost(now, &addresses, &mut out),
-            Event::Probed(address, answered) => self.on_probed(now, address, answered, &mut out),
+            Event::Probed(probed) => self.on_probed(now, &probed, &mut out),
             Event::Unable(unable) => {
                 if self.unable != unable {
                     self.stale_report = true;
@@ -379,19 +379,25 @@ impl Member {
         }
     }
 
-    fn on_probed(&mut self, now: Time, address: IpAddr, answered: bool, out: &mut Vec<Action>) {
-        if self.held.get(&address) != Some(&Hold::Probing) {
-            return;
+    fn on_probed(&mut self, now: Time, probed: &[(IpAddr, bool)], out: &mut Vec<Action>) {
+        let mut free = Vec::new();
+        for (address, answered) in probed {
+            if self.held.get(address) != Some(&Hold::Probing) {
+                continue;
+            }
+            if !answered && self.may_hold(now) {
+                self.held.insert(*address, Hold::Plumbing);
+                free.push(*address);
+                continue;
+            }
+            self.held.remove(address);
+            if *answered {
+                self.conflicts.insert(*address);
+                self.stale_report = true;
+            }
         }
-        if answered {
-            self.held.remove(&address);
-            self.conflicts.insert(address);
-            self.stale_report = true;
-        } else if self.may_hold(now) {
-            self.held.insert(address, Hold::Plumbing);
-            out.push(Action::Plumb(vec![address]));
-        } else {
-            self.held.remove(&address);
+        if !free.is_empty() {
+            out.push(Action::Plumb(free));
         }
     }
 

@@ -107,6 +107,7 @@ pub struct Pending {
     owners: u64,
     config: duravip_core::ConfigId,
     chores_at: Time,
+    /// When the last addresses were given to this member.
     given_at: Option<Time>,
     left: bool,
     stop: bool,
@@ -148,7 +149,12 @@ impl Engine {
     fn take_input(&mut self, input: Input) {
         let now = sys::now();
         match input {
-            Input::Event(event) => self.hand_in(event),
+            Input::Event(event) => {
+                if let (Event::Plumbed(_), Some(at)) = (&event, self.pending.given_at) {
+                    self.metrics.takeover.observe(now.since(at).as_secs_f64());
+                }
+                self.hand_in(event);
+            }
             Input::Plan(plan, places) => {
                 self.names.clone_from(&plan.names);
                 self.transport.set_peers(places);
@@ -362,15 +368,6 @@ impl Engine {
         self.metrics.dropped.set(self.transport.counts.dropped as f64);
         self.pending.orders.retain(|_, (at, _)| now.since(*at) < FORGET);
         self.pending.asked.retain(|_, (at, _)| now.since(*at) < FORGET);
-        let table = self.member.table().version;
-        if let Some(at) = self.pending.given_at
-            && self.member.held().count() > 0
-            && self.lease.open_until().is_some()
-            && table == self.pending.version
-        {
-            self.metrics.takeover.observe(now.since(at).as_secs_f64());
-            self.pending.given_at = None;
-        }
         let runs = self.transport.runs();
         let Some(hands) = &mut self.hands else { return };
         hands.guard.look_after();

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
 
 use super::plan::Plan;
 
@@ -33,10 +34,11 @@ pub struct Hooks {
 }
 
 impl Hooks {
-    /// Starts the task that runs them. Must be called on a tokio runtime.
-    pub fn start() -> Self {
+    /// Starts the task that runs them, on a tokio runtime. It ends when nobody can tell it anything any more and every hook
+    /// has run; a planned end waits for that.
+    pub fn start(tasks: &TaskTracker) -> Self {
         let (sender, receiver) = unbounded_channel();
-        tokio::spawn(Runner { plan: None, queues: BTreeMap::new(), running: JoinSet::new() }.serve(receiver));
+        tasks.spawn(Runner { plan: None, queues: BTreeMap::new(), running: JoinSet::new() }.serve(receiver));
         Self { sender }
     }
 
@@ -92,12 +94,13 @@ struct Queue {
 
 impl Runner {
     async fn serve(mut self, mut receiver: UnboundedReceiver<Told>) {
-        loop {
+        let mut listens = true;
+        while listens || !self.queues.is_empty() {
             tokio::select! {
-                told = receiver.recv() => match told {
+                told = receiver.recv(), if listens => match told {
                     Some(Told::Plan(plan)) => self.plan = Some(plan),
                     Some(Told::Changed(what, addresses)) => self.sort(what, &addresses),
-                    None => break,
+                    None => listens = false,
                 },
                 Some(done) = self.running.join_next() => {
                     if let Ok(turn) = done
@@ -106,6 +109,7 @@ impl Runner {
                         queue.busy = false;
                     }
                 }
+                else => break,
             }
             self.start();
         }
@@ -181,5 +185,61 @@ async fn run(job: Job) {
         Ok(Ok(status)) => tracing::warn!(program, %status, "a hook failed"),
         Ok(Err(error)) => tracing::warn!(program, %error, "a hook cannot be run"),
         Err(_) => tracing::warn!(program, "a hook took too long and was ended"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::plan::tests::plan_of;
+    use super::*;
+    use std::time::Instant;
+
+    /// What the hooks wrote, once there are so many lines.
+    async fn lines(path: &std::path::Path, count: usize) -> Vec<String> {
+        let begun = Instant::now();
+        loop {
+            let text = std::fs::read_to_string(path).unwrap_or_default();
+            let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            if lines.len() >= count {
+                return lines;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(30), "only {lines:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn hooks_of_one_address_run_one_after_the_other_and_hold_nobody_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let script = |word: &str| {
+            format!(
+                "[\"sh\", \"-c\", \"echo $EC_VIP_ADDRESS {word} begin >> {0}; sleep 0.05; echo $EC_VIP_ADDRESS {word} end >> {0}\"]",
+                log.display()
+            )
+        };
+        let text = format!(
+            "[topology.\"10.1.0.0/16\"]\ninterface = \"eth1\"\n[vip.\"10.1.1.1\"]\n[vip.\"10.1.1.2\"]\n[hook]\nacquired = {}\nreleased = {}\n",
+            script("on"),
+            script("off"),
+        );
+        let tasks = TaskTracker::new();
+        let hooks = Hooks::start(&tasks);
+        hooks.configure(Arc::new(plan_of("n1", &text).unwrap()));
+        let both: Vec<IpAddr> = ["10.1.1.1", "10.1.1.2"].map(|address| address.parse().unwrap()).into();
+        for _ in 0..2 {
+            hooks.acquired(&both);
+            hooks.released(&both);
+        }
+        // At a planned end everything that was told is still run.
+        drop(hooks);
+        tasks.close();
+        tasks.wait().await;
+        let lines = lines(&log, 16).await;
+        for address in ["10.1.1.1", "10.1.1.2"] {
+            let own: Vec<&str> = lines.iter().filter_map(|line| line.strip_prefix(&format!("{address} "))).collect();
+            assert_eq!(own, ["on begin", "on end", "off begin", "off end"].repeat(2), "{lines:?}");
+        }
     }
 }

@@ -19,6 +19,7 @@ pub mod guard;
 pub mod history;
 pub mod hooks;
 pub mod inbox;
+pub mod keys;
 pub mod lease;
 pub mod metrics;
 pub mod plan;
@@ -36,6 +37,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use cluster::control::{Server, ServerOptions};
+use cluster::identity::ReloadingIdentity;
 use cluster::shutdown::Shutdown;
 use cluster::subscription::{Daemon, DaemonOptions, Snapshot, Subscription, Wanted};
 use duravip_core::envelope::{Envelope, Key};
@@ -43,6 +45,7 @@ use duravip_core::{Event, Incarnation, Member, Start};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use self::checks::Checks;
 use self::control::Desk;
@@ -51,6 +54,7 @@ use self::guard::Guard;
 use self::history::History;
 use self::hooks::Hooks;
 use self::inbox::{Inbox, Input, inbox};
+use self::keys::Keys;
 use self::lease::Lease;
 use self::metrics::Metrics;
 use self::plan::{Plan, plan};
@@ -79,14 +83,18 @@ pub async fn run(options: &DaemonOptions, shutdown: &Shutdown) -> anyhow::Result
     let wanted = Wanted::documents(["duravip.toml", "cluster.toml"]);
     let Daemon { node, data, identity, cluster_key, mut subscription, lock, .. } =
         options.open(PROGRAM, wanted, shutdown).await?;
-    let key = match (&cluster_key, &identity) {
-        (Some(key), _) => Key::new(*key.as_bytes()),
-        _ => bail!("nothing authenticates this member to the others: give --cluster-key FILE"),
+    let credentials = match (cluster_key, identity) {
+        (Some(key), _) => Credentials::Shared(Key::new(*key.as_bytes())),
+        (None, Some(identity)) => Credentials::Identity(identity),
+        (None, None) => bail!(
+            "nothing authenticates this member to the others: give --cluster-key FILE, or --identity DIR with the node's identity"
+        ),
     };
-    let control = Server::bind(&ServerOptions::new(PROGRAM, &node))?;
     let Some(first) = first_plan(&mut subscription).await else { return Ok(()) };
     let first = Arc::new(first);
-    let mut running = start(&node, &data, key, first, shutdown).await?;
+    let mut running = start(&node, &data, credentials, first, shutdown).await?;
+    // Not before there is somebody to answer: a command would wait for a configuration.
+    let control = Server::bind(&ServerOptions::new(PROGRAM, &node))?;
     shutdown.spawn(control.serve(running.desk.clone().router(), shutdown.token()));
     loop {
         tokio::select! {
@@ -123,6 +131,21 @@ fn read(snapshot: &Snapshot) -> Result<Plan, String> {
     plan(&conf, snapshot.version(), wall_clock_ms()).map_err(|error| words(&error))
 }
 
+/// What authenticates this member to the others.
+enum Credentials {
+    /// A key that all members have.
+    Shared(Key),
+    /// Keys that pairs of members agree on.
+    Identity(Arc<ReloadingIdentity>),
+}
+
+/// A key that nobody else has, for members with which none is agreed yet: nothing that they say is believed.
+fn unknown_key() -> anyhow::Result<Key> {
+    let mut key = [0; 32];
+    getrandom::fill(&mut key).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
+    Ok(Key::new(key))
+}
+
 /// A daemon that runs.
 struct Running {
     inbox: Inbox,
@@ -137,7 +160,7 @@ struct Running {
 async fn start(
     node: &str,
     data: &std::path::Path,
-    key: Key,
+    credentials: Credentials,
     plan: Arc<Plan>,
     shutdown: &Shutdown,
 ) -> anyhow::Result<Running> {
@@ -155,7 +178,7 @@ async fn start(
     let (hands, lease, next) = if witness {
         (None, Lease::start(None)?, Arc::default())
     } else {
-        hands(&plan, &inbox, &history, &metrics, &mut warnings)?
+        hands(&plan, &inbox, &history, &metrics, shutdown.tracker(), &mut warnings)?
     };
     let places = engine::resolve(&plan).await;
     let stored_run = stored.as_ref().map_or(0, |stored| stored.incarnation.0);
@@ -163,6 +186,11 @@ async fn start(
     let seed = plan.me.0 ^ incarnation.0 ^ u64::from(std::process::id());
     let begin = Start { me: plan.me, stored, incarnation, config: plan.config.clone(), seed };
     let (member, actions) = Member::new(sys::now(), begin);
+    let here = socket.local_addr()?;
+    let (key, identity) = match credentials {
+        Credentials::Shared(key) => (key, None),
+        Credentials::Identity(identity) => (unknown_key()?, Some(identity)),
+    };
     let mut transport = Transport::new(socket, Envelope::new(plan.me, member.incarnation(), key))?;
     transport.set_peers(places);
     let (questions, asked) = mpsc::channel(QUESTIONS);
@@ -186,6 +214,12 @@ async fn start(
         warnings: Arc::new(warnings),
     };
     shutdown.spawn(desk.clone().answer_questions(asked));
+    if let Some(identity) = identity {
+        let listener = keys::listen(here).await.with_context(|| format!("cannot listen on {here} (TCP)"))?;
+        let keys = Keys { identity, plan: desk.plan.clone(), inbox: inbox.clone() };
+        // Not with the first signal: what is handed over then is still said with these keys.
+        tokio::spawn(keys.run(listener, ended.clone()));
+    }
     let engine = Engine {
         member,
         transport,
@@ -239,6 +273,7 @@ fn hands(
     inbox: &Inbox,
     history: &History,
     metrics: &Metrics,
+    tasks: &TaskTracker,
     warnings: &mut Vec<String>,
 ) -> anyhow::Result<Equipped> {
     let needs = "addresses are managed with CAP_NET_ADMIN and CAP_NET_RAW";
@@ -256,7 +291,7 @@ fn hands(
     }
     let fence = fence.ok();
     let lease = Lease::start(fence.is_some().then(Fence::open).transpose()?)?;
-    let hooks = Hooks::start();
+    let hooks = Hooks::start(tasks);
     hooks.configure(plan.clone());
     let installed = Installed::default();
     let guard = Guard::start(fence.is_some()).context("the guard cannot be started")?;

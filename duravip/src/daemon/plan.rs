@@ -173,3 +173,57 @@ fn seats(duravip: &Duravip) -> BTreeMap<IpAddr, Seat> {
     };
     duravip.vips.values().enumerate().filter_map(seat).collect()
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use cluster::documents::MemoryFiles;
+
+    /// The plan of a node, from what its configuration says.
+    pub(crate) fn plan_of(node: &str, duravip: &str) -> Result<Plan, PlanError> {
+        let cluster = "[node.n1]\naddress = \"10.0.0.1\"\n[node.n2]\naddress = \"n2.example\"\nports = { duravip = 9 }\n\
+                       [node.n3]\naddress = \"10.0.0.3\"\nwitness = true\n[node.elsewhere]\nsubcluster = \"east\"\n";
+        let files = MemoryFiles::from_texts([("global/cluster.toml", cluster), ("default/duravip.toml", duravip)]);
+        let conf = NodeConf::read(&files, node, None).unwrap();
+        plan(&conf, &Version::of_directory("ab".repeat(20)), 77)
+    }
+
+    const TOPOLOGY: &str = "[topology.\"10.1.0.0/16\"]\ninterface = \"eth1\"\nprefix_length = 24\n";
+
+    #[test]
+    fn members_places_and_seats_are_what_the_documents_say() {
+        let text = format!(
+            "{TOPOLOGY}[vip.\"10.1.1.1\"]\nname = \"mx\"\npreference = \"n2\"\n[vip.\"10.1.1.2\"]\nfollow = \"mx\"\nchecks = [\"a\"]\n\
+             [check.a]\ntcp = \"127.0.0.1:25\"\n[check.unused]\ntcp = \"127.0.0.1:26\"\n"
+        );
+        let plan = plan_of("n1", &text).unwrap();
+        assert_eq!(plan.names.values().collect::<Vec<_>>().len(), 3);
+        assert_eq!(plan.peers[&MemberId::of_name("n2")].to_string(), "n2.example:9");
+        assert_eq!(plan.here.to_string(), "10.0.0.1:4803");
+        let seat = &plan.seats[&"10.1.1.1".parse().unwrap()];
+        assert_eq!((&*seat.interface, seat.prefix_length, seat.mode), ("eth1", 24, Mode::Address));
+        let vips = &plan.config.spec.vips;
+        assert_eq!(vips[&"10.1.1.1".parse().unwrap()].placement, Placement::Preferred(MemberId::of_name("n2")));
+        assert_eq!(vips[&"10.1.1.2".parse().unwrap()].placement, Placement::Follows("10.1.1.1".parse().unwrap()));
+        assert_eq!(plan.checks.keys().collect::<Vec<_>>(), ["a"], "what no address asks for is not run");
+        assert_eq!((plan.config.id.revision, plan.config.id.commit[0]), (77, 0xAB));
+        let witness = plan_of("n3", &text).unwrap();
+        assert!(witness.seats.is_empty() && witness.checks.is_empty() && witness.config.spec.vips.len() == 2);
+        assert!(matches!(plan_of("elsewhere", &text), Err(PlanError::Documents(_) | PlanError::NoAddress(_))));
+    }
+
+    #[test]
+    fn many_ipv4_addresses_become_routes_unless_the_file_says_how() {
+        let vips = |count: usize| {
+            (0..count).map(|n| format!("[vip.\"10.1.{}.{}\"]\n", n / 250, n % 250 + 1)).collect::<String>()
+        };
+        let modes = |head: &str, count: usize| -> BTreeSet<String> {
+            let plan = plan_of("n1", &format!("{head}{TOPOLOGY}{}", vips(count))).unwrap();
+            plan.seats.values().map(|seat| format!("{:?} {}", seat.mode, seat.device)).collect()
+        };
+        assert_eq!(modes("", MANY), BTreeSet::from(["Address 0".to_owned()]));
+        assert_eq!(modes("plumb = \"spread\"\n", 600), BTreeSet::from(["Spread 0".to_owned(), "Spread 1".to_owned()]));
+        assert!(modes("", MANY + 1).iter().all(|mode| mode.starts_with("Route")));
+    }
+}

@@ -106,7 +106,7 @@ impl Worker {
                     entry.or_insert_with(|| (interface, BTreeSet::new())).1.insert(*address);
                 }
                 // Nowhere to ask, and nowhere to put it: plumbing will say so.
-                None => drop(self.inbox.event(Event::Probed(*address, false))),
+                None => drop(self.inbox.event(Event::Probed(vec![(*address, false)]))),
             }
         }
         for (interface, asked) in by_interface.values() {
@@ -117,9 +117,8 @@ impl Worker {
             for (address, mac) in &answers {
                 self.history.note("conflict", format!("{address} is answered for by {}", mac_text(*mac)));
             }
-            for address in asked {
-                self.inbox.event(Event::Probed(*address, answers.contains_key(address)));
-            }
+            let probed = asked.iter().map(|address| (*address, answers.contains_key(address)));
+            self.inbox.event(Event::Probed(probed.collect()));
         }
     }
 

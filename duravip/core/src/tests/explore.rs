@@ -93,7 +93,7 @@ impl State {
                 }
                 Action::Probe(addresses) => {
                     for address in addresses {
-                        self.event(node, Event::Probed(address, false));
+                        self.event(node, Event::Probed(vec![(address, false)]));
                     }
                 }
                 _ => {}

@@ -131,3 +131,32 @@ fn golden_bytes() {
         assert_eq!(std::fs::read_to_string(path).unwrap(), text);
     }
 }
+
+#[test]
+fn after_the_last_words_nothing_of_that_run_is_heard() {
+    let (mut a, mut b) = pair();
+    let prepared = a.seal_last(MemberId(2), &gone()).unwrap();
+    let later = a.seal(MemberId(2), &gone()).unwrap();
+    assert!(b.open(&later).is_ok(), "preparing them ends nothing");
+    assert_eq!(b.open(&prepared), Ok(Opened::Message(MemberId(1), Incarnation(100), gone())));
+    assert_eq!(b.open(&prepared), Err(Dropped::Replayed(MemberId(1))));
+    let after = a.seal(MemberId(2), &gone()).unwrap();
+    assert_eq!(b.open(&after), Err(Dropped::Replayed(MemberId(1))));
+    let mut next_run = Envelope::new(MemberId(1), Incarnation(101), key());
+    assert!(b.open(&next_run.greet(MemberId(2))).is_ok());
+    let nobody = next_run.seal_last(MemberId(2), &gone());
+    assert_eq!(nobody, None, "who was not heard has no run to write to");
+}
+
+#[test]
+fn a_key_of_two_replaces_the_common_one() {
+    let (mut a, mut b) = pair();
+    a.set_key(MemberId(2), Key::new([9; 32]));
+    let sealed = a.seal_bytes(MemberId(2), b"piece").unwrap();
+    assert_eq!(b.open(&sealed), Err(Dropped::Forged(MemberId(1))));
+    b.set_key(MemberId(1), Key::new([9; 32]));
+    assert_eq!(b.open(&sealed), Ok(Opened::Bytes(MemberId(1), Incarnation(100), b"piece".to_vec())));
+    let common = Envelope::new(MemberId(1), Incarnation(100), key()).greet(MemberId(2));
+    assert_eq!(b.open(&common), Err(Dropped::Forged(MemberId(1))), "the common key is no key between these two");
+    assert_eq!(b.run_of(MemberId(1)), Some(Incarnation(100)));
+}

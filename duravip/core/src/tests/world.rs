@@ -428,7 +428,7 @@ impl World {
                 Action::Unplumb(addresses) => self.kernel(node, Event::Unplumbed(addresses)),
                 Action::Probe(addresses) => {
                     for address in addresses {
-                        self.kernel(node, Event::Probed(address, false));
+                        self.kernel(node, Event::Probed(vec![(address, false)]));
                     }
                 }
                 Action::Announce(_) => {}
@@ -484,11 +484,13 @@ impl World {
                 self.watch.changes += addresses.len() as u64;
                 self.watch.changed.extend(addresses.iter().map(|address| (node, *address)));
             }
-            Event::Probed(address, answered) => {
+            Event::Probed(probed) => {
                 let reach = |other| self.probes_cross_cuts || !self.net.cut.contains(&(other, node));
-                *answered = self.outsider == Some(*address)
-                    || (0..self.hosts.len())
-                        .any(|other| other != node && self.answers_for(other, *address) && reach(other));
+                for (address, answered) in probed {
+                    *answered = self.outsider == Some(*address)
+                        || (0..self.hosts.len())
+                            .any(|other| other != node && self.answers_for(other, *address) && reach(other));
+                }
             }
             _ => {}
         }
