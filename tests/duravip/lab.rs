@@ -11,7 +11,6 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use cluster::identity::{Ca, DEFAULT_VALIDITY, KeyRequest, NodeCert, NodeRole};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -101,17 +100,6 @@ impl Lab {
         self.configure(&self.duravip.clone());
     }
 
-    /// Gives every machine an identity of one cluster; what starts from here on has no common key.
-    pub fn with_identities(&mut self) {
-        let ca = Ca::create("lab").unwrap();
-        for machine in &self.machines {
-            let key = KeyRequest::generate(&machine.name).unwrap();
-            let cert = NodeCert::new(&machine.name, "default", NodeRole::Client);
-            let chain = ca.issue(key.csr_pem(), &cert, DEFAULT_VALIDITY).unwrap();
-            key.certified(&chain.pem, &chain.ca_pem).unwrap().store(&machine.dir.join("identity")).unwrap();
-        }
-    }
-
     /// Puts another configuration in place, for all machines in one step.
     pub fn configure(&mut self, duravip: &str) {
         duravip.clone_into(&mut self.duravip);
@@ -185,16 +173,14 @@ impl Lab {
     pub fn start(&mut self, name: &str) {
         let (conf, key) = (self.dir.path().join("conf"), self.dir.path().join("key"));
         let machine = self.machine_mut(name);
-        let certified = machine.dir.join("identity").exists();
         let log = File::options().create(true).append(true).open(machine.dir.join("log")).unwrap();
         let child = Command::new("ip")
             .args(["netns", "exec", &machine.namespace, ECCLUSTER, "duravip", "run", "--node", name, "--conf"])
             .arg(conf)
             .arg("--data")
             .arg(machine.dir.join("data"))
-            .arg("--identity")
-            .arg(machine.dir.join("identity"))
-            .args(if certified { vec![] } else { vec!["--cluster-key".into(), key] })
+            .args(["--identity", "/nonexistent", "--cluster-key"])
+            .arg(key)
             .env("ECCLUSTER_RUN", machine.dir.join("run"))
             .stdout(Stdio::null())
             .stderr(log)

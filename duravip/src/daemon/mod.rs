@@ -6,7 +6,8 @@
 //! | `vip-fence` | opens the kernel's fence for each lease | |
 //! | `vip-plumber` | addresses on and off, announcements | keeps the loop waiting |
 //! | `vip-watcher` | what the kernel tells, the net below it | |
-//! | `vip-prober` | questions to the segment | |
+//! | `vip-prober` | asks who has an address, before it is put on for the first time | |
+//! | `vip-network` | with `no_quorum = "probe"`: whether anybody else is still there | |
 //! | tokio | configuration, commands, checks, hooks | is needed for a failover |
 //!
 //! Before the first packet: what an earlier run left is off the machine, and the fence is closed. After the last: everything
@@ -303,7 +304,7 @@ fn hands(
         hooks: hooks.clone(),
         metrics: metrics.clone(),
     })?;
-    let prober = Prober::start(Plumbing::open()?, lease.clone(), inbox.clone(), history.clone())?;
+    let prober = Prober::start(lease.clone(), inbox.clone(), history.clone())?;
     prober.configure(plan.clone());
     let next = Arc::<Mutex<Next>>::default();
     let watcher = Watcher {

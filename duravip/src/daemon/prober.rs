@@ -34,20 +34,25 @@ enum Told {
 pub struct Prober {
     // Not bounded: each address is asked for at most once until it is answered.
     sender: Sender<Told>,
+    network: Sender<Arc<Plan>>,
 }
 
 impl Prober {
-    /// Starts the thread.
-    pub fn start(plumbing: Plumbing, lease: Lease, inbox: Inbox, history: History) -> io::Result<Self> {
+    /// Starts the threads: a probe takes longer than a lease that lives by the network's word may wait.
+    pub fn start(lease: Lease, inbox: Inbox, history: History) -> io::Result<Self> {
         let (sender, receiver) = channel();
-        let worker = Worker { plumbing, lease, inbox, history, plan: None };
+        let (network, plans) = channel();
+        let worker = Worker { plumbing: Plumbing::open()?, lease, inbox: inbox.clone(), history, plan: None };
         std::thread::Builder::new().name("vip-prober".into()).spawn(move || worker.run(&receiver))?;
-        Ok(Self { sender })
+        let around = Around { plumbing: Plumbing::open()?, inbox, plan: None };
+        std::thread::Builder::new().name("vip-network".into()).spawn(move || around.run(&plans))?;
+        Ok(Self { sender, network })
     }
 
     /// Another configuration.
     pub fn configure(&self, plan: Arc<Plan>) {
-        let _ = self.sender.send(Told::Plan(plan));
+        let _ = self.sender.send(Told::Plan(plan.clone()));
+        let _ = self.network.send(plan);
     }
 
     /// Asks for these, and tells the loop.
@@ -66,24 +71,11 @@ struct Worker {
 
 impl Worker {
     fn run(mut self, receiver: &Receiver<Told>) {
-        loop {
-            match receiver.recv_timeout(self.patience()) {
-                Ok(Told::Plan(plan)) => self.plan = Some(plan),
-                Ok(Told::Probe(addresses)) => self.probe(&addresses),
-                Err(RecvTimeoutError::Timeout) => self.look_for_network(),
-                Err(RecvTimeoutError::Disconnected) => return,
+        while let Ok(told) = receiver.recv() {
+            match told {
+                Told::Plan(plan) => self.plan = Some(plan),
+                Told::Probe(addresses) => self.probe(&addresses),
             }
-        }
-    }
-
-    fn watches_network(&self) -> bool {
-        self.plan.as_ref().is_some_and(|plan| plan.config.spec.no_quorum == NoQuorum::Probe)
-    }
-
-    fn patience(&self) -> Duration {
-        match &self.plan {
-            Some(plan) if self.watches_network() => plan.config.timing.lease() / 6,
-            _ => Duration::from_secs(3600),
         }
     }
 
@@ -121,15 +113,42 @@ impl Worker {
             self.inbox.event(Event::Probed(probed.collect()));
         }
     }
+}
 
-    /// Whether some station that is no member answers.
-    fn look_for_network(&mut self) {
-        let Some(plan) = self.plan.clone().filter(|_| self.watches_network()) else { return };
+/// Looks whether the network around this node is still there, where the configuration lives by that.
+struct Around {
+    plumbing: Plumbing,
+    inbox: Inbox,
+    plan: Option<Arc<Plan>>,
+}
+
+impl Around {
+    fn run(mut self, plans: &Receiver<Arc<Plan>>) {
+        loop {
+            match plans.recv_timeout(self.patience()) {
+                Ok(plan) => self.plan = Some(plan),
+                Err(RecvTimeoutError::Timeout) => self.look(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn watches(&self) -> Option<Arc<Plan>> {
+        self.plan.clone().filter(|plan| plan.config.spec.no_quorum == NoQuorum::Probe)
+    }
+
+    fn patience(&self) -> Duration {
+        self.watches().map_or(Duration::from_secs(3600), |plan| plan.config.timing.lease() / 6)
+    }
+
+    fn look(&mut self) {
+        let Some(plan) = self.watches() else { return };
         if let Err(error) = self.ask_network(&plan) {
             tracing::debug!(%error, "the network cannot be asked");
         }
     }
 
+    /// Whether some station that is no member answers.
     fn ask_network(&mut self, plan: &Plan) -> io::Result<()> {
         let members: BTreeSet<String> = plan.peers.values().map(|place| place.host.to_string()).collect();
         let known = neighbours::all(self.plumbing.socket())?.into_iter().map(|(index, host)| (index, host.address));
