@@ -691,6 +691,9 @@ pub struct ClusterMember {
     /// The log index it is known to have, where this server is the leader.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub matched: Option<u64>,
+    /// Why the member has taken itself out: what it holds is damaged or differs from the others. It serves nothing and rebuilds itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out: Option<String>,
 }
 
 // ── trust ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────

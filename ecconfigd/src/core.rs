@@ -10,6 +10,7 @@ mod disk;
 mod forward;
 #[cfg(test)]
 pub(crate) mod group;
+pub(crate) mod health;
 mod life;
 mod members;
 mod metrics;
@@ -80,6 +81,8 @@ struct Inner {
     full: watch::Sender<Option<String>>,
     /// Issues certificates for others, where there is one.
     certifier: std::sync::OnceLock<std::sync::Weak<dyn Certifier>>,
+    /// Whether what this node holds is right.
+    health: Arc<health::Health>,
     tasks: tokio::sync::Mutex<Option<life::Tasks>>,
 }
 
@@ -131,6 +134,7 @@ impl Core {
             Readiness::Starting(why)
             | Readiness::ReadOnly(why)
             | Readiness::OutOfRoom(why)
+            | Readiness::Out(why)
             | Readiness::Failed(why) => Err(Error::Unavailable(why)),
             Readiness::Stopping => Err(stopping()),
         }
@@ -149,12 +153,15 @@ impl Core {
             }
             metrics.replication.as_ref().and_then(|all| all.get(&id).copied().flatten()).map(|log_id| log_id.index)
         };
+        let mut out = self.health().others_out();
+        out.extend(self.health().outage().map(|outage| (self.inner.raft_id, outage.why)));
         let members = membership.nodes().map(|(id, node)| Member {
             raft_id: *id,
             node: node.name.clone(),
             address: node.address.clone(),
             voter: voters.contains(id),
             matched: matched(*id),
+            out: out.get(id).cloned(),
         });
         Group {
             cluster: view.cluster.clone(),
@@ -301,8 +308,9 @@ impl Core {
         }
     }
 
+    /// A node that has taken itself out, or whose disk is full, takes no writes.
     fn refuse_read_only(&self) -> Result<()> {
-        self.read_only().map_or(Ok(()), |why| Err(Error::Unavailable(why)))
+        self.out().or_else(|| self.read_only()).map_or(Ok(()), |why| Err(Error::Unavailable(why)))
     }
 
     async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T>>) -> Job) -> Result<T> {

@@ -2,12 +2,15 @@
 //!
 //! A [`Reader`] is one thread's view of a store: it sees every pack that was installed before the call, also ones
 //! that came after the reader was made, and goes on while packs are consolidated. On top of the store it may see
-//! objects that exist only in memory, those of a [`Draft`](crate::Draft).
+//! objects that exist only in memory, those of a [`Draft`](crate::Draft). What is read is held against its name: a spoiled disk makes
+//! errors, never other content.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use gix::objs::Find;
 use serde::{Deserialize, Serialize};
@@ -116,6 +119,8 @@ pub struct Reader {
     store: Arc<gix::odb::Store>,
     /// What came lately and is in no pack yet.
     recent: Arc<Recent>,
+    /// Shared with the store: how often something was not what its name says.
+    damaged_reads: Arc<AtomicU64>,
     /// Commits that are taken to have no parents: where a shallow history ends.
     shallow: HashSet<Oid>,
 }
@@ -236,15 +241,9 @@ impl Find for Reader {
 }
 
 impl Reader {
-    pub(crate) fn of(store: Arc<gix::odb::Store>, recent: Arc<Recent>) -> Reader {
-        Reader {
-            fresh: RefCell::default(),
-            received: None,
-            odb: handle(&store),
-            store,
-            recent,
-            shallow: HashSet::new(),
-        }
+    pub(crate) fn of(store: Arc<gix::odb::Store>, recent: Arc<Recent>, damaged_reads: Arc<AtomicU64>) -> Reader {
+        let odb = handle(&store);
+        Reader { fresh: RefCell::default(), received: None, odb, store, recent, damaged_reads, shallow: HashSet::new() }
     }
 
     /// Looks into `received`, too.
@@ -268,9 +267,31 @@ impl Reader {
     }
 
     fn is_stored(&self, id: Oid) -> bool {
-        self.received.as_ref().is_some_and(|received| gix::objs::Exists::exists(received, id.as_ref()))
-            || self.recent.header(id).is_some()
-            || gix::objs::Exists::exists(&self.odb, id.as_ref())
+        if self.recent.header(id).is_some() {
+            return true;
+        }
+        let exists = |odb: &gix::odb::HandleArc| Ok(gix::objs::Exists::exists(odb, id.as_ref()));
+        let odbs = self.received.iter().chain([&self.odb]);
+        odbs.into_iter().any(|odb| self.guarded(id, || exists(odb)).unwrap_or(false))
+    }
+
+    /// Runs the object database, which is not ours and maps files that a disk may have spoiled: should it panic, that ends this call alone.
+    fn guarded<T>(&self, id: Oid, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let done = catch_unwind(AssertUnwindSafe(work));
+        let done = done.unwrap_or_else(|_| Err(damaged(id, "what holds it cannot be understood")));
+        done.inspect_err(|_| {
+            self.damaged_reads.fetch_add(1, Ordering::Relaxed);
+        })
+    }
+
+    /// Finds an object in a database, and holds it against its name.
+    fn find_in(&self, odb: &gix::odb::HandleArc, id: Oid, buffer: &mut Vec<u8>) -> Result<Option<ObjectKind>> {
+        self.guarded(id, || {
+            let found = Find::try_find(odb, id.as_ref(), buffer).map_err(odb_error(id))?;
+            let Some(kind) = found.map(|data| data.kind) else { return Ok(None) };
+            let name = gix::objs::compute_hash(gix::hash::Kind::Sha1, kind, buffer).map_err(odb_error(id))?;
+            if Oid::from(name) == id { Ok(Some(kind.into())) } else { Err(damaged(id, "its content has another name")) }
+        })
     }
 
     /// Puts the object's content into `buffer`; `None` if it is not here.
@@ -281,7 +302,7 @@ impl Reader {
             return Ok(Some(kind));
         }
         if let Some(received) = &self.received
-            && let Some(kind) = find_in(received, id, buffer)?
+            && let Some(kind) = self.find_in(received, id, buffer)?
         {
             return Ok(Some(kind));
         }
@@ -290,7 +311,7 @@ impl Reader {
             buffer.extend_from_slice(&data);
             return Ok(Some(kind));
         }
-        if let Some(kind) = find_in(&self.odb, id, buffer)? {
+        if let Some(kind) = self.find_in(&self.odb, id, buffer)? {
             return Ok(Some(kind));
         }
         if id == Oid::EMPTY_TREE {
@@ -298,7 +319,7 @@ impl Reader {
         }
         // gix says "not there", too, if the pack it was about to open went away in a consolidation. A fresh handle
         // knows the pack that took its place.
-        find_in(&handle(&self.store), id, buffer)
+        self.find_in(&handle(&self.store), id, buffer)
     }
 
     /// Like `find`, but the object must be here and of this kind.
@@ -349,7 +370,8 @@ impl Reader {
             return Ok(Some(header));
         }
         for odb in self.received.iter().chain([&self.odb]) {
-            if let Some(header) = gix::odb::Header::try_header(odb, id.as_ref()).map_err(odb_error(id))? {
+            let header = || gix::odb::Header::try_header(odb, id.as_ref()).map_err(odb_error(id));
+            if let Some(header) = self.guarded(id, header)? {
                 return Ok(Some((header.kind().into(), header.size())));
             }
         }
@@ -456,7 +478,8 @@ impl Reader {
         let Ok(prefix) = gix::hash::Prefix::from_hex(hex) else { return Ok(None) };
         let lately = self.recent.commits_with_prefix(hex);
         let mut candidates = HashSet::new();
-        self.odb.lookup_prefix(prefix, Some(&mut candidates)).map_err(odb_error(Oid::NULL))?;
+        let lookup = || self.odb.lookup_prefix(prefix, Some(&mut candidates)).map_err(odb_error(Oid::NULL));
+        self.guarded(Oid::NULL, lookup)?;
         let mut found = None;
         let candidates: HashSet<Oid> = candidates.into_iter().map(Oid::from).chain(lately).collect();
         for id in candidates {
@@ -472,11 +495,6 @@ fn handle(store: &Arc<gix::odb::Store>) -> gix::odb::HandleArc {
     store
         .to_cache_arc()
         .with_pack_cache(|| Box::new(gix_pack::cache::lru::StaticLinkedList::<64>::new(PACK_CACHE_BYTES)))
-}
-
-fn find_in(odb: &gix::odb::HandleArc, id: Oid, buffer: &mut Vec<u8>) -> Result<Option<ObjectKind>> {
-    let found = Find::try_find(odb, id.as_ref(), buffer).map_err(odb_error(id))?;
-    Ok(found.map(|data| data.kind.into()))
 }
 
 pub(crate) fn odb_error(id: Oid) -> impl Fn(gix::Error) -> Error {

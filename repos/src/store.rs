@@ -41,7 +41,10 @@ pub struct Store {
 struct Inner {
     root: PathBuf,
     objects: PathBuf,
-    odb: Arc<gix::odb::Store>,
+    /// Exchanged for a fresh one when a pack that it may have mapped is gone for a reason.
+    odb: Mutex<Arc<gix::odb::Store>>,
+    /// Objects that were read and were not what their name says.
+    damaged_reads: Arc<AtomicU64>,
     recent: Arc<Recent>,
     staging: Mutex<Option<Staging>>,
     names: AtomicU64,
@@ -117,17 +120,13 @@ impl Store {
             Err(Error::Io { source, .. }) if is_read_only(&source) => {}
             other => other?,
         }
-        let options = gix::odb::store::init::Options {
-            slots: gix::odb::store::init::Slots::Given(PACK_SLOTS),
-            ..gix::odb::store::init::Options::default()
-        };
-        let odb = gix::odb::Store::at_opts(objects.clone(), gix::hash::Kind::Sha1, &mut std::iter::empty(), options)
-            .map_err(Error::io("open", &objects))?;
+        let odb = open_odb(&objects)?;
         Ok(Store {
             inner: Arc::new(Inner {
                 root,
                 objects,
-                odb: Arc::new(odb),
+                odb: Mutex::new(odb),
+                damaged_reads: Arc::default(),
                 recent: Arc::default(),
                 staging: Mutex::new(None),
                 names: AtomicU64::new(0),
@@ -150,7 +149,18 @@ impl Store {
 
     /// A view for one thread.
     pub fn reader(&self) -> Result<Reader> {
-        Ok(Reader::of(Arc::clone(&self.inner.odb), Arc::clone(&self.inner.recent)))
+        Ok(Reader::of(lock(&self.inner.odb).clone(), self.inner.recent.clone(), self.inner.damaged_reads.clone()))
+    }
+
+    /// How often an object was read that was not what its name says: a reason to look at all of them.
+    pub fn damaged_reads(&self) -> u64 {
+        self.inner.damaged_reads.load(Ordering::Relaxed)
+    }
+
+    /// Forgets what was mapped. Readers made from here on see the files that are there now.
+    pub(crate) fn reopen(&self) -> Result<()> {
+        *lock(&self.inner.odb) = open_odb(&self.inner.objects)?;
+        Ok(())
     }
 
     /// A place to receive a pack in.
@@ -306,11 +316,13 @@ impl Store {
     fn rename_into_place(&self, staged: &Staged) -> Result<()> {
         self.refuse_after_failed_sync()?;
         let _nobody_cleans_up = lock_entrance(&self.inner.root.join("quarantine"), FlockOperation::LockShared)?;
+        // One of this name that is not the same is damaged, and the object database may have mapped it.
+        let replaces = self.pack_path(staged.id, "idx").exists();
         for (from, extension) in [(&staged.pack, "pack"), (&staged.index, "idx")] {
             let to = self.pack_path(staged.id, extension);
             fs::rename(from, &to).map_err(Error::io("install", &to))?;
         }
-        Ok(())
+        if replaces { self.reopen() } else { Ok(()) }
     }
 
     pub(crate) fn recent(&self) -> &Recent {
@@ -425,6 +437,16 @@ impl Store {
         };
         Ok(directory.join(format!("{what}-{}", self.inner.names.fetch_add(1, Ordering::Relaxed))))
     }
+}
+
+fn open_odb(objects: &Path) -> Result<Arc<gix::odb::Store>> {
+    let options = gix::odb::store::init::Options {
+        slots: gix::odb::store::init::Slots::Given(PACK_SLOTS),
+        ..gix::odb::store::init::Options::default()
+    };
+    let objects = objects.to_owned();
+    let odb = gix::odb::Store::at_opts(objects.clone(), gix::hash::Kind::Sha1, &mut std::iter::empty(), options);
+    odb.map(Arc::new).map_err(Error::io("open", &objects))
 }
 
 /// What [`Store::stage`] made of a pack.

@@ -60,6 +60,19 @@ pub(super) async fn bring_missing(state: &Arc<State>, client: &Client, from: &[T
     Ok(())
 }
 
+/// Fetches objects with all that they reach, counting on nothing that is here: packs that were set aside leave holes anywhere.
+pub(super) async fn bring_again(
+    state: &Arc<State>,
+    client: &Client,
+    from: &[Target],
+    repo: &RepoName,
+    wants: &[Oid],
+) -> Result<(), String> {
+    let store = state.view().repos.get(repo).map(|repo| repo.store.clone());
+    let store = store.ok_or_else(|| format!("there is no repository {repo}"))?;
+    fetch(client, from, repo, &store, wants, &[]).await
+}
+
 async fn bring(state: &Arc<State>, client: &Client, from: &[Target], need: Need) -> Result<(), String> {
     let known = state.view().repos.get(&need.repo).cloned();
     let store = match &known {

@@ -97,21 +97,21 @@ async fn note(proposer: &Proposer, full: &watch::Sender<Option<String>>, free: u
         proposer.raft.runtime_config().elect(!is_full);
     }
     if is_full {
-        give_leadership_away(proposer).await;
+        give_leadership_away(proposer, "the disk is full", |_| true).await;
     }
 }
 
 /// To the voter that has most of the log. Alone there is nobody to give it to.
-async fn give_leadership_away(proposer: &Proposer) {
+pub(super) async fn give_leadership_away(proposer: &Proposer, why: &str, may_lead: impl Fn(u64) -> bool) {
     let metrics = proposer.raft.metrics().borrow_watched().clone();
     let own = *proposer.raft.node_id();
     if metrics.current_leader != Some(own) {
         return;
     }
-    let voters: Vec<u64> = metrics.membership_config.voter_ids().filter(|id| *id != own).collect();
+    let voters: Vec<u64> = metrics.membership_config.voter_ids().filter(|id| *id != own && may_lead(*id)).collect();
     let matched = metrics.replication.iter().flatten().filter(|(id, _)| voters.contains(id));
     if let Some((next, _)) = matched.max_by_key(|(_, matched)| **matched) {
-        tracing::info!(successor = next, "handing the leadership over: the disk is full");
+        tracing::info!(successor = next, "handing the leadership over: {why}");
         if let Err(error) = proposer.raft.trigger().transfer_leader(*next).await {
             tracing::warn!("the leadership could not be handed over: {error}");
         }

@@ -310,6 +310,9 @@ impl Core {
             let words = format!("{} does not lead", self.inner.options.node);
             return Err(Refusal::new(RefusalCode::NotNow, words));
         }
+        if let Some(why) = self.out() {
+            return Err(Refusal::new(RefusalCode::NotNow, why));
+        }
         let write: Write = postcard::from_bytes(&body).map_err(Refusal::bad)?;
         drop(body);
         let result = match self.write_as_leader(&write).await {

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::health;
 use super::options::{Bootstrap, CoreOptions, Readiness};
 use super::peers::PeerService;
 use super::reports::Reporter;
@@ -62,6 +63,8 @@ pub(super) struct Tasks {
     pub(super) readiness: JoinHandle<()>,
     pub(super) steward: JoinHandle<()>,
     pub(super) disk: JoinHandle<()>,
+    pub(super) health: JoinHandle<()>,
+    pub(super) objects: JoinHandle<()>,
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
@@ -169,6 +172,7 @@ impl Core {
             let view = state.view();
             let others_vote = view.membership.membership().voter_ids().any(|id| id != raft_id);
             log.covers(view.applied_index(), others_vote).map_err(Error::Internal)?;
+            log.continues(view.applied_index()).map_err(Error::Internal)?;
             Ok((state, log))
         })
         .await?;
@@ -178,6 +182,7 @@ impl Core {
         let (network, machine) = (Network::new(client.clone()), Machine::new(state.clone()));
         let raft = Raft::new(raft_id, config, network, log.clone(), machine).await.map_err(Error::internal)?;
         let full = watch::Sender::new(None);
+        let health = Arc::new(health::Health::new(options.data.clone()));
         let service = PeerService::new(raft.clone(), raft_id, state.clone(), options.data.clone(), full.subscribe());
         let proposer = Proposer { raft, state };
         let (queue, committer) = Queue::start(proposer.clone(), limits.gate, limits.commit_queue);
@@ -198,9 +203,16 @@ impl Core {
             peers: peer::Server::new(service.clone()),
             full: full.clone(),
             certifier: std::sync::OnceLock::new(),
+            health: health.clone(),
             tasks: tokio::sync::Mutex::new(None),
         });
         let _ = service.core.set(Arc::downgrade(&inner));
+        let core = Core { inner: inner.clone() };
+        let suspects: Vec<String> = core.inner.proposer.state.suspects().iter().map(ToString::to_string).collect();
+        if !suspects.is_empty() {
+            // The log may bring again what they lack; until that is known nothing of them is served.
+            core.go_out(health::Part::Objects, format!("packs of {} were damaged", suspects.join(", "))).await;
+        }
         let tasks = Tasks {
             committer,
             reporter: tokio::spawn(super::reports::run(Core { inner: inner.clone() }, reports)),
@@ -215,6 +227,8 @@ impl Core {
             )),
             readiness: tokio::spawn(follow_readiness(inner.clone().into(), readiness, stopping.clone())),
             steward: tokio::spawn(steward::run(Core { inner: inner.clone() }, stopping)),
+            health: tokio::spawn(health::keep(core.clone())),
+            objects: tokio::spawn(health::objects::keep(core)),
         };
         *inner.tasks.lock().await = Some(tasks);
         Ok(Core { inner })
@@ -248,6 +262,8 @@ impl Core {
         let _ = tasks.readiness.await;
         let _ = tasks.steward.await;
         let _ = tasks.disk.await;
+        let _ = tasks.health.await;
+        let _ = tasks.objects.await;
         self.hand_over().await;
         if let Err(error) = inner.proposer.raft.shutdown().await {
             tracing::error!("raft ended badly: {error}");
@@ -275,6 +291,7 @@ impl Core {
         for task in [tasks.committer, tasks.reporter, tasks.maintenance, tasks.readiness, tasks.steward, tasks.disk] {
             let _ = task.await;
         }
+        let _ = (tasks.health.await, tasks.objects.await);
         let _ = inner.log.close().await;
     }
 
@@ -396,7 +413,7 @@ fn read_identity(data: &Path) -> Result<Identity> {
 /// Ready once everything that was committed before the start is applied and the group has a leader; failed when raft stops by itself.
 async fn follow_readiness(group: Group, readiness: watch::Sender<Readiness>, stopping: CancellationToken) {
     let Group { proposer, raft_id, .. } = &group;
-    let mut full = group.full.clone();
+    let (mut full, mut out) = (group.full.clone(), group.out.clone());
     let metrics = proposer.raft.metrics();
     // The whole metrics change several times with every entry, the server's only with its role, its leader and the members.
     let mut server = proposer.raft.server_metrics();
@@ -423,7 +440,9 @@ async fn follow_readiness(group: Group, readiness: watch::Sender<Readiness>, sto
             caught_up = group.catch_up().await;
         }
         let why_full = full.borrow_and_update().clone();
+        let why_out = out.borrow_and_update().clone();
         let next = match (caught_up, now.current_leader) {
+            _ if why_out.is_some() => Readiness::Out(why_out.map_or_else(String::new, |outage| outage.words())),
             _ if why_full.is_some() => Readiness::ReadOnly(why_full.unwrap_or_default()),
             (true, Some(_)) => Readiness::Ready,
             (true, None) => Readiness::Starting("the cluster has no leader".into()),
@@ -441,6 +460,7 @@ async fn follow_readiness(group: Group, readiness: watch::Sender<Readiness>, sto
             // Gone with raft, whose last words are in the whole metrics.
             changed = server.changed() => if changed.is_err() && metrics.borrow_watched().running_state.is_ok() { return },
             changed = full.changed() => if changed.is_err() { return },
+            changed = out.changed() => if changed.is_err() { return },
             // A leader that could not be asked is asked again although nothing changes here; and only the whole metrics say that raft ended.
             () = tokio::time::sleep(LOOK) => {}
             () = stopping.cancelled() => return,
@@ -456,13 +476,15 @@ struct Group {
     full: watch::Receiver<Option<String>>,
     data: PathBuf,
     limits: super::options::CoreLimits,
+    out: watch::Receiver<Option<health::Outage>>,
 }
 
 impl From<Arc<Inner>> for Group {
     fn from(inner: Arc<Inner>) -> Self {
         let (proposer, client) = (inner.proposer.clone(), inner.client.clone());
         let (data, limits) = (inner.options.data.clone(), inner.options.limits.clone());
-        Self { proposer, raft_id: inner.raft_id, client, full: inner.full.subscribe(), data, limits }
+        let (full, out) = (inner.full.subscribe(), inner.health.subscribe());
+        Self { proposer, raft_id: inner.raft_id, client, full, out, data, limits }
     }
 }
 
@@ -478,7 +500,8 @@ impl Group {
     /// Whether this node has what was committed when it was asked, and the objects to it.
     async fn catch_up(&self) -> bool {
         let missing = self.proposer.state.missing_objects();
-        if !missing.is_empty() {
+        // What is missing because it was damaged is fetched by whoever took it away.
+        if !missing.is_empty() && self.proposer.state.suspects().is_empty() {
             let names: Vec<_> = missing.iter().map(|(name, tips)| format!("{name} ({} refs)", tips.len())).collect();
             tracing::error!("objects are missing in {}", names.join(", "));
             let Some(client) = &self.client else { return false };

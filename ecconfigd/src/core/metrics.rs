@@ -74,6 +74,19 @@ impl Collector for CoreCollector {
         put(out, "ecconfigd_raft_term", "The Raft term", &ConstGauge::new(group.term as i64))?;
         let read_only = ConstGauge::new(i64::from(self.core.read_only().is_some()));
         put(out, "ecconfigd_read_only", "1 while the disk is full and nothing is written", &read_only)?;
+        let out_now = ConstGauge::new(i64::from(self.core.out().is_some()));
+        put(out, "ecconfigd_out", "1 while this node has taken itself out because what it holds is wrong", &out_now)?;
+        let health = self.core.health();
+        let others = ConstGauge::new(health.others_out().len() as i64);
+        put(out, "ecconfigd_members_out", "Other members that said so of themselves", &others)?;
+        let disputed = ConstGauge::new(i64::from(health.disputed().is_some()));
+        put(out, "ecconfigd_replicas_disputed", "1 while replicas differ and none has a majority", &disputed)?;
+        put(
+            out,
+            "ecconfigd_healed",
+            "Times this node came back after it had taken itself out",
+            &count(health.healed()),
+        )?;
         let hash = ConstGauge::new(hash_number(&group.state_hash));
         put(out, "ecconfigd_state_hash", "First 48 bits of the state's hash: equal on all nodes at equal index", &hash)
     }

@@ -68,6 +68,10 @@ pub struct CoreLimits {
     pub compact_entries: u64,
     /// The room on the disk below which this node is read-only; default: a log segment and 32 MiB.
     pub min_free_bytes: Option<Adjustable>,
+    /// How often this node reads all of its objects and compares them with their names.
+    pub scrub_interval: Duration,
+    /// How fast it does so.
+    pub scrub_bytes_per_s: u64,
     /// How fast this node sends objects to a member that catches up without the log.
     pub catch_up_bytes_per_s: Adjustable,
     /// A repository's packs are merged in the background when it has so many: every commit lets the object database look at all of them.
@@ -90,6 +94,8 @@ impl Default for CoreLimits {
             compact_entries: 10_000,
             min_free_bytes: None,
             catch_up_bytes_per_s: (64 << 20).into(),
+            scrub_interval: Duration::from_secs(6 * 3600),
+            scrub_bytes_per_s: 64 << 20,
             consolidate_packs: 40,
             max_watchers: 20_000,
         }
@@ -131,6 +137,8 @@ pub enum Readiness {
     ReadOnly(String),
     /// The disk filled up so fast that a write failed: it answers from what it has, and the core has to be opened again when there is room.
     OutOfRoom(String),
+    /// It has taken itself out, because what it holds is wrong or damaged, and why. It comes back by itself once it is right again.
+    Out(String),
     /// Never again: a failure of this node. The process should end.
     Failed(String),
     /// On the way out.
@@ -159,6 +167,8 @@ pub struct Member {
     pub voter: bool,
     /// The log index it is known to have, where this node leads.
     pub matched: Option<u64>,
+    /// Why it has taken itself out, if it said so.
+    pub out: Option<String>,
 }
 
 /// The Raft group as this node sees it.

@@ -63,6 +63,7 @@ impl From<Readiness> for Status {
             Readiness::Ready => None,
             Readiness::Starting(why) => Some(format!("starting: {why}")),
             Readiness::ReadOnly(why) | Readiness::OutOfRoom(why) => Some(format!("read-only: {why}")),
+            Readiness::Out(why) => Some(why),
             Readiness::Failed(why) => Some(format!("failed: {why}")),
             Readiness::Stopping => Some("stopping".into()),
         };
@@ -168,6 +169,17 @@ impl PeerService {
         inner.map(|inner| Core { inner }).ok_or_else(|| Refusal::new(RefusalCode::NotNow, "it is stopping"))
     }
 
+    /// Whether the state is about to be replaced by a snapshot, which has to be newer than the log.
+    fn renews_state(&self) -> bool {
+        let core = self.core.get().and_then(Weak::upgrade);
+        core.is_some_and(|core| core.health.is_out_for(super::health::Part::State))
+    }
+
+    /// Refuses what only a node may do that holds what is right.
+    fn refuse_out(&self) -> Result<(), Refusal> {
+        self.core()?.out().map_or(Ok(()), |why| Err(Refusal::new(RefusalCode::NotNow, why)))
+    }
+
     fn now_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
@@ -194,6 +206,9 @@ impl PeerService {
         if let Some(why) = self.full.borrow().clone().filter(|_| !request.entries.is_empty()) {
             return Err(Refusal::new(RefusalCode::NotNow, why));
         }
+        if !request.entries.is_empty() && self.renews_state() {
+            return Err(Refusal::new(RefusalCode::NotNow, "its state is being replaced"));
+        }
         let response = self.raft.append_entries(request).await.map_err(fatal)?;
         Ok(wire::appended(&response))
     }
@@ -214,6 +229,9 @@ impl PeerService {
         let request = wire::read_transfer(body).map_err(Refusal::bad)?;
         if let Some(why) = self.full.borrow().clone().filter(|_| *request.to_node_id() == self.raft_id) {
             return Err(Refusal::new(RefusalCode::NotNow, why));
+        }
+        if *request.to_node_id() == self.raft_id {
+            self.refuse_out()?;
         }
         let response = self.raft.handle_transfer_leader(request).await.map_err(fatal)?;
         serde_json::to_vec(&response).map(Bytes::from).map_err(Refusal::failed)
@@ -258,6 +276,9 @@ impl PeerService {
     }
 
     async fn objects(self: Arc<Self>, head: Bytes, stream: &mut Bulk) -> Result<(), Refusal> {
+        if self.renews_state() {
+            self.refuse_out()?;
+        }
         let core = self.core.get().and_then(Weak::upgrade);
         let rate = core.map(|core| core.options.limits.catch_up_bytes_per_s.get());
         let rate = rate.ok_or_else(|| Refusal::new(RefusalCode::NotNow, "this node is starting or stopping"))?;
@@ -339,6 +360,7 @@ impl Service for PeerService {
             Method::PRE_VOTE => self.vote(body, true).boxed(),
             Method::TRANSFER_LEADER => self.transfer_leader(body).boxed(),
             Method::READ_INDEX => self.read_index().boxed(),
+            Method::HASHES => async move { self.core()?.tell_hashes(&body) }.boxed(),
             Method::FORWARD => async move { self.core()?.forwarded(body).await }.boxed(),
             Method::STATUS => futures::future::ready(self.status()).boxed(),
             Method::CERTIFY => async move { self.core()?.certify(&caller, body).await }.boxed(),
@@ -364,6 +386,9 @@ impl Service for PeerService {
         match method {
             Method::SNAPSHOT => self.snapshot(caller.raft_id, head, stream).boxed(),
             Method::OBJECTS => self.objects(head, stream).boxed(),
+            Method::FRESH_SNAPSHOT => {
+                async move { super::health::renewal::serve(&self.core()?, head, stream).await }.boxed()
+            }
             Method::FORWARD_PUSH => async move { self.core()?.forwarded_in_pieces(stream).await }.boxed(),
             other => {
                 let words = format!("this build does not know {other}");

@@ -14,8 +14,12 @@ use crate::raft::command::{Op, Outcome};
 use crate::state::{Author, Head, NodeName, RepoName};
 
 impl Core {
-    /// Freezes a repository (no commits, and nodes keep what they have of it) or thaws it. Again is harmless.
+    /// Freezes a repository (no commits, and nodes keep what they have of it) or thaws it. Again is harmless. Nothing is thawed while replicas
+    /// differ, or cannot say whether they do.
     pub async fn set_frozen(&self, repo: &RepoName, frozen: bool) -> Result<Head> {
+        if !frozen && self.repo(repo)?.frozen {
+            self.replicas_agree().await?;
+        }
         self.simple(Op::Freeze { repo: repo.clone(), frozen }, "repository", repo.as_str()).await?;
         self.head(repo)
     }

@@ -101,8 +101,10 @@ pub fn router(app: &Arc<App>) -> Router {
     let (waiting, _) = watch::routes().split_for_parts();
     let (always, _) = operations::routes().split_for_parts();
     let worked_on = worked_on.layer(from_fn_with_state(app.clone(), take_place));
-    let all = worked_on.merge(waiting).merge(always).merge(git::routes());
-    all.layer(from_fn(note_route))
+    let all = worked_on.merge(waiting).merge(git::routes());
+    let all = all.layer(from_fn_with_state(app.clone(), refuse_when_out));
+    all.merge(always)
+        .layer(from_fn(note_route))
         .fallback(extract::no_such_path)
         .method_not_allowed_fallback(extract::no_such_method)
         .with_state(app.clone())
@@ -132,6 +134,19 @@ async fn take_place(State(app): State<Arc<App>>, request: Request, next: Next) -
         Err(_) => ApiError::new(Code::TimedOut, "the request took too long")
             .hint("a write may have happened; repeat it under the same Idempotency-Key")
             .into_response(),
+    }
+}
+
+/// What a node says of itself and of the cluster, also while it serves nothing else.
+const ALSO_WHEN_OUT: [&str; 2] = ["/api/v1/cluster", "/api/v1/nodes"];
+
+/// A node that has taken itself out serves nothing that it holds: it may be wrong.
+async fn refuse_when_out(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    match app.core.out() {
+        Some(why) if !ALSO_WHEN_OUT.contains(&request.uri().path()) => {
+            ApiError::new(Code::Unavailable, why).hint("ask another server").into_response()
+        }
+        _ => next.run(request).await,
     }
 }
 

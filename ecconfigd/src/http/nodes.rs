@@ -56,6 +56,7 @@ async fn cluster_info(State(app): State<Arc<App>>, caller: Caller) -> Result<Jso
         address: member.address,
         role: if member.voter { NodeRole::Voter } else { NodeRole::Learner },
         matched: member.matched,
+        out: member.out,
     });
     Ok(JsonBody(ClusterInfo {
         cluster: group.cluster,

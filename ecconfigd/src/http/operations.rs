@@ -44,6 +44,7 @@ async fn readyz(State(app): State<Arc<App>>) -> Result<JsonBody<Health>, ApiErro
         Readiness::Ready | Readiness::Stopping => "the server is stopping".to_owned(),
         Readiness::Starting(why) => format!("starting: {why}"),
         Readiness::ReadOnly(why) | Readiness::OutOfRoom(why) => format!("read-only: {why}"),
+        Readiness::Out(why) => why,
         Readiness::Failed(why) => format!("failed: {why}"),
     };
     Err(ApiError::new(Code::Unavailable, why))

@@ -67,6 +67,10 @@ impl Method {
     pub const CERTIFY: Method = Method(11);
     /// How the node is: whether it writes.
     pub const STATUS: Method = Method(12);
+    /// The hashes of the state at some indexes, and how the asked node is.
+    pub const HASHES: Method = Method(13);
+    /// Bulk: a snapshot that has a given index, for a member that cannot use its own state.
+    pub const FRESH_SNAPSHOT: Method = Method(14);
 }
 
 impl fmt::Display for Method {
@@ -84,6 +88,8 @@ impl fmt::Display for Method {
             Method::CA_KEY => "ca-key",
             Method::CERTIFY => "certify",
             Method::STATUS => "status",
+            Method::HASHES => "hashes",
+            Method::FRESH_SNAPSHOT => "fresh-snapshot",
             Method(number) => return write!(f, "method {number}"),
         };
         f.write_str(name)

@@ -10,10 +10,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use redb::StorageBackend;
+use redb::{Database, StorageBackend};
 
 use super::rng::Rng;
 use super::runtime::locked;
+use crate::state::{Home, StateError};
 
 const SECTOR: usize = 512;
 
@@ -169,10 +170,31 @@ impl StorageBackend for Handle {
     }
 }
 
+/// Exchanges the database of a simulated disk.
+pub(super) struct SimHome {
+    pub(super) disk: Arc<Disk>,
+}
+
+impl Home for SimHome {
+    fn fresh(&self) -> Result<Database, StateError> {
+        let fresh = Volume::default();
+        let db = Database::builder().set_cache_size(1 << 20).create_with_backend(fresh.open())?;
+        *locked(&self.disk.fresh) = fresh;
+        Ok(db)
+    }
+
+    /// As one step: what a rename is.
+    fn exchange(&self, _aside: &Path) -> Result<(), StateError> {
+        *locked(&self.disk.volume) = locked(&self.disk.fresh).clone();
+        Ok(())
+    }
+}
+
 /// A node's whole disk.
 pub(super) struct Disk {
     pub(super) dir: PathBuf,
-    pub(super) volume: Volume,
+    volume: Mutex<Volume>,
+    fresh: Mutex<Volume>,
     synced: Mutex<Synced>,
 }
 
@@ -187,7 +209,12 @@ struct Synced {
 
 impl Disk {
     pub(super) fn new(dir: PathBuf) -> Disk {
-        Disk { dir, volume: Volume::default(), synced: Mutex::default() }
+        Disk { dir, volume: Mutex::default(), fresh: Mutex::default(), synced: Mutex::default() }
+    }
+
+    /// The file below the database.
+    pub(super) fn volume(&self) -> Volume {
+        locked(&self.volume).clone()
     }
 
     /// The log was synced up to this place of this segment, and everything before that.
@@ -218,7 +245,7 @@ impl Disk {
 
     /// The machine loses power.
     pub(super) fn crash(&self, rng: &mut Rng) {
-        self.volume.crash(rng);
+        self.volume().crash(rng);
         let synced = locked(&self.synced);
         let (segment, end) = synced.log;
         tear(&self.dir.join("raft").join(format!("{segment:016}.seg")), end, rng);

@@ -82,7 +82,7 @@ pub(super) async fn heal(world: &World) {
         if let Some(node) = world.node(id) {
             node.scope.pause(false);
             // A node whose disk failed or that openraft stopped ends, and its supervisor starts it again.
-            let stopped = node.raft.metrics().borrow_watched().running_state.is_err() || node.disk.volume.is_broken();
+            let stopped = node.raft.metrics().borrow_watched().running_state.is_err() || node.disk.volume().is_broken();
             drop(node);
             if stopped {
                 world.crash(id);
@@ -166,7 +166,7 @@ fn broken_disk(world: &World, rng: &mut Rng, victim: u64) {
     let Some(disk) = world.node(victim).map(|node| node.disk) else { return };
     let (writes, ms) = (rng.between(0, 30), rng.between(50, 500));
     world.note(|| format!("n{victim} disk fails after {writes} writes"));
-    disk.volume.fail_after(writes);
+    disk.volume().fail_after(writes);
     let world = world.clone();
     drop(Scheduler::spawn(async move {
         sleep_us(ms * 1000).await;

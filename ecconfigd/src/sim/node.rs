@@ -77,7 +77,7 @@ impl Outside for Machinery {
     }
 
     fn is_up(&self) -> bool {
-        self.disk.volume.epoch() == self.epoch
+        self.disk.volume().epoch() == self.epoch
     }
 
     /// Inline, after some virtual time. The world looks at the node as soon as the work is done, before anybody else can.
@@ -128,12 +128,18 @@ impl Node {
             booted: now(),
             behaviour: Mutex::new(behaviour),
             disk: disk.clone(),
-            epoch: disk.volume.epoch(),
+            epoch: disk.volume().epoch(),
             world: world.clone(),
         });
-        let db = Database::builder().set_cache_size(1 << 20).create_with_backend(disk.volume.open());
+        let db = Database::builder().set_cache_size(1 << 20).create_with_backend(disk.volume().open());
         let db = db.map_err(|error| format!("the database does not open: {error}"))?;
-        let state = State::open_on(db, &disk.dir, MAX_WATCHERS, machinery.clone());
+        let state = State::open_on(
+            db,
+            Box::new(super::disk::SimHome { disk: disk.clone() }),
+            &disk.dir,
+            MAX_WATCHERS,
+            machinery.clone(),
+        );
         let state = state.map_err(|error| format!("the state does not open: {error}"))?;
         let opened = LogStore::open_unwritten(&disk.dir.join("raft"), SEGMENT_BYTES);
         let (log, writer, requests) = opened.map_err(|error| format!("the log does not open: {error}"))?;

@@ -65,6 +65,10 @@ pub struct Effects {
     pub events: Vec<Arc<Event>>,
     /// New targets by subcluster.
     pub targets: BTreeMap<RepoName, Arc<TargetEvent>>,
+    /// The running hash behind each entry.
+    pub(super) hashes: Vec<(u64, super::Hash)>,
+    /// Whether the whole table is to be hashed as it is now.
+    pub(super) digest: bool,
 }
 
 /// The table with the running hash.
@@ -106,7 +110,8 @@ impl Tables<'_> {
     }
 }
 
-/// Applies entries to the transaction; answers per entry, the picture after them, and what to tell watchers.
+/// Applies entries to the transaction, up to one behind which the table is to be hashed; answers per entry, the picture after them, and what
+/// to tell watchers.
 pub(super) fn apply(
     state: &State,
     write: &WriteTransaction,
@@ -124,6 +129,10 @@ pub(super) fn apply(
             continue;
         }
         answers.push(apply_entry(state, &mut tables, &mut view, pending, &mut effects, entry)?);
+        effects.hashes.push((entry.log_id.index, view.hash));
+        if effects.digest {
+            break;
+        }
     }
     view.at = state.outside().monotonic();
     Ok((answers, view, effects))
@@ -726,6 +735,7 @@ impl Applying<'_, '_> {
     // ── time ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     fn tick(&mut self) -> Result<Outcome, StateError> {
+        self.effects.digest = true;
         let now = self.view.clock_ms;
         let mut accounts = false;
         for (key, token) in self.tables.scan::<TokenRecord>(keys::TOKENS)? {

@@ -2,11 +2,12 @@
 //!
 //! Every batch of entries is one redb transaction that is visible at once and durable later. A checkpoint syncs the stores and uploads that
 //! were touched, writes git's refs, and commits durably; only then may the log lose what it covers. After a crash redb is back at the last
-//! checkpoint, the log brings the rest again, and applying that again gives the same state.
+//! checkpoint, the log brings the rest again, and applying that again gives the same state. The database itself is exchanged for a fresh one
+//! where it cannot be trusted any more ([`super::home`]).
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,8 @@ use repos::{RefMap, Store};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::hashes::Hashes;
+use super::home::{self, Home};
 use super::keys;
 use super::model::{MemberRecord, RepoRecord, RevisionRecord, TargetRecord, TokenRecord, UserRecord};
 use super::names::{NodeName, RepoName};
@@ -32,9 +35,6 @@ pub(super) const TABLE: TableDefinition<'static, &'static [u8], &'static [u8]> =
 const LOCAL: TableDefinition<'static, &'static str, u64> = TableDefinition::new("local");
 /// The version of the state's format.
 pub(super) const FORMAT: u32 = 1;
-/// redb's cache: the whole state of a usual cluster fits.
-const CACHE_BYTES: usize = 32 << 20;
-
 /// What this node alone can fail at. It stops the node.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -76,6 +76,14 @@ pub enum StateError {
         /// What is wrong.
         reason: String,
     },
+    /// The database's file is not what was written.
+    #[error("{} is damaged: {reason}", path.display())]
+    Database {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// A sync failed earlier; nobody knows what is on the disk.
     #[error("an earlier failure of this node's disk stopped it: {0}")]
     Poisoned(String),
@@ -87,20 +95,23 @@ impl<E: Into<redb::Error>> From<E> for StateError {
     }
 }
 
-/// The database; gone only while the state is dropped.
-pub(super) struct Db(Option<Database>);
-
-impl std::ops::Deref for Db {
-    type Target = Database;
-
-    fn deref(&self) -> &Database {
-        self.0.as_ref().expect("it is there until the state is dropped")
+impl StateError {
+    /// Whether the data is bad, and not the disk or this build.
+    pub(super) fn is_damage(&self) -> bool {
+        matches!(self, StateError::Database { .. } | StateError::Damaged { .. })
+            || matches!(self, StateError::Db(error) if matches!(**error, redb::Error::Corrupted(_)))
     }
 }
 
 /// The replicated state on this node.
 pub struct State {
-    pub(super) db: Db,
+    pub(super) db: ArcSwap<Database>,
+    pub(super) home: Box<dyn Home>,
+    /// The next snapshot goes into a fresh database.
+    pub(super) renew: AtomicBool,
+    pub(super) hashes: Hashes,
+    /// Repositories that lost a pack when they were opened, because it was damaged.
+    pub(super) suspects: Mutex<BTreeSet<RepoName>>,
     /// The data directory.
     pub(super) data: PathBuf,
     pub(super) view: ArcSwap<View>,
@@ -158,7 +169,7 @@ impl Drop for State {
         }
         if let Err(error) = self.sync_stores() {
             tracing::error!("{error}; the next start reads more of the log");
-            std::mem::forget(self.db.0.take());
+            std::mem::forget(self.db.load_full());
         }
     }
 }
@@ -171,13 +182,13 @@ impl State {
             path: data.to_owned(),
             source,
         })?;
-        let db = Database::builder().set_cache_size(CACHE_BYTES).create(data.join("state.redb"))?;
-        State::open_on(db, data, max_watchers, outside::Machine::shared())
+        home::open(data, max_watchers, outside::Machine::shared())
     }
 
     /// The same with a database that is open already, and with other clocks and threads than this machine's.
     pub(crate) fn open_on(
         db: Database,
+        home: Box<dyn Home>,
         data: &Path,
         max_watchers: usize,
         outside: Arc<dyn Outside>,
@@ -187,12 +198,19 @@ impl State {
             std::fs::create_dir_all(&path).map_err(|source| StateError::Io { action: "create", path, source })?;
         }
         prepare(&db)?;
+        let suspects = set_bad_packs_aside(data)?;
         let view = load_view(&db, data, &outside)?;
         let hub = Hub::new(max_watchers);
         hub.restore(&view);
         let pending = Pending { durable: view.applied, ..Pending::default() };
+        let hashes = Hashes::default();
+        hashes.restart(view.applied.map(|id| (id.index, view.hash)));
         let state = State {
-            db: Db(Some(db)),
+            db: ArcSwap::from_pointee(db),
+            home,
+            renew: AtomicBool::new(false),
+            hashes,
+            suspects: Mutex::new(suspects),
             data: data.to_owned(),
             view: ArcSwap::from_pointee(view),
             hub,
@@ -252,18 +270,65 @@ impl State {
         let mut pending = locked(&self.apply);
         let begin = Instant::now();
         refuse_poisoned(&pending)?;
-        let mut write = self.db.begin_write()?;
-        write.set_durability(Durability::None)?;
-        let (answers, view, effects) = super::apply::apply(self, &write, &mut pending, entries)?;
-        write.commit()?;
-        pending.entries += entries.len() as u64;
-        self.view.store(Arc::new(view));
-        // Still under the lock: watchers get events in the order of the log.
-        self.hub.publish(effects);
+        let mut answers = Vec::with_capacity(entries.len());
+        // In one go, but for entries behind which the whole table is to be hashed.
+        while answers.len() < entries.len() {
+            self.apply_some(&mut pending, &entries[answers.len()..], &mut answers)?;
+        }
         let took = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.applied.0.fetch_add(entries.len() as u64, Ordering::Relaxed);
         self.applied.1.fetch_add(took, Ordering::Relaxed);
         Ok(answers)
+    }
+
+    fn apply_some(
+        &self,
+        pending: &mut Pending,
+        entries: &[Entry],
+        answers: &mut Vec<crate::raft::Applied>,
+    ) -> Result<(), StateError> {
+        let db = self.db.load();
+        let mut write = db.begin_write()?;
+        write.set_durability(Durability::None)?;
+        let (answered, view, effects) = super::apply::apply(self, &write, pending, entries)?;
+        write.commit()?;
+        pending.entries += answered.len() as u64;
+        let index = view.applied_index();
+        self.view.store(Arc::new(view));
+        self.hashes.note(effects.hashes.iter().copied());
+        if effects.digest {
+            self.hashes.digest_later(index, db.begin_read()?);
+        }
+        // Still under the lock: watchers get events in the order of the log.
+        self.hub.publish(effects);
+        answers.extend(answered);
+        Ok(())
+    }
+
+    /// The next snapshot that is installed goes into a fresh database, and the present one is set aside.
+    pub(crate) fn renew_with_next_snapshot(&self, renew: bool) {
+        self.renew.store(renew, Ordering::SeqCst);
+    }
+
+    /// Whether that snapshot has not come yet.
+    pub(crate) fn waits_for_renewal(&self) -> bool {
+        self.renew.load(Ordering::SeqCst)
+    }
+
+    /// Repositories that lost a pack when they were opened, because it was damaged. What the log brings again may be all that they lack.
+    pub(crate) fn suspects(&self) -> BTreeSet<RepoName> {
+        locked(&self.suspects).clone()
+    }
+
+    /// A suspect was looked at, and is whole.
+    pub(crate) fn is_whole(&self, repo: &RepoName) {
+        locked(&self.suspects).remove(repo);
+    }
+
+    /// A new directory for bad data.
+    pub(crate) fn aside(&self, what: &str) -> Result<PathBuf, StateError> {
+        let failed = |source| StateError::Io { action: "set data aside in", path: self.data.clone(), source };
+        super::aside::place(&self.data, what).map_err(failed)
     }
 
     /// Makes everything applied so far durable, and answers a transaction that reads exactly that. Blocks, applying mostly goes on meanwhile.
@@ -295,7 +360,7 @@ impl State {
         pending.entries = 0;
         pending.durable = self.view.load().applied;
         let durable = pending.durable;
-        let read = self.db.begin_read()?;
+        let read = self.db.load().begin_read()?;
         drop(pending);
         for id in work.finished_uploads.into_iter().chain(rest.finished_uploads) {
             remove_if_there(&self.upload_path(id))?;
@@ -340,7 +405,7 @@ impl State {
     }
 
     fn commit_durably(&self) -> Result<(), StateError> {
-        let mut write = self.db.begin_write()?;
+        let mut write = self.db.load().begin_write()?;
         write.set_durability(Durability::Immediate)?;
         // Recovery after a crash then needs no walk through the whole file.
         write.set_quick_repair(true);
@@ -370,17 +435,17 @@ impl State {
     // ── reads that are not in the picture ───────────────────────────────────────────────────────────────────────────────────────
 
     fn get<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, StateError> {
-        let table = self.db.begin_read()?.open_table(TABLE)?;
+        let table = self.db.load().begin_read()?.open_table(TABLE)?;
         table.get(key)?.map(|value| decode(key, value.value())).transpose()
     }
 
     fn scan<T: DeserializeOwned>(&self, prefix: &[u8]) -> Result<Vec<T>, StateError> {
-        let table = self.db.begin_read()?.open_table(TABLE)?;
+        let table = self.db.load().begin_read()?.open_table(TABLE)?;
         scan_table(&table, prefix, |key, value| decode(key, value))
     }
 
     pub(super) fn upload_ids(&self) -> Result<Vec<(UploadId, super::apply::Upload)>, StateError> {
-        let table = self.db.begin_read()?.open_table(TABLE)?;
+        let table = self.db.load().begin_read()?.open_table(TABLE)?;
         scan_table(&table, keys::UPLOADS, |key, value| {
             let id = key[keys::UPLOADS.len()..].try_into().map_err(|_| damaged(key, "not an upload id"))?;
             Ok((UploadId(id), decode(key, value)?))
@@ -394,7 +459,7 @@ impl State {
 
     /// The revisions `from..=to` that exist.
     pub fn revisions(&self, repo: &RepoName, from: u64, to: u64) -> Result<Vec<RevisionRecord>, StateError> {
-        let table = self.db.begin_read()?.open_table(TABLE)?;
+        let table = self.db.load().begin_read()?.open_table(TABLE)?;
         let (start, end) = (keys::revision(repo, from), keys::revision(repo, to));
         let mut found = Vec::new();
         for item in table.range(start.as_slice()..=end.as_slice())? {
@@ -447,7 +512,7 @@ impl State {
     /// The whole table, for tests and snapshots.
     #[cfg(test)]
     pub(crate) fn dump(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let table = self.db.begin_read().unwrap().open_table(TABLE).unwrap();
+        let table = self.db.load().begin_read().unwrap().open_table(TABLE).unwrap();
         table.iter().unwrap().map(|item| item.unwrap()).map(|(k, v)| (k.value().to_vec(), v.value().to_vec())).collect()
     }
 }
@@ -494,7 +559,7 @@ pub(super) fn scan_table<T>(
 }
 
 /// Makes the tables of a new database; refuses one of another format.
-fn prepare(db: &Database) -> Result<(), StateError> {
+pub(super) fn prepare(db: &Database) -> Result<(), StateError> {
     let write: WriteTransaction = db.begin_write()?;
     {
         write.open_table(LOCAL)?;
@@ -516,6 +581,31 @@ fn prepare(db: &Database) -> Result<(), StateError> {
 pub(super) fn open_store(data: &Path, repo: &RepoName) -> Result<Store, StateError> {
     let path = data.join("repos").join(format!("{repo}.git"));
     Store::init(&path).map_err(|source| StateError::Repo { repo: repo.clone(), source })
+}
+
+/// Takes damaged packs out of all stores before anything maps them. Answers which stores had some.
+fn set_bad_packs_aside(data: &Path) -> Result<BTreeSet<RepoName>, StateError> {
+    let dir = data.join("repos");
+    let io = |source| StateError::Io { action: "list", path: dir.clone(), source };
+    let mut suspects = BTreeSet::new();
+    for entry in std::fs::read_dir(&dir).map_err(io)? {
+        let file_name = entry.map_err(io)?.file_name();
+        let name = file_name.to_str().and_then(|name| name.strip_suffix(".git")?.parse::<RepoName>().ok());
+        let Some(name) = name else { continue };
+        let failed = |source| StateError::Repo { repo: name.clone(), source };
+        let store = open_store(data, &name)?;
+        let bad = store.check_packs(&mut |_| true).map_err(failed)?;
+        if bad.is_empty() {
+            continue;
+        }
+        for pack in &bad {
+            tracing::error!(repo = %name, pack = %pack.path.display(), "a pack is set aside: {}", pack.reason);
+        }
+        let kept = super::aside::place(data, &format!("packs-{name}")).map_err(io)?;
+        store.set_aside(&bad, &kept).map_err(failed)?;
+        suspects.insert(name);
+    }
+    Ok(suspects)
 }
 
 /// Builds the picture from the table.

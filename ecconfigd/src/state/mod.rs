@@ -7,7 +7,10 @@
 //! Left out on purpose: deciding. The Committer judges and builds; what arrives here is a result.
 
 mod apply;
+mod aside;
 mod db;
+mod hashes;
+mod home;
 mod keys;
 mod model;
 mod names;
@@ -18,10 +21,14 @@ mod view;
 
 pub use apply::{Effects, IDEMPOTENCY_KEYS, MAX_UPLOAD_BYTES, MAX_UPLOADS, Remembered, Upload};
 pub use db::{State, StateError};
+pub(crate) use hashes::Hash;
+#[cfg(test)]
+pub(crate) use home::Home;
+pub use home::has_state;
 pub use model::{
     Author, CertificateRecord, Head, MemberRecord, NodeKind, NodeRecord, NodeTokenRecord, RepoRecord, ReportRecord,
     RevisionRecord, Role, TargetRecord, TokenRecord, UserRecord, rfc3339,
 };
 pub use names::{BadName, NodeName, RepoName};
-pub use snapshot::{Manifest, Need, has_state};
+pub use snapshot::{Manifest, Need};
 pub use view::{RepoView, View};

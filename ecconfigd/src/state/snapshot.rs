@@ -14,13 +14,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
 use redb::{Durability, ReadTransaction, ReadableTable};
 use repos::Oid;
 
-use super::db::{State, StateError, TABLE, damaged, decode, load_view};
+use super::db::{State, StateError, TABLE, damaged, decode, load_view, prepare};
 use super::names::RepoName;
 use crate::raft::SnapshotMeta;
 use crate::raft::command::UploadId;
@@ -180,6 +179,19 @@ impl State {
         Ok(Some((meta, Manifest { file })))
     }
 
+    /// Whether the newest snapshot's bytes are those that were written. Blocks.
+    pub(crate) fn snapshot_is_sound(&self) -> Result<bool, StateError> {
+        let path = self.data.join(FILE_NAME);
+        let checked = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+            opened => opened.and_then(|mut file| check_sum(&mut file)),
+        };
+        match checked {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(false),
+            other => other.map(|()| true).map_err(|source| StateError::Io { action: "check", path, source }),
+        }
+    }
+
     /// Replaces the whole state by a snapshot, durably. Blocks.
     pub fn install_snapshot(&self, mut manifest: Manifest) -> Result<(), StateError> {
         let path = self.data.join(FILE_NAME);
@@ -190,11 +202,22 @@ impl State {
         // All of them, because a checkpoint that is under way may have taken the list and not be through with it.
         self.sync_stores()?;
         self.sync_work(&pending)?;
-        let mut write = self.db.begin_write()?;
+        let renewed = self.waits_for_renewal().then(|| self.home.fresh()).transpose()?.map(Arc::new);
+        let db = renewed.clone().unwrap_or_else(|| self.db.load_full());
+        if renewed.is_some() {
+            prepare(&db)?;
+        }
+        let mut write = db.begin_write()?;
         write.set_durability(Durability::Immediate)?;
         self.read_into(&write, &mut manifest.file)?;
         write.commit()?;
-        let view = load_view(&self.db, &self.data, &self.outside)?;
+        if let Some(fresh) = renewed {
+            self.home.exchange(&self.aside("state")?)?;
+            self.db.store(fresh);
+            self.renew_with_next_snapshot(false);
+        }
+        let view = load_view(&db, &self.data, &self.outside)?;
+        self.hashes.restart(view.applied.map(|id| (id.index, view.hash)));
         *pending = super::db::Pending { durable: view.applied, ..Default::default() };
         self.hub.restore(&view);
         self.view.store(Arc::new(view));
@@ -334,9 +357,4 @@ fn check_sum(file: &mut File) -> io::Result<()> {
     }
     drop(rest);
     io::Seek::rewind(file)
-}
-
-/// Whether a directory holds state already.
-pub fn has_state(data: &Path) -> bool {
-    data.join("state.redb").exists()
 }

@@ -458,7 +458,7 @@ proptest! {
             prop_assert_eq!(numbers, (1..=revisions[at]).collect::<Vec<_>>());
         }
         prop_assert_eq!(view.targets[&repo("default")].record.serial, serial);
-        let loaded = db::load_view(&state.db, dir.path(), &state.outside).unwrap();
+        let loaded = db::load_view(&state.db.load(), dir.path(), &state.outside).unwrap();
         prop_assert_eq!(loaded.hash, view.hash);
         prop_assert_eq!(&loaded.targets, &view.targets);
     }

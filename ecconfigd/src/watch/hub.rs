@@ -115,7 +115,8 @@ pub struct Hub {
     targets: Mutex<BTreeMap<RepoName, watch::Sender<Arc<TargetEvent>>>>,
     seats: Arc<AtomicUsize>,
     max_watchers: usize,
-    closed: CancellationToken,
+    /// Cancelled to end the watchers that there are; after [`Hub::close`] it stays so.
+    closed: Mutex<CancellationToken>,
     /// Goes up with every batch that is applied.
     progress: watch::Sender<u64>,
 }
@@ -131,7 +132,7 @@ impl Hub {
             targets: Mutex::default(),
             seats: Arc::default(),
             max_watchers,
-            closed: CancellationToken::new(),
+            closed: Mutex::default(),
             progress: watch::Sender::new(0),
         })
     }
@@ -201,11 +202,20 @@ impl Hub {
 
     /// Ends all watchers, now and later.
     pub(crate) fn close(&self) {
-        self.closed.cancel();
+        locked(&self.closed).cancel();
+    }
+
+    /// Ends the watchers that there are: they go on at another node.
+    pub(crate) fn send_away(&self) {
+        let mut closed = locked(&self.closed);
+        // Once it is closed it stays so.
+        if !closed.is_cancelled() {
+            std::mem::take(&mut *closed).cancel();
+        }
     }
 
     pub(super) fn closed(&self) -> CancellationToken {
-        self.closed.clone()
+        locked(&self.closed).clone()
     }
 
     /// Wakes after every applied batch, for those who wait until this node has something.

@@ -173,7 +173,7 @@ impl<W: Write> Gluer<'_, W> {
     }
 }
 
-fn crc_of(bytes: &[u8]) -> u32 {
+pub(crate) fn crc_of(bytes: &[u8]) -> u32 {
     let mut crc = flate2::Crc::new();
     crc.update(bytes);
     crc.sum()

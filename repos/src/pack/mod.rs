@@ -15,7 +15,7 @@ mod installed;
 mod scan;
 mod write;
 
-pub(crate) use glue::{Source, Versions, glue, ids};
+pub(crate) use glue::{Source, Versions, crc_of, glue, ids};
 pub(crate) use index::{IndexEntry, write_index};
 pub(crate) use install::{Staged, index_staged};
 pub(crate) use installed::{claimed_id, claimed_id_of_file, create_pack_file, index_is_sound, same_bytes};

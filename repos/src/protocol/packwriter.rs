@@ -13,7 +13,7 @@ use super::objects::Objects;
 use super::packet::writing;
 use super::{Error, Result};
 use crate::Oid;
-use crate::pack::{OFS_DELTA, PackWriter, REF_DELTA, base_distance, entry_header};
+use crate::pack::{OFS_DELTA, PackWriter, REF_DELTA, base_distance, crc_of, entry_header};
 
 /// From so many objects on, packs are opened to copy from.
 const MIN_TO_COPY: usize = 500;
@@ -112,10 +112,15 @@ impl Packs {
     }
 
     /// The entry at a place: its parsed header, and all its bytes.
-    fn entry(&self, (number, offset): (u32, u64)) -> Option<(gix_pack::data::Entry, &[u8])> {
+    fn entry(&self, (number, offset): (u32, u64), id: Oid) -> Option<(gix_pack::data::Entry, &[u8])> {
         let pack = self.open.get(number as usize)?;
         let at = pack.bounds.binary_search(&offset).ok()?;
         let bytes = pack.data.entry_slice(offset..*pack.bounds.get(at + 1)?)?;
+        // A spoiled entry is not passed on: reading it in the ordinary way says what is wrong with it.
+        let in_index = pack.index.lookup(gix::ObjectId::from(id))?;
+        if pack.index.crc32_at_index(in_index).is_some_and(|crc32| crc32 != crc_of(bytes)) {
+            return None;
+        }
         Some((pack.data.entry(offset).ok()?, bytes))
     }
 }
@@ -153,7 +158,7 @@ impl<'a> Copier<'a> {
     /// Copies an entry if it can stand in the new pack.
     fn copy_one(&mut self, packs: &Packs, item: &Located, list: &[Located], written_at: &[u64]) -> Result<bool> {
         let Some(place) = item.place else { return Ok(false) };
-        let Some((found, bytes)) = packs.entry(place) else { return Ok(false) };
+        let Some((found, bytes)) = packs.entry(place, item.id) else { return Ok(false) };
         let Some(compressed) = bytes.get(found.header_size()..) else { return Ok(false) };
         self.entry.clear();
         let base = match found.header {

@@ -10,5 +10,6 @@ mod held;
 mod history;
 mod merge;
 mod receive;
+mod sound;
 mod store;
 mod support;

@@ -1,6 +1,7 @@
 //! Real cores over real sockets on the loopback, in one process: the group as it will be, without HTTP.
 #![allow(clippy::unwrap_used)]
 
+mod healing;
 mod tests;
 
 use std::net::SocketAddr;

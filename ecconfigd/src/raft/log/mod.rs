@@ -196,6 +196,17 @@ impl LogStore {
         ))
     }
 
+    /// Refuses a state that ends before the log begins: entries in between are in neither.
+    pub fn continues(&self, applied_index: u64) -> Result<(), String> {
+        let purged = locked(&self.index).purged.map_or(0, |id| id.index);
+        if applied_index >= purged {
+            return Ok(());
+        }
+        Err(format!(
+            "the state ends at index {applied_index}, and the log begins behind index {purged}: neither the database nor the snapshot can be used, so this node cannot go on by itself; let it join again (`eccfg node replace`), or restore its data directory"
+        ))
+    }
+
     /// Syncs and ends the writer. Later writes fail.
     pub async fn close(&self) -> io::Result<()> {
         self.ask(|done| Request::Close { done }).await

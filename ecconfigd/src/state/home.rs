@@ -1,0 +1,122 @@
+//! The database's file: opening it without trusting it, and exchanging it for a fresh one.
+//!
+//! redb checks its pages when it is told to and not when it reads them, and damaged pages can make it panic. So the whole file is checked
+//! when it is opened, before anything else reads it. What is damaged there is moved aside; the newest snapshot and the log behind it are
+//! the same state, and where they are not enough the other members are.
+
+use std::fs::{self, File};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use redb::{Database, DatabaseError, StorageError};
+
+use super::aside;
+use super::db::{State, StateError};
+use crate::outside::Outside;
+
+const FILE: &str = "state.redb";
+const FRESH: &str = "state.redb.fresh";
+/// redb's cache: the whole state of a usual cluster fits.
+const CACHE_BYTES: usize = 32 << 20;
+
+/// Where the database lies, and how another one takes its place.
+pub(crate) trait Home: Send + Sync + 'static {
+    /// An empty database beside the present one.
+    fn fresh(&self) -> Result<Database, StateError>;
+
+    /// The fresh one takes the present one's place, which is kept in this directory.
+    fn exchange(&self, aside: &Path) -> Result<(), StateError>;
+}
+
+/// A file in the data directory.
+pub(super) struct FileHome {
+    pub(super) data: PathBuf,
+}
+
+impl FileHome {
+    fn io(&self, action: &'static str) -> impl Fn(io::Error) -> StateError {
+        let path = self.data.join(FILE);
+        move |source| StateError::Io { action, path: path.clone(), source }
+    }
+}
+
+impl Home for FileHome {
+    fn fresh(&self) -> Result<Database, StateError> {
+        let path = self.data.join(FRESH);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(self.io("replace")(error)),
+            _ => {}
+        }
+        Ok(Database::builder().set_cache_size(CACHE_BYTES).create(path)?)
+    }
+
+    fn exchange(&self, aside: &Path) -> Result<(), StateError> {
+        let failed = self.io("replace");
+        fs::rename(self.data.join(FILE), aside.join(FILE)).map_err(&failed)?;
+        fs::rename(self.data.join(FRESH), self.data.join(FILE)).map_err(&failed)?;
+        File::open(&self.data).and_then(|dir| dir.sync_all()).map_err(&failed)
+    }
+}
+
+/// Whether a directory holds state already.
+pub fn has_state(data: &Path) -> bool {
+    data.join(FILE).exists()
+}
+
+/// Opens the state of a data directory, or what can be made again of it.
+pub(super) fn open(data: &Path, max_watchers: usize, outside: Arc<dyn Outside>) -> Result<Arc<State>, StateError> {
+    let home = || Box::new(FileHome { data: data.to_owned() });
+    let whole =
+        open_checked(&data.join(FILE)).and_then(|db| State::open_on(db, home(), data, max_watchers, outside.clone()));
+    let why = match whole {
+        // A crash in the middle of an exchange leaves no database.
+        Ok(state) if state.view().applied.is_none() => return from_snapshot(state),
+        Ok(state) => return Ok(state),
+        Err(error) if error.is_damage() => error.to_string(),
+        Err(error) => return Err(error),
+    };
+    tracing::error!("{why}; the database is set aside and made again from the newest snapshot and the log");
+    let failed = |source| StateError::Io { action: "set aside", path: data.join(FILE), source };
+    let kept = aside::place(data, "state").map_err(failed)?;
+    fs::rename(data.join(FILE), kept.join(FILE)).map_err(failed)?;
+    let db = open_checked(&data.join(FILE))?;
+    from_snapshot(State::open_on(db, home(), data, max_watchers, outside)?)
+}
+
+fn from_snapshot(state: Arc<State>) -> Result<Arc<State>, StateError> {
+    if let Some((_, manifest)) = state.current_snapshot()? {
+        state.install_snapshot(manifest)?;
+    }
+    Ok(state)
+}
+
+/// Opens a database after every page of it was compared with its checksum.
+fn open_checked(path: &Path) -> Result<Database, StateError> {
+    let opened = catch_unwind(AssertUnwindSafe(|| -> Result<Database, DatabaseError> {
+        let exists = path.exists();
+        let mut db = Database::builder().set_cache_size(CACHE_BYTES).create(path)?;
+        if exists && !db.check_integrity()? {
+            tracing::warn!(path = %path.display(), "the state database was repaired");
+        }
+        Ok(db)
+    }));
+    let damaged = |reason: String| StateError::Database { path: path.to_owned(), reason };
+    match opened {
+        Ok(Err(DatabaseError::Storage(StorageError::Corrupted(reason)))) => Err(damaged(reason)),
+        Ok(Err(DatabaseError::Storage(StorageError::Io(error)))) if is_damage(&error) => {
+            Err(damaged(error.to_string()))
+        }
+        Ok(Err(error @ (DatabaseError::RepairAborted | DatabaseError::UpgradeRequired(_)))) => {
+            Err(damaged(error.to_string()))
+        }
+        Ok(other) => Ok(other?),
+        Err(_) => Err(damaged("it cannot be understood".into())),
+    }
+}
+
+/// What a file with other bytes than were written leads to, unlike a disk that does not answer.
+fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput)
+}
