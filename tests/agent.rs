@@ -456,6 +456,70 @@ fn broken_files_are_refused_and_the_old_ones_stay() {
     assert!(words.contains("is of node n1, not n2"), "{words}");
 }
 
+/// Nothing of `boot.toml` needs a restart, and nobody needs to send a signal.
+#[test]
+fn boot_toml_takes_effect_when_it_changes() {
+    let mut node = Node::new(&["web"]);
+    let boot = node.agent.etc.join("boot.toml");
+    let say = |text: &str| {
+        let fresh = boot.with_extension("new");
+        std::fs::write(&fresh, text).unwrap();
+        std::fs::rename(&fresh, &boot).unwrap();
+    };
+    // Nobody is there, and the next question would come in an hour.
+    let nobody = "https://127.0.0.1:1";
+    say(&format!("servers = [\"{nobody}\"]\npoll = \"1h\"\n"));
+    node.agent.spawn_without_servers();
+    eventually("the agent runs", || node.agent.dir().join("run/agent.sock").exists().then_some(()));
+    let url = node.server.url();
+    let good = |more: &str| format!("servers = [\"{nobody}\", \"{url}\"]\n{more}");
+    say(&good("poll = \"1h\"\n"));
+    let first = node.server.head("default").revision;
+    node.healthy(first);
+    let client = node.agent.wc.parent().unwrap().join(".conf.eccfg/client.toml");
+    assert!(std::fs::read_to_string(&client).unwrap().contains(&url));
+
+    // What is wrong changes nothing, and the log says where.
+    let told = |words: &str| {
+        eventually(words, || node.agent.log().contains(words).then_some(()));
+    };
+    for (text, words) in [
+        ("poll = \"60s\"\nservers = [\"http://n1:2027\"]\n", "boot.toml:2:12: "),
+        ("poll = \"1h\"\n", "no server is named, neither by --server nor by `servers` in"),
+    ] {
+        say(text);
+        told(words);
+    }
+    std::fs::remove_file(&boot).unwrap();
+    told("boot.toml has gone");
+    let second = node.commit(&[("web", "second")]);
+    node.healthy(second);
+
+    // Other servers are known to eccfg too.
+    let more = format!("servers = [\"{url}\", \"https://127.0.0.1:2\"]\n");
+    say(&more);
+    eventually("eccfg knows them", || std::fs::read_to_string(&client).unwrap().contains("127.0.0.1:2").then_some(()));
+
+    // A file that local edits block is looked at as often as the file says now.
+    node.write(&conf("web"), "mine");
+    let third = node.commit(&[("web", "third")]);
+    node.ends(third, ReportState::Refused);
+    let reread = || node.agent.log().matches("read boot.toml and agent.toml again").count();
+    let before = reread();
+    say(&format!("{more}poll = \"1s\"\n"));
+    eventually("the agent reads it", || (reread() > before).then_some(()));
+    node.write(&conf("web"), "second");
+    node.recovers(third);
+
+    let before = reread();
+    say(&format!("{more}autoupdate = false\n"));
+    eventually("the agent reads it", || (reread() > before).then_some(()));
+    node.commit(&[("web", "fourth")]);
+    let mut pull = eccfg(&node);
+    ok(pull.arg("pull"));
+    node.healthy(node.server.head("default").revision);
+}
+
 #[test]
 fn changes_within_the_debounce_are_taken_together() {
     let mut node = Node::with(&["web"], "debounce = \"2s\"");

@@ -3,10 +3,16 @@
 //! An inotify watch belongs to an inode. When a working copy is swapped by rename, the watches stay on the displaced tree, so the parent
 //! is watched too, and [`DirWatch::rearm`] puts fresh watches on what the path names now. Callers re-arm first and read afterwards: a
 //! change between the two is then seen. Directories named `.git` are left out; they change with every `git status`.
+//!
+//! [`DirWatch::files`] watches a few files of a directory instead, and tells of them only when somebody has finished with one: a file
+//! that is being written has a beginning that may mean something else than the whole.
 
+use std::ffi::OsStr;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -28,45 +34,58 @@ pub struct WatchError {
     pub source: notify::Error,
 }
 
-/// Watches a directory and everything below it.
+/// Watches a directory and everything below it, or some files of it.
 #[derive(Debug)]
 pub struct DirWatch {
     dir: PathBuf,
+    /// Those that matter; everything, if there is none.
+    files: &'static [&'static str],
     watcher: RecommendedWatcher,
     // One slot: "something changed" needs no queue, a second event while one is pending adds nothing.
     changes: mpsc::Receiver<()>,
+    /// Something changed that was not reported yet.
+    pending: bool,
 }
 
 impl DirWatch {
     /// Watches `dir`, which need not exist yet as long as its parent does.
     pub fn new(dir: &Path) -> Result<Self, WatchError> {
-        let (watcher, changes) = arm(dir)?;
-        Ok(Self { dir: dir.into(), watcher, changes })
+        Self::files(dir, &[])
+    }
+
+    /// Watches the files of these names in `dir`, which need not exist yet as long as its parent does.
+    pub fn files(dir: &Path, files: &'static [&'static str]) -> Result<Self, WatchError> {
+        let (watcher, changes) = arm(dir, files)?;
+        Ok(Self { dir: dir.into(), files, watcher, changes, pending: false })
     }
 
     /// Waits for a change, and for the end of the burst it belongs to; then watches whatever the path names now.
     ///
     /// Cancelling loses nothing but the debouncing.
     pub async fn changed(&mut self) {
-        if self.changes.recv().await.is_none() {
+        if !self.pending && self.changes.recv().await.is_none() {
             // The watcher lives in `self`; its sender cannot be gone. Waiting forever beats a busy loop all the same.
             std::future::pending::<()>().await;
         }
+        self.pending = true;
         let end = Instant::now() + LONGEST_BURST;
         while let Ok(Some(())) = tokio::time::timeout_at(end.min(Instant::now() + QUIET), self.changes.recv()).await {}
         if let Err(error) = self.rearm() {
             tracing::warn!(dir = %self.dir.display(), error = %crate::error::Chain(&error), "directory not watched anew");
         }
+        self.pending = false;
     }
 
     /// Puts watches on what the path names now.
     pub fn rearm(&mut self) -> Result<(), WatchError> {
-        (self.watcher, self.changes) = arm(&self.dir)?;
+        (self.watcher, self.changes) = arm(&self.dir, self.files)?;
         Ok(())
     }
 }
 
-fn arm(dir: &Path) -> Result<(RecommendedWatcher, mpsc::Receiver<()>), WatchError> {
+type Armed = (RecommendedWatcher, mpsc::Receiver<()>);
+
+fn arm(dir: &Path, files: &'static [&'static str]) -> Result<Armed, WatchError> {
     let (sender, changes) = mpsc::channel(1);
     let name = dir.file_name().map(PathBuf::from);
     let parent = parent_of(dir);
@@ -76,7 +95,7 @@ fn arm(dir: &Path) -> Result<(RecommendedWatcher, mpsc::Receiver<()>), WatchErro
         move |source| WatchError { path, source }
     };
     let handler = move |event: notify::Result<Event>| {
-        if event.map_or(true, |event| matters(&event, &from_parent)) {
+        if event.map_or(true, |event| matters(&event, &from_parent, files)) {
             let _ = sender.try_send(());
         }
     };
@@ -91,7 +110,8 @@ fn arm(dir: &Path) -> Result<(RecommendedWatcher, mpsc::Receiver<()>), WatchErro
             return Err(failed(&dir)(notify::Error::new(notify::ErrorKind::MaxFilesWatch)));
         }
         match watcher.watch(&dir, RecursiveMode::NonRecursive) {
-            Ok(()) => waiting.extend(directories_in(&dir)),
+            Ok(()) if files.is_empty() => waiting.extend(directories_in(&dir)),
+            Ok(()) => {}
             // Gone since it was listed, or not there yet: the watch above it tells when it comes.
             Err(_) if !dir.exists() => {}
             Err(error) => return Err(failed(&dir)(error)),
@@ -101,15 +121,29 @@ fn arm(dir: &Path) -> Result<(RecommendedWatcher, mpsc::Receiver<()>), WatchErro
 }
 
 /// In the parent only the directory itself matters, not its neighbours. Being read is no change.
-fn matters(event: &Event, (parent, name): &(PathBuf, Option<PathBuf>)) -> bool {
-    if matches!(event.kind, EventKind::Access(_)) {
-        return false;
+fn matters(event: &Event, (parent, name): &(PathBuf, Option<PathBuf>), files: &[&str]) -> bool {
+    if event.paths.is_empty() {
+        return !matches!(event.kind, EventKind::Access(_));
     }
-    event.paths.is_empty()
-        || event
-            .paths
-            .iter()
-            .any(|path| path.parent() != Some(parent) || path.file_name().map(Path::new) == name.as_deref())
+    event.paths.iter().any(|path| {
+        if path.parent() == Some(parent) {
+            path.file_name().map(Path::new) == name.as_deref() && !matches!(event.kind, EventKind::Access(_))
+        } else if files.is_empty() {
+            !matches!(event.kind, EventKind::Access(_))
+        } else {
+            files.iter().any(|file| path.file_name() == Some(OsStr::new(file))) && is_finished(event.kind, path)
+        }
+    })
+}
+
+/// True if whoever did this to a file is done with it. One that is opened to be written is not, until it is closed; a link comes whole.
+fn is_finished(kind: EventKind, path: &Path) -> bool {
+    match kind {
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
+        EventKind::Access(_) | EventKind::Modify(ModifyKind::Data(_)) => false,
+        EventKind::Create(_) => path.symlink_metadata().is_ok_and(|meta| meta.is_symlink() || meta.nlink() > 1),
+        _ => true,
+    }
 }
 
 fn directories_in(dir: &Path) -> Vec<PathBuf> {
@@ -195,6 +229,32 @@ mod tests {
         assert!(noticed(&mut watch).await, "the link itself");
         fs::write(two.join("cert.pem"), b"x").unwrap();
         assert!(noticed(&mut watch).await, "a change behind the new link");
+    }
+
+    #[tokio::test]
+    async fn of_some_files_only_what_is_finished_is_told() {
+        use std::io::Write as _;
+        let top = tempfile::tempdir().unwrap();
+        let dir = top.path().join("etc");
+        let mut watch = DirWatch::files(&dir, &["boot.toml"]).unwrap();
+        fs::create_dir_all(dir.join("conf")).unwrap();
+        assert!(noticed(&mut watch).await, "the directory itself came");
+        let mut half = fs::File::create(dir.join("boot.toml")).unwrap();
+        half.write_all(b"autoupdate = ").unwrap();
+        fs::write(dir.join("conf/boot.toml"), b"x").unwrap();
+        fs::write(dir.join("other.toml"), b"x").unwrap();
+        let early = tokio::time::timeout(QUIET * 5, watch.changes.recv()).await;
+        assert!(early.is_err(), "a file was told that is half written, or that does not matter");
+        half.write_all(b"false\n").unwrap();
+        drop(half);
+        assert!(noticed(&mut watch).await, "it was closed");
+        fs::write(dir.join("boot.new"), b"x").unwrap();
+        fs::rename(dir.join("boot.new"), dir.join("boot.toml")).unwrap();
+        assert!(noticed(&mut watch).await, "another took its place");
+        fs::remove_file(dir.join("boot.toml")).unwrap();
+        assert!(noticed(&mut watch).await, "it went");
+        std::os::unix::fs::symlink("other.toml", dir.join("boot.toml")).unwrap();
+        assert!(noticed(&mut watch).await, "a link took its place");
     }
 
     #[tokio::test]

@@ -48,7 +48,7 @@ async fn the_next_server_is_tried_and_the_good_one_remembered() {
         assert_eq!(answer["number"], number);
     }
     assert_eq!((busy.load(Ordering::SeqCst), good.load(Ordering::SeqCst)), (1, 3));
-    assert_eq!(client.preferred_server(), &good_server.url());
+    assert_eq!(client.preferred_server(), good_server.url());
 
     // When it dies the others are asked again, and the error names each.
     good_server.kill().await;

@@ -260,7 +260,9 @@ fn explain_findings(findings: &Findings) -> Explained {
 
 fn server_hint(error: &ClientError) -> Option<String> {
     let Some(api) = error.api() else {
-        let hint = if error.to_string().contains("certificate") {
+        let hint = if let ClientError::Certificate { .. } = error {
+            "a node of this cluster has another identity: `eccfg node enroll` makes one with a token of this cluster"
+        } else if error.to_string().contains("certificate") {
             "is --ca the CA of this cluster, and the server called by a name that its certificate has?"
         } else if error.is_temporary() {
             "is ecconfigd running there?"

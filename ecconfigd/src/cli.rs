@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::Error;
 use crate::init::{self, InitError};
 use crate::join::{self, JoinError};
-use crate::server::{self, Server, StartError};
+use crate::server::{self, Reread, Server, StartError};
 
 /// Something failed.
 const FAILED: u8 = 1;
@@ -209,7 +209,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Init(options) => runtime.block_on(run_init(options)),
         Command::Join(options) => runtime.block_on(run_join(options)),
-        Command::Run(options) => runtime.block_on(run(options)),
+        Command::Run(options) => runtime.block_on(run(options, &cli.telemetry.log)),
     }
 }
 
@@ -298,7 +298,7 @@ fn join_failure(error: JoinError) -> Failure {
     }
 }
 
-async fn run(options: Run) -> Result<(), Failure> {
+async fn run(options: Run, log: &str) -> Result<(), Failure> {
     raise_file_limit();
     give_large_blocks_back();
     let failed = |words: String| Failure::new(FAILED, words);
@@ -331,8 +331,10 @@ async fn run(options: Run) -> Result<(), Failure> {
             written.map_err(|error| failed(Chain(&error).to_string()))?;
         }
         let control = serve_control(&server, &shutdown);
+        use_filter(&server, log);
         let (mut failure, mut again) = (None, false);
         tokio::select! {
+            () = reread_when_told(&server, &shutdown, log) => {}
             reason = shutdown.requested() => tracing::info!(%reason, "stopping"),
             why = server.failed() => match why {
                 server::Failure::ForGood(why) => failure = Some(why),
@@ -360,6 +362,31 @@ async fn run(options: Run) -> Result<(), Failure> {
                 return Err(Failure::new(FAILED, why));
             }
         }
+    }
+}
+
+/// Reads `ecconfigd.toml` again at every SIGHUP, for as long as the server runs.
+async fn reread_when_told(server: &Server, shutdown: &Shutdown, log: &str) {
+    let mut reloads = shutdown.reloads();
+    while reloads.changed().await.is_ok() {
+        match server.reread() {
+            Ok(Reread { changed, at_start }) => {
+                use_filter(server, log);
+                tracing::info!(?changed, "read ecconfigd.toml again");
+                if !at_start.is_empty() {
+                    tracing::warn!(keys = ?at_start, "what ecconfigd.toml says about these counts from the next start");
+                }
+            }
+            Err(error) => tracing::error!(error = %Chain(&error), "ecconfigd.toml is wrong; everything stays as it is"),
+        }
+    }
+    std::future::pending().await
+}
+
+/// Logs as `ecconfigd.toml` says, else as the command line did.
+fn use_filter(server: &Server, log: &str) {
+    if let Err(error) = telemetry::set_filter(server.log().as_deref().unwrap_or(log)) {
+        tracing::error!(error = %Chain(&error), "the log stays as it is");
     }
 }
 

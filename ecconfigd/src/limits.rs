@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use cluster::documents::schema::ecconfigd::Limits as Settings;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -72,6 +73,27 @@ pub struct Limits {
     pub certificate_life: Duration,
     /// How long the server drains at shutdown.
     pub shutdown_time: Duration,
+}
+
+/// The limits in force, for all parts of the server that look at them. What was begun under the old ones goes on under them.
+#[derive(Debug, Clone)]
+pub struct Live(Arc<ArcSwap<Limits>>);
+
+impl Live {
+    /// Begins with these.
+    pub fn new(limits: Limits) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(limits)))
+    }
+
+    /// Those of this moment.
+    pub fn now(&self) -> Arc<Limits> {
+        self.0.load_full()
+    }
+
+    /// Puts others in force.
+    pub fn set(&self, limits: Limits) {
+        self.0.store(Arc::new(limits));
+    }
 }
 
 /// Threads that read repositories at once: enough to keep every disk busy, and far from all that the runtime has.
@@ -175,9 +197,8 @@ impl Drop for Waiting<'_> {
 /// Counts open connections, in all and per address.
 #[derive(Debug)]
 pub struct ConnectionGate {
-    total: usize,
-    per_address: usize,
-    /// Bounded by `total`: an address is here only while it has a connection.
+    limits: Live,
+    /// Bounded by `connections`: an address is here only while it has a connection.
     open: Mutex<Open>,
 }
 
@@ -216,23 +237,19 @@ pub struct ConnectionPlace {
 
 impl ConnectionGate {
     /// A gate with these bounds.
-    pub fn new(limits: &Limits) -> Arc<Self> {
-        Arc::new(Self {
-            total: limits.connections,
-            per_address: limits.connections_per_address,
-            open: Mutex::default(),
-        })
+    pub fn new(limits: &Live) -> Arc<Self> {
+        Arc::new(Self { limits: limits.clone(), open: Mutex::default() })
     }
 
     /// Lets a connection in or says why not.
     pub fn enter(self: &Arc<Self>, address: IpAddr) -> Result<ConnectionPlace, TurnedAway> {
-        let address = network(address);
+        let (address, limits) = (network(address), self.limits.now());
         let mut open = self.open.lock().expect("no code panics while it holds this lock");
-        if open.total >= self.total {
+        if open.total >= limits.connections {
             return Err(TurnedAway::Full);
         }
         let count = open.by_address.entry(address).or_default();
-        if *count >= self.per_address {
+        if *count >= limits.connections_per_address {
             return Err(TurnedAway::Address);
         }
         *count += 1;
@@ -295,7 +312,8 @@ mod tests {
 
     #[test]
     fn connections_are_counted_per_address_and_in_all() {
-        let gate = ConnectionGate::new(&Limits { connections: 3, connections_per_address: 2, ..Limits::default() });
+        let limits = Live::new(Limits { connections: 3, connections_per_address: 2, ..Limits::default() });
+        let gate = ConnectionGate::new(&limits);
         let (one, two): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
         let first = gate.enter(one).unwrap();
         let _second = gate.enter(one).unwrap();
@@ -303,6 +321,10 @@ mod tests {
         let _third = gate.enter(two).unwrap();
         assert_eq!(gate.enter(two).unwrap_err(), TurnedAway::Full);
         drop(first);
+        assert!(gate.enter(one).is_ok());
+        limits.set(Limits { connections: 2, ..Limits::default() });
+        assert_eq!(gate.enter(one).unwrap_err(), TurnedAway::Full);
+        limits.set(Limits::default());
         assert!(gate.enter(one).is_ok());
         assert_eq!(gate.open(), 2);
     }

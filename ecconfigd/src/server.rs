@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use cluster::documents::schema::ecconfigd::{Ecconfigd, Limits as Settings};
@@ -29,7 +29,7 @@ use crate::http::metrics::Metrics;
 use crate::http::web::Web;
 use crate::http::{App, Issued, Question};
 use crate::init::{self, CONFIG_FILE, IDENTITY_DIR};
-use crate::limits::{AllPlaces, Limits};
+use crate::limits::{AllPlaces, Limits, Live};
 use crate::state::NodeName;
 
 /// How often the server looks whether its certificate shall be renewed.
@@ -103,6 +103,8 @@ pub struct Server {
     app: Arc<App>,
     acceptor: Arc<Acceptor<Web>>,
     readiness: watch::Receiver<Readiness>,
+    /// What `ecconfigd.toml` said and is in force.
+    config: Mutex<Ecconfigd>,
     _lock: DirLock,
 }
 
@@ -110,7 +112,8 @@ impl Server {
     /// Starts a server on the current runtime.
     pub async fn start(options: Options) -> Result<Self, StartError> {
         let (lock, identity, config) = local(&options)?;
-        let settings = options.settings.unwrap_or(config.limits);
+        let settings = options.settings.unwrap_or_else(|| config.limits.clone());
+        let in_force = Ecconfigd { limits: settings.clone(), ..config.clone() };
         let limits = Limits::from(&settings);
         let wanted = if options.listen.is_empty() { config.listen } else { options.listen };
         let listeners = listeners(options.inherited, &wanted).await?;
@@ -143,7 +146,31 @@ impl Server {
         acceptor.tasks.spawn(renew(app.clone(), certificate_names(&wanted, config.advertise.as_ref())));
         let readiness = app.core.watch_readiness();
         tracing::info!(node = %app.core.node_name(), cluster = app.cluster(), ?addresses, "serving");
-        Ok(Self { addresses, app, acceptor, readiness, _lock: lock })
+        Ok(Self { addresses, app, acceptor, readiness, config: Mutex::new(in_force), _lock: lock })
+    }
+
+    /// What to log, where `ecconfigd.toml` says so.
+    pub fn log(&self) -> Option<String> {
+        self.config().log.clone()
+    }
+
+    /// Reads `ecconfigd.toml` again and puts what may change while the server runs in force. With an error everything stays as it is.
+    pub fn reread(&self) -> Result<Reread, LocalError> {
+        let fresh = load_local::<Ecconfigd>(&self.app.core.data_dir().join(CONFIG_FILE))?.unwrap_or_default();
+        let mut config = self.config();
+        let limits = at_run_time(&config.limits, &fresh.limits);
+        let mut reread = Reread { changed: config.limits.changed(&limits), at_start: limits.changed(&fresh.limits) };
+        reread.at_start.extend((config.listen != fresh.listen).then_some("listen"));
+        reread.at_start.extend((config.advertise != fresh.advertise).then_some("advertise"));
+        reread.changed.extend((config.log != fresh.log).then_some("log"));
+        self.app.limits.set(Limits::from(&limits));
+        self.app.core.adjust(limits.min_free_bytes.bytes(), limits.catch_up_bytes_per_s.bytes());
+        (config.limits, config.log) = (limits, fresh.log);
+        Ok(reread)
+    }
+
+    fn config(&self) -> MutexGuard<'_, Ecconfigd> {
+        self.config.lock().expect("no code panics while it holds this lock")
     }
 
     /// Where it listens, in the order of the settings.
@@ -176,7 +203,7 @@ impl Server {
         self.app.draining.cancel();
         let tasks = &self.acceptor.tasks;
         tasks.close();
-        let drained = match tokio::time::timeout(self.app.limits.shutdown_time, tasks.wait()).await {
+        let drained = match tokio::time::timeout(self.app.limits.now().shutdown_time, tasks.wait()).await {
             Ok(()) => Drained::Clean,
             Err(_) => Drained::DeadlinePassed { unfinished: tasks.len() },
         };
@@ -197,6 +224,34 @@ impl StartError {
 pub async fn has_room(data: &Path) -> bool {
     let config = load_local::<Ecconfigd>(&data.join(CONFIG_FILE)).ok().flatten().unwrap_or_default();
     crate::core::has_room(data, config.limits.min_free_bytes.bytes()).await
+}
+
+/// What came of reading `ecconfigd.toml` again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reread {
+    /// The keys whose new values are in force now.
+    pub changed: Vec<&'static str>,
+    /// Those that wait for the next start.
+    pub at_start: Vec<&'static str>,
+}
+
+/// The new limits, but for those by which queues and threads were laid out at the start.
+fn at_run_time(old: &Settings, new: &Settings) -> Settings {
+    Settings {
+        requests: old.requests,
+        queue: old.queue,
+        queue_timeout: old.queue_timeout,
+        watchers: old.watchers,
+        git_transfers: old.git_transfers,
+        git_pushes: old.git_pushes,
+        password_checks: old.password_checks,
+        commit_queue: old.commit_queue,
+        commit_size: old.commit_size,
+        commit_paths: old.commit_paths,
+        file_size: old.file_size,
+        log_entries: old.log_entries,
+        ..new.clone()
+    }
 }
 
 /// What lies in the data directory.
@@ -225,6 +280,7 @@ fn core_limits(settings: &Settings) -> CoreLimits {
         max_commit_bytes: settings.commit_size.bytes(),
         commit_queue: settings.commit_queue as usize,
         max_watchers: settings.watchers as usize,
+        gate: settings.into(),
         compact_entries: settings.log_entries.into(),
         min_free_bytes: Some(settings.min_free_bytes.bytes().into()),
         catch_up_bytes_per_s: settings.catch_up_bytes_per_s.bytes().into(),
@@ -234,17 +290,18 @@ fn core_limits(settings: &Settings) -> CoreLimits {
 
 fn application(core: Core, limits: Limits, identity: Arc<ReloadingIdentity>) -> Result<Arc<App>, StartError> {
     let accounts = Accounts::new(core.clone(), limits.password_checks);
+    let live = Live::new(limits.clone());
     let registry = Registry::new("ecconfigd", core.node_name().as_str());
     core.register_metrics(&registry);
     let app = Arc::new(App {
         accounts: accounts.map_err(|error| StartError::Other(error.to_string()))?,
         places: AllPlaces::new(&limits),
-        connections: crate::limits::ConnectionGate::new(&limits),
+        connections: crate::limits::ConnectionGate::new(&live),
         metrics: Metrics::new(registry),
         cluster: identity.current().cluster_name(),
         draining: CancellationToken::new(),
         core,
-        limits,
+        limits: live,
         identity,
     });
     let certifier: Arc<dyn Certifier> = app.clone();

@@ -85,6 +85,8 @@ async fn files_and_trees_are_read_at_any_revision() {
     assert_eq!(paths, ["default/README.md", "default/a.txt", "default/sub"]);
     assert_eq!((&tree[1]["kind"], &tree[1]["size"]), (&json!("file"), &json!(4)));
     assert_eq!(tree[2]["kind"], "dir");
+    let root = server.json("/api/v1/repos/default/tree").await;
+    assert_eq!(server.json("/api/v1/repos/default/tree/").await, root);
     let all = server.json("/api/v1/repos/default/tree?recursive=true").await;
     assert!(all.as_array().unwrap().iter().any(|entry| entry["path"] == "default/sub/b.html"), "{all}");
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cluster::documents::schema::ecconfigd::Limits as Settings;
+use cluster::http_client::{ApiClient, ClientError, Credentials};
 use cluster::identity::{KeyRequest, NodeCert, NodeRole, ReloadingIdentity};
 use ecconfigd::state::CertificateRecord;
 use reqwest::{Client, Method};
@@ -247,6 +248,23 @@ async fn a_restart_under_a_herd_costs_one_password_check() {
         let fits = |status: &u16| *status == expected || (expected == 401 && *status == 429);
         assert!(statuses.iter().all(fits), "{statuses:?}");
         assert_eq!(server.server.app().accounts.password_runs() - before, 1);
+    }
+}
+
+/// In TLS 1.3 the client is through with its handshake before the server looks at its certificate: it must read the reason all the same.
+#[tokio::test]
+async fn a_node_of_another_cluster_is_always_told_so() {
+    let (server, other) = (TestServer::start().await, TestServer::start().await);
+    let stranger = other.enroll("web1").await;
+    let url: cluster::http_client::ServerUrl = server.url("").parse().unwrap();
+    for round in 0..20 {
+        let credentials = Credentials::Identity(stranger.clone());
+        let client = ApiClient::new(vec![url.clone()], &server.ca_pem, credentials).unwrap();
+        // A request that is larger than what the kernel takes at once.
+        let report = json!({"filler": "x".repeat(round * 20_000)});
+        let error = client.post_json::<_, Value>("/api/v1/nodes/web1/report", &report).await.unwrap_err();
+        assert!(matches!(error, ClientError::Certificate { .. }), "round {round}: {error:?}");
+        assert!(error.to_string().ends_with("another cluster has issued it"), "{error}");
     }
 }
 

@@ -22,6 +22,8 @@ async fn init_writes_what_the_contract_names() {
     assert!(password.trim().len() >= 20 && password.trim().bytes().all(|b| b.is_ascii_alphanumeric()));
     let mode = |name: &str| fs::metadata(data.join(name)).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode("admin-password"), mode("ca-key.pem"), mode("identity/key.pem")), (0o600, 0o600, 0o600));
+    assert_eq!(["raft", "repos", "uploads", "state.redb"].map(mode), [0o700, 0o700, 0o700, 0o600]);
+    assert_eq!(mode("ca.pem"), 0o644, "everybody may know whom to trust");
     assert_eq!(cluster::identity::Identity::load(&data.join("identity")).unwrap().node(), "n1");
 
     let again = init(&init_options(&data)).await;

@@ -184,3 +184,64 @@ async fn a_server_that_stops_says_so() {
     server.stop().await;
     assert!(client.get(&url).send().await.is_err(), "the port is closed");
 }
+
+/// Who is refused before it has sent everything reads why, and not that its connection or stream was reset.
+#[tokio::test]
+async fn who_is_still_sending_reads_why_it_is_refused() {
+    let server = TestServer::start().await;
+    let dir = server.dir.path();
+    let (small, large) = (dir.join("small"), dir.join("large"));
+    std::fs::write(&small, "{}").unwrap();
+    std::fs::write(&large, vec![b'x'; 8 << 20]).unwrap();
+    let (url, ca) = (server.url("/api/v1/repos"), server.data().join("ca.pem"));
+    let login = dir.join("login");
+    std::fs::write(&login, format!("user = admin:{}\n", server.password)).unwrap();
+    let json = "content-type: application/json";
+    for (version, body, header, login, status) in ["--http1.1", "--http2"].iter().flat_map(|version| {
+        [
+            (version, &small, "content-type: text/plain", Some(&login), "415"),
+            (version, &large, json, Some(&login), "413"),
+            (version, &large, json, None, "401"),
+        ]
+    }) {
+        for length in ["content-length: ", "transfer-encoding: chunked"] {
+            let mut curl = std::process::Command::new("curl");
+            curl.args(["-sS", "-o", "/dev/null", "-w", "%{http_code}", "-X", "POST", version, "-H", header, &url]);
+            // Without its length in front, and without asking whether it is welcome.
+            if length.ends_with("chunked") {
+                curl.args(["-H", length, "-H", "expect:"]);
+            }
+            curl.arg("--cacert").arg(&ca).arg("--data-binary").arg(format!("@{}", body.display()));
+            if let Some(login) = login {
+                curl.arg("--config").arg(login);
+            }
+            let output = tokio::task::spawn_blocking(move || curl.output().unwrap()).await.unwrap();
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            let what = format!("{version} {header} {length}: {}", text(&output.stderr));
+            assert_eq!((text(&output.stdout).as_str(), output.status.code()), (status, Some(0)), "{what}");
+        }
+    }
+}
+
+/// What SIGHUP does: what can change while the server runs does, the rest is named, and a wrong file changes nothing.
+#[tokio::test]
+async fn limits_change_while_the_server_runs() {
+    let server = TestServer::start().await;
+    let file = server.data().join("ecconfigd.toml");
+    let before = std::fs::read_to_string(&file).unwrap();
+    let body = json!({"base": 1, "message": "m", "changes": [{"path": "a", "content": "x".repeat(65 << 10)}]});
+    let say = |text: &str| {
+        std::fs::write(&file, format!("{before}{text}")).unwrap();
+        server.server.reread()
+    };
+    let reread = say("[limits]\nbody_size = \"64KiB\"\nrequests = 9\n").unwrap();
+    assert_eq!((reread.changed, reread.at_start), (vec!["body_size"], vec!["requests"]));
+    assert_eq!(server.post("/api/v1/repos/default/commits", &body).await.status(), 413);
+    let error = say("log = \"a=b=c\"\n[limits]\nbody_size = \"1MiB\"\n").unwrap_err().to_string();
+    assert!(error.contains("ecconfigd.toml:") && error.contains("a=b=c"), "{error}");
+    assert_eq!(server.post("/api/v1/repos/default/commits", &body).await.status(), 413);
+    let reread = say("log = \"debug\"\n").unwrap();
+    assert_eq!((reread.changed, reread.at_start), (vec!["body_size", "log"], Vec::new()));
+    assert_eq!(server.server.log().as_deref(), Some("debug"));
+    assert_eq!(server.post("/api/v1/repos/default/commits", &body).await.status(), 201);
+}

@@ -126,6 +126,24 @@ fn every_command_explains_itself() {
 }
 
 #[test]
+fn sighup_reads_the_settings_again() {
+    let shell = Shell::new();
+    shell.init();
+    let log = shell.path("log");
+    let mut command = shell.command(&["run", "--data", "data", "--port-file", "data.port"]);
+    let running = Running(command.stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap());
+    eventually("the server listens", || shell.path("data.port").exists().then_some(()));
+    let file = shell.path("data/ecconfigd.toml");
+    let settings = std::fs::read_to_string(&file).unwrap();
+    // At the level that it was started with nothing would be said about this.
+    std::fs::write(&file, format!("log = \"info\"\n{settings}\n[limits]\nwatchers = 7\n")).unwrap();
+    support::signal(running.0.id(), nix::sys::signal::Signal::SIGHUP);
+    let said = || std::fs::read_to_string(&log).unwrap();
+    eventually("it says what waits", || said().contains("from the next start").then_some(()));
+    assert!(said().contains("read ecconfigd.toml again changed=[\"log\"]") && said().contains("keys=[\"watchers\"]"));
+}
+
+#[test]
 fn wrong_usage_is_status_2() {
     let mut shell = Shell::new();
     let good = ["init", "--data", "data", "--node", "n1", "--listen", "127.0.0.1:0"];

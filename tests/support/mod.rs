@@ -247,8 +247,15 @@ impl Agent {
     }
 
     pub fn command(&self) -> Command {
+        let mut agent = self.command_without_servers();
+        agent.args(["--server", &self.url]);
+        agent
+    }
+
+    /// Its servers are those of `boot.toml`.
+    fn command_without_servers(&self) -> Command {
         let mut agent = eccluster(&self.dir);
-        agent.args(["eccfg", "agent", "--node", "n1", "--server", &self.url, "--wc"]).arg(&self.wc);
+        agent.args(["eccfg", "agent", "--node", "n1", "--wc"]).arg(&self.wc);
         agent
             .arg("--config")
             .arg(&self.etc)
@@ -261,6 +268,11 @@ impl Agent {
 
     pub fn spawn(&mut self) {
         let command = self.command();
+        self.spawn_as(command);
+    }
+
+    pub fn spawn_without_servers(&mut self) {
+        let command = self.command_without_servers();
         self.spawn_as(command);
     }
 

@@ -28,6 +28,14 @@ pub enum ClientError {
         /// Why.
         cause: Box<reqwest::Error>,
     },
+    /// The server does not take the certificate that was shown; it has not looked at the request.
+    #[error("{server} does not take the certificate of this node: {why}")]
+    Certificate {
+        /// The server.
+        server: ServerUrl,
+        /// Why not.
+        why: String,
+    },
     /// The connection broke after the request was sent: it may have been carried out.
     #[error("the answer of {server} was lost: {}", crate::error::root_cause(cause))]
     Lost {
@@ -79,6 +87,9 @@ fn list(attempts: &[Attempt]) -> String {
 impl ClientError {
     pub(super) fn transport(server: &ServerUrl, error: reqwest::Error) -> Self {
         let (server, cause) = (server.clone(), Box::new(error.without_url()));
+        if let Some(why) = refused_certificate(&*cause) {
+            return Self::Certificate { server, why };
+        }
         if cause.is_connect() { Self::Connect { server, cause } } else { Self::Lost { server, cause } }
     }
 
@@ -89,7 +100,7 @@ impl ClientError {
     /// Another server may do better, and asking it cannot do harm.
     pub(super) fn may_try_next(&self, repeatable: bool) -> bool {
         match self {
-            Self::Connect { .. } => true,
+            Self::Connect { .. } | Self::Certificate { .. } => true,
             Self::Lost { .. } | Self::TimedOut { .. } => repeatable,
             Self::Api(error) => repeatable && matches!(error.status, 502..=504),
             Self::Setup { .. } | Self::Unreachable { .. } | Self::Answer { .. } => false,
@@ -115,18 +126,34 @@ impl ClientError {
         match self {
             Self::Connect { .. } | Self::Lost { .. } | Self::TimedOut { .. } | Self::Unreachable { .. } => true,
             Self::Api(error) => matches!(error.status, 408 | 425 | 429 | 500..=599),
-            Self::Setup { .. } | Self::Answer { .. } => false,
+            Self::Setup { .. } | Self::Certificate { .. } | Self::Answer { .. } => false,
         }
     }
 
     /// True when the request certainly changed nothing.
     pub fn is_certainly_not_done(&self) -> bool {
         match self {
-            Self::Setup { .. } | Self::Connect { .. } => true,
+            Self::Setup { .. } | Self::Connect { .. } | Self::Certificate { .. } => true,
             Self::Api(error) => error.status < 500,
             Self::Unreachable { attempts } => attempts.iter().all(|attempt| attempt.error.is_certainly_not_done()),
             Self::Lost { .. } | Self::TimedOut { .. } | Self::Answer { .. } => false,
         }
+    }
+}
+
+/// What the server's TLS has against our certificate, where that is what the request failed on. The alert may come with the handshake or
+/// (TLS 1.3) in place of the answer, and HTTP/2 keeps no more of it than its words.
+fn refused_certificate(error: &dyn std::error::Error) -> Option<String> {
+    use rustls::AlertDescription as Alert;
+    let words = crate::error::root_cause(error);
+    let is = |alert| words == rustls::Error::AlertReceived(alert).to_string();
+    let bad = [Alert::BadCertificate, Alert::UnsupportedCertificate, Alert::CertificateUnknown, Alert::DecryptError];
+    if is(Alert::UnknownCA) {
+        Some("another cluster has issued it".into())
+    } else if is(Alert::CertificateExpired) {
+        Some("it has expired".into())
+    } else {
+        bad.into_iter().find(|alert| is(*alert)).map(|alert| format!("it is not valid ({alert:?})"))
     }
 }
 

@@ -112,7 +112,7 @@ pub struct ApiClient {
 struct Inner {
     connections: ArcSwap<Connections>,
     tls: rustls::ClientConfig,
-    servers: Vec<ServerUrl>,
+    servers: ArcSwap<Vec<ServerUrl>>,
     /// Index of the server that answered last; tried first.
     good: AtomicUsize,
     credentials: Credentials,
@@ -159,10 +159,11 @@ impl ApiClient {
         credentials: Credentials,
     ) -> Result<Self, ClientError> {
         if servers.is_empty() {
-            return Err(ClientError::Setup { what: "servers", why: "none is named".into() });
+            return Err(no_server());
         }
         let connections = ArcSwap::from_pointee(connections(&tls, credentials.certificate())?);
         let authorization = credentials.header()?;
+        let servers = ArcSwap::from_pointee(servers);
         let good = AtomicUsize::new(0);
         Ok(Self { inner: Arc::new(Inner { connections, tls, servers, good, credentials, authorization }) })
     }
@@ -181,13 +182,24 @@ impl ApiClient {
     }
 
     /// The servers in the order they were given.
-    pub fn servers(&self) -> &[ServerUrl] {
-        &self.inner.servers
+    pub fn servers(&self) -> Arc<Vec<ServerUrl>> {
+        self.inner.servers.load_full()
+    }
+
+    /// Speaks to these from the next request on, in every clone. An open stream stays where it is until it is opened anew.
+    pub fn set_servers(&self, servers: Vec<ServerUrl>) -> Result<(), ClientError> {
+        if servers.is_empty() {
+            return Err(no_server());
+        }
+        self.inner.servers.store(Arc::new(servers));
+        self.inner.good.store(0, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The server that is tried first.
-    pub fn preferred_server(&self) -> &ServerUrl {
-        &self.inner.servers[self.inner.good.load(Ordering::Relaxed) % self.inner.servers.len()]
+    pub fn preferred_server(&self) -> ServerUrl {
+        let servers = self.servers();
+        servers[self.inner.good.load(Ordering::Relaxed) % servers.len()].clone()
     }
 
     /// How this client logs in.
@@ -244,18 +256,19 @@ impl ApiClient {
 
     /// Sends a request and gives the answer with its body unread. Statuses from 400 up, and redirects, are errors.
     pub async fn send(&self, mut call: Call) -> Result<Reply, ClientError> {
-        let count = self.inner.servers.len();
+        let servers = self.servers();
+        let count = servers.len();
         let first = self.inner.good.load(Ordering::Relaxed) % count;
         let mut attempts = Vec::new();
         for index in (0..count).map(|offset| (first + offset) % count) {
             let Some(body) = call.take_body() else { break };
-            match self.try_server(index, &call, body).await {
+            match self.try_server(&servers[index], &call, body).await {
                 Ok(reply) => {
                     self.inner.good.store(index, Ordering::Relaxed);
                     return Ok(reply);
                 }
                 Err(error) if error.may_try_next(call.is_repeatable()) => {
-                    attempts.push(Attempt { server: self.inner.servers[index].clone(), error: Box::new(error) });
+                    attempts.push(Attempt { server: servers[index].clone(), error: Box::new(error) });
                 }
                 Err(error) => return Err(error),
             }
@@ -266,8 +279,7 @@ impl ApiClient {
         })
     }
 
-    async fn try_server(&self, index: usize, call: &Call, body: Option<Body>) -> Result<Reply, ClientError> {
-        let server = &self.inner.servers[index];
+    async fn try_server(&self, server: &ServerUrl, call: &Call, body: Option<Body>) -> Result<Reply, ClientError> {
         let connections = self.connections()?;
         let http = if call.wants_events() { &connections.streams } else { &connections.http };
         let mut request = http.request(call.method.clone(), server.join(&call.path)?);
@@ -297,10 +309,14 @@ impl ApiClient {
 impl std::fmt::Debug for ApiClient {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ApiClient")
-            .field("servers", &self.inner.servers)
+            .field("servers", &self.servers())
             .field("credentials", &self.inner.credentials)
             .finish()
     }
+}
+
+fn no_server() -> ClientError {
+    ClientError::Setup { what: "servers", why: "none is named".into() }
 }
 
 fn connections(tls: &rustls::ClientConfig, certificate: Option<Fingerprint>) -> Result<Connections, ClientError> {

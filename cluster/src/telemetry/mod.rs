@@ -8,12 +8,13 @@ mod process;
 mod request_id;
 
 use std::io::IsTerminal as _;
+use std::sync::OnceLock;
 
 use clap::{Args, ValueEnum};
 use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{Layer, fmt};
+use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 pub use metrics::{CONTENT_TYPE, Metrics};
 pub use request_id::RequestId;
@@ -60,6 +61,9 @@ pub enum TelemetryError {
         /// Why it is none.
         source: tracing_subscriber::filter::ParseError,
     },
+    /// The log's filter is not there any more.
+    #[error("the log does not take another filter")]
+    Gone,
     /// Logging was set up before.
     #[error("logging is set up already")]
     Twice(#[from] tracing_subscriber::util::TryInitError),
@@ -67,9 +71,28 @@ pub enum TelemetryError {
 
 /// Sends the log of this process to stderr.
 pub fn init(options: &TelemetryOptions) -> Result<(), TelemetryError> {
-    let filter = filter(&options.log)?;
+    let (filter, handle) = reload::Layer::new(filter(&options.log)?);
     let layer = layer(options.log_format, std::io::stderr, std::io::stderr().is_terminal());
-    Ok(tracing_subscriber::registry().with(layer).with(filter).try_init()?)
+    tracing_subscriber::registry().with(filter).with(layer).try_init()?;
+    let _ = FILTER.set(handle);
+    Ok(())
+}
+
+/// The filter of this process's log, once it is set up.
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// Logs by another filter from now on. Nothing happens where this process's log was not set up by [`init`].
+pub fn set_filter(text: &str) -> Result<(), TelemetryError> {
+    let filter = filter(text)?;
+    if let Some(handle) = FILTER.get() {
+        handle.reload(filter).map_err(|_| TelemetryError::Gone)?;
+    }
+    Ok(())
+}
+
+/// Whether a filter makes sense.
+pub fn check_filter(text: &str) -> Result<(), TelemetryError> {
+    filter(text).map(drop)
 }
 
 fn layer<S, W>(format: LogFormat, writer: W, colours: bool) -> Box<dyn Layer<S> + Send + Sync>

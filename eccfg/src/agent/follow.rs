@@ -5,18 +5,19 @@ use std::time::Duration;
 use cluster::api::Target;
 use cluster::http_client::{ApiClient, ClientError, Incoming, escape};
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 /// The newest target that is known, as it changes. `None` before any server has answered.
 pub(crate) type Targets = watch::Receiver<Option<Target>>;
 
 /// A task that follows the target of `node` until `stop`, and where its findings appear. While the stream is down the target
-/// is asked for every `poll`; a stream that is up is not asked beside.
+/// is asked for every `poll`; a stream that is up is not asked beside. Setting `poll` anew also moves the stream to the client's
+/// servers of now, where those have changed.
 pub(crate) fn follow(
     client: ApiClient,
     node: &str,
-    poll: Duration,
+    poll: watch::Receiver<Duration>,
     stop: CancellationToken,
 ) -> (Targets, impl Future<Output = ()> + use<>) {
     let (sender, targets) = watch::channel(None);
@@ -27,14 +28,14 @@ pub(crate) fn follow(
 async fn run(
     client: ApiClient,
     path: String,
-    poll: Duration,
+    mut every: watch::Receiver<Duration>,
     targets: watch::Sender<Option<Target>>,
     stop: CancellationToken,
 ) {
     // Event 0 is before every serial: the first answer is the present target.
     let mut stream = client.events(&path, Some("0".into()));
-    let mut poll = tokio::time::interval_at(Instant::now() + poll, poll);
-    poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut servers = client.servers();
+    let mut poll = ticking(*every.borrow_and_update());
     let mut connected = false;
     loop {
         tokio::select! {
@@ -48,12 +49,26 @@ async fn run(
                 Ok(Incoming::Lost(error)) => lost(&mut connected, &error),
                 Err(error) => lost(&mut connected, &error),
             },
+            Ok(()) = every.changed() => {
+                poll = ticking(*every.borrow_and_update());
+                if client.servers() != servers {
+                    servers = client.servers();
+                    stream = client.events(&path, Some(stream.last_event_id().unwrap_or("0").to_owned()));
+                    connected = false;
+                }
+            }
             _ = poll.tick(), if !connected => match client.get_json::<Target>(&path).await {
                 Ok(target) => offer(&targets, target),
                 Err(error) => tracing::debug!(%error, "no server says what this node shall have"),
             },
         }
     }
+}
+
+fn ticking(poll: Duration) -> Interval {
+    let mut ticking = tokio::time::interval_at(Instant::now() + poll, poll);
+    ticking.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticking
 }
 
 /// A target is news when its serial is higher: an answer that was under way longer than a newer one changes nothing.

@@ -27,6 +27,7 @@ use cluster::http_client::{ApiClient, Backoff};
 use cluster::identity::{IdentityError, ReloadingIdentity, Renewer};
 use cluster::lock::{DirLock, LockError, Owner};
 use cluster::shutdown::Shutdown;
+use cluster::watch_dir::DirWatch;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -36,7 +37,7 @@ use crate::place::{self, CopyInfo};
 use crate::server::Server;
 use crate::update;
 
-use config::Config;
+use config::{Config, ConfigError};
 use pursue::{Outcome, Updater};
 use record::RecordFile;
 use report::Reporter;
@@ -114,6 +115,8 @@ struct Shown {
 
 /// Runs the agent until `shutdown` asks it to end; an update that is under way is brought to its end first.
 pub async fn run(options: Options, shutdown: Shutdown) -> Result<(), AgentError> {
+    // Watched before they are read: no change falls between the two.
+    let files = watch_files(&options.config);
     let config = Config::load(&options.config)?;
     let identity = ReloadingIdentity::load(&options.identity)?;
     let node = agree_on_node(&options, &config, &identity)?;
@@ -121,11 +124,12 @@ pub async fn run(options: Options, shutdown: Shutdown) -> Result<(), AgentError>
     cluster::files::create_dirs(&data, 0o700).map_err(|error| AgentError::Start(Box::new(error)))?;
     let _lock = acquire(&data, &node).await?;
     let record = RecordFile::open(&data).map_err(|error| AgentError::Record(Box::new(error)))?;
-    let client =
-        ApiClient::as_node(config.servers(&options.servers)?, Arc::clone(&identity)).map_err(AgentError::Client)?;
+    let client = ApiClient::as_node(config.servers(&options.servers, &options.config)?, Arc::clone(&identity))
+        .map_err(AgentError::Client)?;
 
     let stop = shutdown.token();
-    let (targets, following) = follow::follow(client.clone(), &node, config.boot.poll.get(), stop.clone());
+    let (poll, polls) = watch::channel(config.boot.poll.get());
+    let (targets, following) = follow::follow(client.clone(), &node, polls, stop.clone());
     let (reporter, reporting) = Reporter::new(client.clone(), node.clone());
     shutdown.spawn(following);
     shutdown.spawn(reporting);
@@ -143,16 +147,18 @@ pub async fn run(options: Options, shutdown: Shutdown) -> Result<(), AgentError>
     shutdown.spawn(socket.serve(router(&shown, &shutdown), stop));
     let server = Server::new(client, identity.current().ca_pem().to_owned());
     let agent = Agent {
-        options,
         node,
         config,
         identity,
         server,
         targets,
+        poll,
         reporter,
         reloads: shutdown.reloads(),
+        files,
         stop: shutdown.token(),
         shown,
+        options,
     };
     agent.run(record).await
 }
@@ -169,6 +175,19 @@ async fn acquire(data: &std::path::Path, node: &str) -> Result<DirLock, LockErro
         }
     }
     DirLock::acquire(data, &Owner::current(PROGRAM, node))
+}
+
+/// Tells of changes to the node-local files; where that cannot be had, SIGHUP is the way.
+fn watch_files(dir: &std::path::Path) -> Option<DirWatch> {
+    let warn = |error: &_| {
+        tracing::warn!(
+            error = in_words(error),
+            "boot.toml and agent.toml are not watched; SIGHUP makes the agent read them"
+        );
+    };
+    // Changes are told of the directory itself, not of a link to it.
+    let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    DirWatch::files(&dir, config::FILES).inspect_err(warn).ok()
 }
 
 /// The name of the control socket, and what reports call this program.
@@ -213,8 +232,12 @@ struct Agent {
     identity: Arc<ReloadingIdentity>,
     server: Server,
     targets: follow::Targets,
+    /// How often the follower asks where it is not told; sending also tells it that the servers may be others.
+    poll: watch::Sender<Duration>,
     reporter: Reporter,
     reloads: watch::Receiver<u64>,
+    /// `boot.toml` and `agent.toml`.
+    files: Option<DirWatch>,
     stop: CancellationToken,
     shown: Arc<Mutex<Shown>>,
 }
@@ -225,8 +248,10 @@ enum Wake {
     Target,
     /// Time to look at the working copy again: local edits may have gone, somebody may have pulled by hand.
     Time,
-    /// SIGHUP: the node-local files may have changed.
+    /// SIGHUP: somebody wants the node-local files to be read.
     Reread,
+    /// The node-local files have changed.
+    Changed,
     /// The agent shall end.
     Stop,
 }
@@ -271,7 +296,11 @@ impl Agent {
                     updater.look_again();
                     scan = Scan::Full;
                 }
-                Wake::Reread => self.reread(&mut updater),
+                woken @ (Wake::Reread | Wake::Changed) => {
+                    if self.reread(&woken) {
+                        self.instruct(&mut updater);
+                    }
+                }
                 Wake::Stop => return Ok(()),
             }
         }
@@ -283,6 +312,7 @@ impl Agent {
             biased;
             () = self.stop.cancelled() => Wake::Stop,
             reload = self.reloads.changed() => if reload.is_ok() { Wake::Reread } else { Wake::Stop },
+            () = changed(&mut self.files) => Wake::Changed,
             changed = self.targets.changed() => if changed.is_ok() { Wake::Target } else { Wake::Stop },
             () = tokio::time::sleep(wait) => Wake::Time,
         }
@@ -329,22 +359,42 @@ impl Agent {
         Ok((!repos.is_empty()).then_some(Target { serial, repos, frozen: Vec::new() }))
     }
 
-    fn reread(&mut self, updater: &mut Updater) {
-        let config = Config::load(&self.options.config).map_err(AgentError::from).and_then(|config| {
-            // The same node as at the start, or none.
-            agree_on_node(&self.options, &config, &self.identity).map(|_| config)
-        });
-        match config {
+    /// Reads the node-local files; false when they cannot be used, and what they said before stays in force.
+    fn reread(&mut self, woken: &Wake) -> bool {
+        match self.usable_files(woken) {
             Ok(config) => {
-                updater.services = config.services.clone();
-                updater.reload = config.boot.reload_config_on_update;
-                updater.only_unchanged = config.boot.autoupdate == Autoupdate::IfUnchanged;
                 self.config = config;
-                updater.look_again();
+                self.poll.send_replace(self.config.boot.poll.get());
                 tracing::info!("read boot.toml and agent.toml again");
+                true
             }
-            Err(error) => tracing::error!(error = in_words(error), "boot.toml and agent.toml stay as they were"),
+            Err(error) => {
+                tracing::error!(error = in_words(error), "boot.toml and agent.toml stay as they were");
+                false
+            }
         }
+    }
+
+    /// All of them or none: nothing is changed before all is known to be in order.
+    fn usable_files(&self, woken: &Wake) -> Result<Config, AgentError> {
+        let config = Config::load(&self.options.config)?;
+        if let (Wake::Changed, Some(gone)) = (woken, config.lacks(&self.config)) {
+            return Err(ConfigError::Gone(gone).into());
+        }
+        // The same node as at the start, or none.
+        agree_on_node(&self.options, &config, &self.identity)?;
+        let servers = config.servers(&self.options.servers, &self.options.config)?;
+        self.server.client().set_servers(servers).map_err(AgentError::Client)?;
+        Ok(config)
+    }
+
+    /// What the node-local files mean for updates.
+    fn instruct(&self, updater: &mut Updater) {
+        updater.services = self.config.services.clone();
+        updater.reload = self.config.boot.reload_config_on_update;
+        updater.only_unchanged = self.config.boot.autoupdate == Autoupdate::IfUnchanged;
+        updater.look_again();
+        self.keep_known(&updater.wc);
     }
 
     fn show(&self, updater: &Updater, trouble: Option<String>) {
@@ -370,17 +420,20 @@ impl Agent {
                 return Ok(Some(wc));
             }
         }
-        let target = tokio::select! {
-            target = self.targets.wait_for(Option::is_some) => match target {
-                Ok(target) => target.clone(),
-                Err(_) => None,
-            },
-            () = self.stop.cancelled() => None,
-        };
-        let Some(target) = target else { return Ok(None) };
-        // The loop shall see it too.
-        self.targets.mark_changed();
-        Ok(Some(self.create(&target)?))
+        loop {
+            let target = self.targets.borrow_and_update().clone();
+            if let Some(target) = target {
+                // The loop shall see it too.
+                self.targets.mark_changed();
+                return Ok(Some(self.create(&target)?));
+            }
+            match self.wake(Duration::MAX).await {
+                Wake::Target | Wake::Time => {}
+                // It may be the servers that were wrong.
+                woken @ (Wake::Reread | Wake::Changed) => drop(self.reread(&woken)),
+                Wake::Stop => return Ok(None),
+            }
+        }
     }
 
     fn create(&self, target: &Target) -> Result<WorkingCopy, AgentError> {
@@ -401,9 +454,27 @@ impl Agent {
         Ok(wc)
     }
 
+    /// `eccfg` in a working copy of the agent's goes where the agent goes; what a person chose at `bootstrap` is left alone.
+    fn keep_known(&self, wc: &WorkingCopy) {
+        if let Ok(mut info) = CopyInfo::load(wc)
+            && info.node.is_some()
+            && info.username.is_none()
+            && info.servers != self.servers()
+        {
+            info.servers = self.servers();
+            if let Err(error) = info.store(wc, self.server.ca_pem().as_bytes()) {
+                tracing::warn!(error = in_words(error), "eccfg will have to be told how to reach the servers");
+            }
+        }
+    }
+
+    fn servers(&self) -> Vec<String> {
+        self.server.client().servers().iter().map(ToString::to_string).collect()
+    }
+
     /// Lets `eccfg` and plain git in the working copy find and trust the servers.
     fn make_known(&self, wc: &WorkingCopy) {
-        let servers = self.server.client().servers().iter().map(ToString::to_string).collect();
+        let servers = self.servers();
         let subcluster = wc.mounts().first().map(|mount| mount.name.clone()).unwrap_or_default();
         let info = CopyInfo { servers, subcluster, node: Some(self.node.clone()), username: None };
         if let Err(error) = info.store(wc, self.server.ca_pem().as_bytes()) {
@@ -415,6 +486,14 @@ impl Agent {
                 tracing::warn!(error = in_words(error), "plain git will have to be told what to trust");
             }
         }
+    }
+}
+
+/// Never, where nothing is watched.
+async fn changed(files: &mut Option<DirWatch>) {
+    match files {
+        Some(files) => files.changed().await,
+        None => std::future::pending().await,
     }
 }
 

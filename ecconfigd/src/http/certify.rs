@@ -204,7 +204,7 @@ impl App {
     }
 
     fn sign(&self, ca: &Ca, csr_pem: &str, wanted: &NodeCert) -> Result<CertChain, ApiError> {
-        let signed = ca.issue(csr_pem, wanted, self.limits.certificate_life);
+        let signed = ca.issue(csr_pem, wanted, self.limits.now().certificate_life);
         signed.map_err(|error| ApiError::new(Code::Invalid, error.to_string()))
     }
 

@@ -21,7 +21,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use time::OffsetDateTime;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -31,11 +31,14 @@ use tokio_util::task::TaskTracker;
 
 use super::activity::ConnectionInfo;
 use super::wire;
-use crate::limits::{ConnectionGate, ConnectionPlace, Limits};
+use crate::limits::{ConnectionGate, ConnectionPlace, Live};
 use crate::peer;
 
 /// Connections over the bounds that are answered at a time; the others are closed without a word.
 const REFUSALS: usize = 32;
+
+/// How long a client has to read why its handshake failed.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// A connection's TLS.
 pub(super) type Tls = TlsStream<TcpStream>;
@@ -72,7 +75,7 @@ pub struct Acceptor<H> {
     /// Who answers.
     pub handler: Arc<H>,
     /// The bounds.
-    pub limits: Limits,
+    pub limits: Live,
     /// Who is in.
     pub gate: Arc<ConnectionGate>,
     /// Refusals being answered.
@@ -90,7 +93,7 @@ impl<H: Handler> Acceptor<H> {
     pub fn new(
         tls: Arc<rustls::ServerConfig>,
         handler: Arc<H>,
-        limits: Limits,
+        limits: Live,
         gate: Arc<ConnectionGate>,
         draining: CancellationToken,
     ) -> Arc<Self> {
@@ -189,10 +192,16 @@ impl<H: Handler> Acceptor<H> {
                 let _ = stream.write_all(&plain_http()).await;
                 return None;
             }
-            self.tls.accept(stream).await.ok().map(Box::new)
+            match self.tls.accept(stream).into_fallible().await {
+                Ok(stream) => Some(Box::new(stream)),
+                Err((_, stream)) => {
+                    let _ = tokio::time::timeout(LAST_WORDS, last_words(stream)).await;
+                    None
+                }
+            }
         };
         tokio::select! {
-            done = tokio::time::timeout(self.limits.header_time, handshake) => done.ok().flatten(),
+            done = tokio::time::timeout(self.limits.now().header_time, handshake) => done.ok().flatten(),
             () = self.draining.cancelled() => None,
         }
     }
@@ -210,9 +219,9 @@ impl<H: Handler> Acceptor<H> {
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
             .timer(TokioTimer::new())
-            .max_concurrent_streams(self.limits.streams_per_connection)
+            .max_concurrent_streams(self.limits.now().streams_per_connection)
             // Heads over the limit are refused with words, by `Web`; those over twice the limit by HTTP/2 itself, without.
-            .max_header_list_size((self.limits.header_bytes as u32).saturating_mul(2))
+            .max_header_list_size((self.limits.now().header_bytes as u32).saturating_mul(2))
             // Large enough that a push over a 20 ms link is not throttled, small enough that a stalled one holds little.
             .initial_stream_window_size(256 << 10)
             .initial_connection_window_size(1 << 20)
@@ -245,7 +254,7 @@ impl<H: Handler> Acceptor<H> {
     pub(super) async fn idle_too_long(&self, info: &ConnectionInfo) {
         loop {
             let fresh = info.served() == 0;
-            let bound = if fresh { self.limits.header_time } else { self.limits.idle_time };
+            let bound = if fresh { self.limits.now().header_time } else { self.limits.now().idle_time };
             let idle = info.idle();
             if idle >= bound {
                 return;
@@ -259,7 +268,7 @@ impl<H: Handler> Acceptor<H> {
         let Some(stream) = self.handshake(stream).await else { return };
         // However many clients there are, the members must reach each other.
         let Some(mut stream) = self.unless_peer(stream) else { return };
-        let _ = tokio::time::timeout(self.limits.header_time, refuse_http1(&mut stream, response)).await;
+        let _ = tokio::time::timeout(self.limits.now().header_time, refuse_http1(&mut stream, response)).await;
     }
 }
 
@@ -278,6 +287,14 @@ async fn refuse_http1(stream: &mut Tls, response: Response<Body>) {
     let mut builder = http1::Builder::new();
     let _ = builder.keep_alive(false).serve_connection(TokioIo::new(&mut *stream), service).await;
     let _ = stream.shutdown().await;
+}
+
+/// Lets a client read why its handshake failed. In TLS 1.3 it has sent its request by then, and a connection that is closed with that
+/// unread is reset, which takes the alert away from whoever did not read it yet.
+async fn last_words(mut stream: TcpStream) {
+    let _ = stream.shutdown().await;
+    let mut unread = [0u8; 4096];
+    while stream.read(&mut unread).await.is_ok_and(|count| count > 0) {}
 }
 
 /// What a client that speaks plain HTTP to the TLS port is told.

@@ -82,8 +82,8 @@ impl<T: Payload> FromRequest<Arc<App>> for Json<T> {
         if !is_json(request.headers()) {
             return Err(ApiError::new(Code::MediaType, "the body must be application/json"));
         }
-        let limit_bytes = T::limit_bytes(&app.limits);
-        let body = read_body(request, limit_bytes, &app.limits).await?;
+        let limits = app.limits.now();
+        let body = read_body(request, T::limit_bytes(&limits), &limits).await?;
         parse(body).await.map(Self)
     }
 }

@@ -26,7 +26,13 @@ use crate::state::RepoName;
 const X_MODE: HeaderName = HeaderName::from_static("x-mode");
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new().routes(routes!(file)).routes(routes!(tree)).routes(routes!(root))
+    let by_another_name = axum::routing::get(root);
+    OpenApiRouter::new()
+        .routes(routes!(file))
+        .routes(routes!(tree))
+        .routes(routes!(root))
+        // Who puts paths together out of pieces means the root by the empty one.
+        .route("/api/v1/repos/{repo}/tree/", by_another_name)
 }
 
 /// A path of a request as git takes it; one that is no UTF-8 is quoted as our answers quote it. One that git would not take does not exist.
@@ -58,7 +64,7 @@ async fn file(
 ) -> Result<Response, ApiError> {
     let path = repo_path(&path)?;
     let resolved = app.at(&caller, &repo, &at).await?;
-    let limit_bytes = app.limits.file_bytes;
+    let limit_bytes = app.limits.now().file_bytes;
     let known = if_none_match(&headers);
     let name = path.clone();
     let (entry, data) = app

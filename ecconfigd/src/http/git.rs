@@ -58,7 +58,7 @@ struct View {
 impl View {
     /// What everybody has agreed on by now.
     async fn newest(app: &App, repo: &RepoName) -> Result<Self, ApiError> {
-        let linearized = tokio::time::timeout(app.limits.request_time, app.core.linearize()).await;
+        let linearized = tokio::time::timeout(app.limits.now().request_time, app.core.linearize()).await;
         linearized.map_err(|_| ApiError::new(Code::Unavailable, "a majority of the servers does not answer"))??;
         let record = app.core.repo(repo)?;
         Ok(Self {
@@ -76,7 +76,8 @@ impl View {
 
 impl App {
     fn pace(&self) -> Pace {
-        Pace { pause: self.limits.body_idle_time, deadline: Instant::now() + self.limits.transfer_time }
+        let limits = self.limits.now();
+        Pace { pause: limits.body_idle_time, deadline: Instant::now() + limits.transfer_time }
     }
 
     fn may_use(&self, caller: &Caller, repo: &RepoName, service: Service) -> Result<(), ApiError> {
@@ -284,9 +285,10 @@ const DISCARD_BYTES: u64 = 64 << 20;
 impl App {
     fn receive_limits(&self) -> receive_pack::ReceiveLimits {
         let mut limits = receive_pack::ReceiveLimits::default();
-        limits.pack.max_bytes = self.limits.push_bytes;
-        limits.pack.max_objects = self.limits.push_objects;
-        limits.pack.max_object_bytes = self.limits.object_bytes;
+        let set = self.limits.now();
+        limits.pack.max_bytes = set.push_bytes;
+        limits.pack.max_objects = set.push_objects;
+        limits.pack.max_object_bytes = set.object_bytes;
         limits
     }
 }

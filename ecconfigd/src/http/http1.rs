@@ -57,7 +57,7 @@ impl<H: Handler> Acceptor<H> {
     /// Serves requests until the connection ends.
     pub(super) async fn serve_http1(&self, stream: Box<Tls>, info: Arc<ConnectionInfo>) {
         let mut wire = Wire::new(stream, info.clone());
-        let stall = self.limits.body_idle_time;
+        let stall = self.limits.now().body_idle_time;
         loop {
             // Boxed: the connection's task would keep room for hyper while it waits without it.
             let Some((parted, taken)) = Box::pin(self.with_hyper(wire, &info)).await else { return };
@@ -85,8 +85,8 @@ impl<H: Handler> Acceptor<H> {
         let mut builder = http1::Builder::new();
         builder
             .timer(TokioTimer::new())
-            .max_headers(self.limits.header_count)
-            .max_buf_size(self.limits.header_bytes.max(8192))
+            .max_headers(self.limits.now().header_count)
+            .max_buf_size(self.limits.now().header_bytes.max(8192))
             .header_read_timeout(None)
             .half_close(false);
         let mut connection = builder.serve_connection(TokioIo::new(wire), service);

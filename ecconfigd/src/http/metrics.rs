@@ -91,7 +91,7 @@ impl Metrics {
     /// Reads what is not counted but measured.
     pub(super) fn sample(&self, app: &App) {
         let used = |total: usize, free: usize| total.saturating_sub(free) as i64;
-        let (limits, places) = (&app.limits, &app.places);
+        let (limits, places) = (app.limits.now(), &app.places);
         self.connections.set(app.connections.open() as i64);
         self.in_flight.set(used(limits.in_flight, places.requests.free()));
         self.watchers.set(used(limits.watchers, places.watchers.free()));

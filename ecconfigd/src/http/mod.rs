@@ -16,6 +16,7 @@ mod files;
 mod git;
 mod history;
 mod http1;
+mod leftover;
 pub mod metrics;
 mod nodes;
 mod operations;
@@ -44,7 +45,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::accounts::{Accounts, Caller};
 use crate::core::Core;
-use crate::limits::{AllPlaces, ConnectionGate, Limits};
+use crate::limits::{AllPlaces, ConnectionGate, Live};
 use metrics::Metrics;
 use problem::{ApiError, Code};
 
@@ -58,7 +59,7 @@ pub struct App {
     /// Who may log in.
     pub accounts: Accounts,
     /// The bounds.
-    pub limits: Limits,
+    pub limits: Live,
     /// The places that the bounds leave.
     pub places: AllPlaces,
     /// Open connections.
@@ -129,7 +130,7 @@ async fn take_place(State(app): State<Arc<App>>, request: Request, next: Next) -
         Ok(place) => place,
         Err(error) => return error.into_response(),
     };
-    match tokio::time::timeout(app.limits.request_time, next.run(request)).await {
+    match tokio::time::timeout(app.limits.now().request_time, next.run(request)).await {
         Ok(response) => response,
         Err(_) => ApiError::new(Code::TimedOut, "the request took too long")
             .hint("a write may have happened; repeat it under the same Idempotency-Key")

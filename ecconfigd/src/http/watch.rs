@@ -244,7 +244,7 @@ fn no_more() -> ApiError {
 
 fn wait(app: &App, headers: &HeaderMap) -> Duration {
     let asked = preferred_wait_s(headers).map_or(WAIT_DEFAULT, Duration::from_secs);
-    asked.min(app.limits.wait_time)
+    asked.min(app.limits.now().wait_time)
 }
 
 fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {

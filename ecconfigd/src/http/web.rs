@@ -22,6 +22,7 @@ use tracing::Instrument as _;
 
 use super::activity::{ConnectionInfo, InFlight};
 use super::connection::{Answer, Handler, LaterAnswer};
+use super::leftover::Whole;
 use super::problem::{ApiError, Code, ProblemBody};
 use super::{App, Route};
 
@@ -99,10 +100,11 @@ struct About {
 
 impl Web {
     async fn routed(&self, request: Request<Incoming>, info: Arc<ConnectionInfo>) -> Response<Body> {
-        if let Some(error) = self.too_large(&request) {
+        let too_large = self.too_large(&request);
+        let mut request = Whole::of(request, &self.app.draining).map(Body::new);
+        if let Some(error) = too_large {
             return error.into_response();
         }
-        let mut request = request.map(Body::new);
         request.extensions_mut().insert(info);
         let answering = AssertUnwindSafe(self.router.clone().oneshot(request)).catch_unwind();
         match answering.await {
@@ -114,7 +116,7 @@ impl Web {
 
     /// The bounds of a head that HTTP/2 has no words for; hyper has looked at those of HTTP/1.1.
     fn too_large(&self, request: &Request<Incoming>) -> Option<ApiError> {
-        let limits = &self.app.limits;
+        let limits = self.app.limits.now();
         let fields = request.headers();
         // HTTP/2 counts 32 bytes for every field besides its name and value (RFC 9113, 6.5.2).
         let bytes: usize = fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 /// The directory in the data directory.
@@ -14,7 +15,8 @@ const KEPT_BYTES: u64 = 1 << 30;
 /// A new directory for what is about to be moved away; older ones go when there are too many.
 pub(crate) fn place(data: &Path, what: &str) -> io::Result<PathBuf> {
     let dir = data.join(DIR);
-    fs::create_dir_all(&dir)?;
+    // What lies there is as secret as what it was.
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
     let mut kept = incidents(&dir)?;
     let number = kept.last().map_or(0, |(number, _)| *number) + 1;
     let new = dir.join(format!("{number:06}-{what}"));

@@ -6,6 +6,7 @@
 //! where it cannot be trusted any more ([`super::home`]).
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -174,6 +175,14 @@ impl Drop for State {
     }
 }
 
+/// Directories that nobody else looks into; the log's is laid out by the log, inside.
+const PRIVATE: [&str; 3] = ["raft", "repos", "uploads"];
+
+fn private(dir: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(dir)?;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
+}
+
 impl State {
     /// Opens (or makes) the state in a data directory.
     pub fn open(data: &Path, max_watchers: usize) -> Result<Arc<State>, StateError> {
@@ -182,6 +191,14 @@ impl State {
             path: data.to_owned(),
             source,
         })?;
+        // The data directory is open to everybody for the CA; what follows holds password hashes and all of the configuration.
+        for dir in PRIVATE {
+            private(&data.join(dir)).map_err(|source| StateError::Io {
+                action: "make private",
+                path: data.join(dir),
+                source,
+            })?;
+        }
         home::open(data, max_watchers, outside::Machine::shared())
     }
 

@@ -4,12 +4,14 @@
 //! when it is opened, before anything else reads it. What is damaged there is moved aside; the newest snapshot and the log behind it are
 //! the same state, and where they are not enough the other members are.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use redb::backends::FileBackend;
 use redb::{Database, DatabaseError, StorageError};
 
 use super::aside;
@@ -49,7 +51,7 @@ impl Home for FileHome {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(self.io("replace")(error)),
             _ => {}
         }
-        Ok(Database::builder().set_cache_size(CACHE_BYTES).create(path)?)
+        Ok(create(&path)?)
     }
 
     fn exchange(&self, aside: &Path) -> Result<(), StateError> {
@@ -92,11 +94,22 @@ fn from_snapshot(state: Arc<State>) -> Result<Arc<State>, StateError> {
     Ok(state)
 }
 
+/// Opens or makes a database that nobody else may read: it holds password hashes.
+fn create(path: &Path) -> Result<Database, DatabaseError> {
+    let open = || {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        file.set_permissions(Permissions::from_mode(0o600))?;
+        Ok(file)
+    };
+    let file = open().map_err(StorageError::Io)?;
+    Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(FileBackend::new(file)?)
+}
+
 /// Opens a database after every page of it was compared with its checksum.
 fn open_checked(path: &Path) -> Result<Database, StateError> {
     let opened = catch_unwind(AssertUnwindSafe(|| -> Result<Database, DatabaseError> {
         let exists = path.exists();
-        let mut db = Database::builder().set_cache_size(CACHE_BYTES).create(path)?;
+        let mut db = create(path)?;
         if exists && !db.check_integrity()? {
             tracing::warn!(path = %path.display(), "the state database was repaired");
         }

@@ -15,6 +15,8 @@ pub struct RawEcconfigd {
     pub listen: Option<OneOrMany<HostPort>>,
     /// Where the others reach this server.
     pub advertise: Option<HostPort>,
+    /// What to log.
+    pub log: Option<String>,
     /// Bounds on what clients may ask.
     pub limits: Option<RawLimits>,
 }
@@ -26,6 +28,8 @@ pub struct Ecconfigd {
     pub listen: Vec<HostPort>,
     /// Where the others reach this server.
     pub advertise: Option<HostPort>,
+    /// What to log, instead of what the program was started with.
+    pub log: Option<String>,
     /// Bounds on what clients may ask.
     pub limits: Limits,
 }
@@ -53,6 +57,13 @@ macro_rules! limits {
         }
 
         impl Limits {
+            /// The keys whose values differ.
+            pub fn changed(&self, other: &Self) -> Vec<&'static str> {
+                let mut changed = Vec::new();
+                $(if self.$key != other.$key { changed.push(stringify!($key)); })+
+                changed
+            }
+
             fn resolve(raw: RawLimits, check: &mut Checker<'_>) -> Self {
                 $(
                     let least: $type = $least;
@@ -139,6 +150,14 @@ impl Schema for Ecconfigd {
         if raw.advertise.as_ref().is_some_and(|advertise| advertise.port == 0) {
             check.refuse(&KeyPath::keys(["advertise"]), "others cannot reach port 0");
         }
-        Self { listen, advertise: raw.advertise, limits: Limits::resolve(raw.limits.unwrap_or_default(), check) }
+        if let Some(Err(error)) = raw.log.as_deref().map(crate::telemetry::check_filter) {
+            check.refuse(&KeyPath::keys(["log"]), error.to_string());
+        }
+        Self {
+            listen,
+            advertise: raw.advertise,
+            log: raw.log,
+            limits: Limits::resolve(raw.limits.unwrap_or_default(), check),
+        }
     }
 }
