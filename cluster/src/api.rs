@@ -6,6 +6,7 @@
 //! Left out on purpose: behaviour. Nothing here does I/O or knows how a value is stored.
 
 mod commits;
+mod doctor;
 mod documents;
 mod nodes;
 mod problem;
@@ -15,6 +16,7 @@ mod trust;
 mod watch;
 
 pub use commits::*;
+pub use doctor::*;
 pub use documents::*;
 pub use nodes::*;
 pub use problem::*;

@@ -71,6 +71,12 @@ impl Server {
         self.client.send(call).await?.json().await
     }
 
+    /// An examination of the cluster: one `DoctorLine` per line, while it goes on.
+    pub async fn doctor(&self, deep: bool) -> Result<Reply, ClientError> {
+        let call = Call::get("/api/v1/doctor").query("deep", deep);
+        self.client.send(call.streaming(PACK_HEAD_TIMEOUT)).await
+    }
+
     /// The Raft group.
     pub async fn cluster(&self) -> Result<ClusterInfo, ClientError> {
         self.client.get_json("/api/v1/cluster").await

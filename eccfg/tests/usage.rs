@@ -18,6 +18,7 @@ const COMMANDS: &[&[&str]] = &[
     &["show"],
     &["effective"],
     &["validate"],
+    &["doctor"],
     &["watch"],
     &["subcluster"],
     &["subcluster", "clusters"],

@@ -7,6 +7,7 @@
 
 mod commits;
 mod crash;
+mod doctor;
 mod history;
 mod lost_answer;
 mod nodes;

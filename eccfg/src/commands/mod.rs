@@ -6,6 +6,7 @@ mod commit;
 mod completions;
 mod delete;
 mod diff;
+mod doctor;
 mod effective;
 mod log;
 mod man;
@@ -50,6 +51,7 @@ pub enum Command {
     Effective(effective::Args),
     Validate(validate::Args),
     Watch(watch::Args),
+    Doctor(doctor::Args),
     Subcluster(subcluster::Args),
     Node(node::Args),
     Agent(agent::Args),
@@ -102,6 +104,7 @@ async fn run(command: Command, cx: &mut Context<'_>) -> Result<u8, CommandError>
         Command::Effective(args) => effective::run(&args, cx).await,
         Command::Validate(args) => validate::run(&args, cx).await,
         Command::Watch(args) => watch::run(&args, cx).await,
+        Command::Doctor(args) => doctor::run(&args, cx).await,
         Command::Subcluster(args) => subcluster::run(&args, cx).await,
         Command::Node(args) => node::run(&args, cx).await,
         Command::Agent(args) => agent::run(&args, cx).await,

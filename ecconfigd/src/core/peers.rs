@@ -386,6 +386,7 @@ impl Service for PeerService {
         match method {
             Method::SNAPSHOT => self.snapshot(caller.raft_id, head, stream).boxed(),
             Method::OBJECTS => self.objects(head, stream).boxed(),
+            Method::EXAMINE => async move { self.core()?.serve_examination(head, stream).await }.boxed(),
             Method::FRESH_SNAPSHOT => {
                 async move { super::health::renewal::serve(&self.core()?, head, stream).await }.boxed()
             }

@@ -10,6 +10,7 @@ pub mod bridge;
 mod certify;
 mod commits;
 pub mod connection;
+mod doctor;
 mod effective;
 pub mod extract;
 mod files;
@@ -101,8 +102,9 @@ pub fn router(app: &Arc<App>) -> Router {
     let (worked_on, _) = requests().split_for_parts();
     let (waiting, _) = watch::routes().split_for_parts();
     let (always, _) = operations::routes().split_for_parts();
+    let (examining, _) = doctor::routes().split_for_parts();
     let worked_on = worked_on.layer(from_fn_with_state(app.clone(), take_place));
-    let all = worked_on.merge(waiting).merge(git::routes());
+    let all = worked_on.merge(waiting).merge(examining).merge(git::routes());
     let all = all.layer(from_fn_with_state(app.clone(), refuse_when_out));
     all.merge(always)
         .layer(from_fn(note_route))
@@ -139,7 +141,7 @@ async fn take_place(State(app): State<Arc<App>>, request: Request, next: Next) -
 }
 
 /// What a node says of itself and of the cluster, also while it serves nothing else.
-const ALSO_WHEN_OUT: [&str; 2] = ["/api/v1/cluster", "/api/v1/nodes"];
+const ALSO_WHEN_OUT: [&str; 3] = ["/api/v1/cluster", "/api/v1/nodes", "/api/v1/doctor"];
 
 /// A node that has taken itself out serves nothing that it holds: it may be wrong.
 async fn refuse_when_out(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
@@ -205,6 +207,7 @@ fn describe() -> Bytes {
     let routes = OpenApiRouter::with_openapi(Description::openapi())
         .merge(requests())
         .merge(watch::routes())
+        .merge(doctor::routes())
         .merge(operations::routes());
     let mut openapi = routes.into_openapi();
     // The router's `{*path}` is OpenAPI's `{path}`.

@@ -71,6 +71,8 @@ impl Method {
     pub const HASHES: Method = Method(13);
     /// Bulk: a snapshot that has a given index, for a member that cannot use its own state.
     pub const FRESH_SNAPSHOT: Method = Method(14);
+    /// Bulk: how a member is, and what it finds when it reads everything that it holds.
+    pub const EXAMINE: Method = Method(15);
 }
 
 impl fmt::Display for Method {
@@ -90,6 +92,7 @@ impl fmt::Display for Method {
             Method::STATUS => "status",
             Method::HASHES => "hashes",
             Method::FRESH_SNAPSHOT => "fresh-snapshot",
+            Method::EXAMINE => "examine",
             Method(number) => return write!(f, "method {number}"),
         };
         f.write_str(name)

@@ -5,6 +5,7 @@
 //! goes on voting, and acknowledging entries unless its state has to be replaced. It comes back by itself: objects are fetched from the
 //! others ([`objects`]), the state as a snapshot ([`renewal`]). What was bad is kept aside ([`crate::state`]).
 
+mod checkup;
 pub(super) mod objects;
 pub(super) mod renewal;
 pub(crate) mod verdict;
@@ -19,7 +20,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use self::verdict::{Verdict, judge};
 use super::{Core, peers};
@@ -125,6 +126,8 @@ pub(crate) struct Health {
     /// The outcome of the last look at all objects.
     pub(super) scrubbed: Mutex<Option<objects::Scrubbed>>,
     healed: AtomicU64,
+    /// One examination for others at a time: each reads everything.
+    examining: Semaphore,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -149,6 +152,7 @@ impl Health {
             look_at_objects: Notify::new(),
             scrubbed: Mutex::default(),
             healed: AtomicU64::new(0),
+            examining: Semaphore::new(1),
         }
     }
 
