@@ -119,11 +119,13 @@ impl Tally for Both<'_> {
         Ok(())
     }
 
-    fn add_v4(&mut self, series: SeriesId, addresses: &[u8]) -> Result<(), Refusal> {
-        for bytes in addresses.chunks_exact(4) {
-            self.add(series, Address::V4(u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])), 1)?;
-        }
-        Ok(())
+    fn add_v4(&mut self, series: SeriesId, events: &[(u32, i64)]) -> Result<(), (usize, Refusal)> {
+        let counted = self.window.add_v4(series, events);
+        let number = counted.map_or_else(|(number, _)| number, |()| events.len());
+        let monitors = &mut *self.monitors;
+        let monitor = &mut monitors.all[monitors.by_id[series.index()]];
+        monitors.refused += monitor.add_v4(&events[..number], monitors.steady);
+        counted
     }
 }
 

@@ -6,11 +6,19 @@
 use crate::segment::bits;
 
 /// A number of fixed width that a table is sorted by.
-pub(crate) trait Key: Copy + Ord + Default + std::fmt::Debug + Send + Sync + 'static {
+pub(crate) trait Key: Copy + Ord + Default + std::hash::Hash + std::fmt::Debug + Send + Sync + 'static {
     /// Bits of a whole address.
     const BITS: u8;
     /// Bytes in an index.
     const BYTES: usize;
+    /// A key, or the end behind all keys: comparing two of these needs no look at an option.
+    type Head: Copy + Ord + Send;
+    /// The end.
+    const END: Self::Head;
+
+    fn head(self) -> Self::Head;
+    /// The key; none at the end.
+    fn of_head(head: Self::Head) -> Option<Self>;
 
     fn to_u128(self) -> u128;
     /// Drops what does not fit; callers have masked.
@@ -31,6 +39,18 @@ pub(crate) trait Key: Copy + Ord + Default + std::fmt::Debug + Send + Sync + 'st
 impl Key for u32 {
     const BITS: u8 = 32;
     const BYTES: usize = 4;
+    type Head = u64;
+    const END: u64 = u64::MAX;
+
+    #[inline]
+    fn head(self) -> u64 {
+        u64::from(self)
+    }
+
+    #[inline]
+    fn of_head(head: u64) -> Option<Self> {
+        (head != Self::END).then_some(head as u32)
+    }
 
     fn to_u128(self) -> u128 {
         u128::from(self)
@@ -60,6 +80,18 @@ impl Key for u32 {
 impl Key for u128 {
     const BITS: u8 = 128;
     const BYTES: usize = 16;
+    type Head = (bool, u128);
+    const END: (bool, u128) = (true, 0);
+
+    #[inline]
+    fn head(self) -> (bool, u128) {
+        (false, self)
+    }
+
+    #[inline]
+    fn of_head((end, key): (bool, u128)) -> Option<Self> {
+        (!end).then_some(key)
+    }
 
     fn to_u128(self) -> u128 {
         self

@@ -7,38 +7,44 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use crate::error::Result;
-use crate::segment::{Rows, Table, TableKey};
+use crate::key::Key;
+use crate::segment::{Base, Ranks, Rows, Table, TableKey};
 use crate::work::Work;
 
 /// Walks a table from a first to a last key.
-pub(crate) struct Cursor<'a, K> {
+pub(crate) struct Cursor<'a, K: Key> {
     table: Table<K>,
     work: &'a Work<'a>,
     /// Bits by which keys are shortened while walking.
     shift: u8,
     rows: Box<Rows<K>>,
+    base: Option<Box<Base<K>>>,
     block: usize,
+    /// The row under the cursor; with a shift, the first row behind the ones under it.
     at: usize,
+    /// The end of the block's rows that are asked.
+    stop: usize,
     last: K,
-    head: Option<(K, i64)>,
+    head: K::Head,
+    count: i64,
 }
 
 /// Bytes that a cursor holds.
-pub(crate) const fn cursor_bytes<K>() -> usize {
-    size_of::<Rows<K>>() + size_of::<Cursor<'static, K>>()
+pub(crate) const fn cursor_bytes<K: Key>() -> usize {
+    size_of::<Rows<K>>() + size_of::<Base<K>>() + size_of::<Cursor<'static, K>>()
 }
 
 impl<'a, K: TableKey> Cursor<'a, K> {
     /// A cursor that shows keys of `level`, which is not longer than the table's.
     pub(crate) fn new(table: Table<K>, level: u8, work: &'a Work<'a>) -> Self {
         let shift = table.info().level - level;
-        let block = usize::MAX;
-        Self { table, work, shift, rows: Box::default(), block, at: 0, last: K::default(), head: None }
+        let (rows, base, block) = (Box::default(), None, usize::MAX);
+        Self { table, work, shift, rows, base, block, at: 0, stop: 0, last: K::default(), head: K::END, count: 0 }
     }
 
     /// Goes to the first key that is not below `first`; `last` still counts. Both are keys of the cursor's level.
     pub(crate) fn seek(&mut self, first: K, last: K) -> Result<()> {
-        self.head = None;
+        self.close();
         let first = K::from_u128(first.to_u128() << self.shift);
         self.last = K::from_u128(last.to_u128() << self.shift | ((1_u128 << self.shift) - 1));
         if self.table.blocks() == 0 {
@@ -46,80 +52,104 @@ impl<'a, K: TableKey> Cursor<'a, K> {
         }
         self.load(self.table.block_of(first))?;
         self.at = self.rows.keys().partition_point(|key| *key < first);
-        self.advance()
+        self.settle()
     }
 
-    /// The row under the cursor.
+    /// Leaves the cursor at the end.
+    fn close(&mut self) {
+        (self.head, self.count) = (K::END, 0);
+        (self.at, self.stop) = (0, 0);
+    }
+
+    /// The key under the cursor.
     #[inline]
-    pub(crate) fn head(&self) -> Option<(K, i64)> {
+    fn head(&self) -> K::Head {
         self.head
     }
 
     /// Moves to the next row.
     #[inline]
-    pub(crate) fn advance(&mut self) -> Result<()> {
-        self.head = self.take()?;
+    fn advance(&mut self) -> Result<()> {
+        if self.shift == 0 {
+            self.at += 1;
+            if self.at < self.stop {
+                self.head = self.rows.keys()[self.at].head();
+                self.count = self.rows.counts()[self.at];
+                return Ok(());
+            }
+        }
+        self.settle()
+    }
+
+    /// Shows the row at the cursor, or all with the same shortened key.
+    fn settle(&mut self) -> Result<()> {
+        if !self.has_row()? {
+            self.close();
+            return Ok(());
+        }
+        let above = self.rows.keys()[self.at].shift_right(self.shift);
+        (self.head, self.count) = (above.head(), self.rows.counts()[self.at]);
         if self.shift == 0 {
             return Ok(());
         }
-        let Some((key, mut sum)) = self.head else { return Ok(()) };
-        let above = key.shift_right(self.shift);
-        while let Some((key, count)) = self.peek()?
-            && key.shift_right(self.shift) == above
-        {
-            sum = sum.wrapping_add(count);
+        self.at += 1;
+        while self.has_row()? && self.rows.keys()[self.at].shift_right(self.shift) == above {
+            self.count = self.count.wrapping_add(self.rows.counts()[self.at]);
             self.at += 1;
         }
-        self.head = Some((above, sum));
         Ok(())
     }
 
+    /// True when there is a row at the cursor, which may go to the next block for it.
     #[inline]
-    fn take(&mut self) -> Result<Option<(K, i64)>> {
-        let row = self.peek()?;
-        self.at += 1;
-        Ok(row)
-    }
-
-    #[inline]
-    fn peek(&mut self) -> Result<Option<(K, i64)>> {
-        if self.at >= self.rows.keys().len() {
-            let next = self.block.wrapping_add(1);
-            if next >= self.table.blocks() || self.table.first(next) > self.last {
-                return Ok(None);
-            }
-            self.load(next)?;
-            self.at = 0;
+    fn has_row(&mut self) -> Result<bool> {
+        if self.at < self.stop {
+            return Ok(true);
         }
-        let key = self.rows.keys()[self.at];
-        Ok((key <= self.last).then(|| (key, self.rows.counts()[self.at])))
+        let next = self.block.wrapping_add(1);
+        if self.stop < self.rows.keys().len() || next >= self.table.blocks() || self.table.first(next) > self.last {
+            return Ok(false);
+        }
+        self.load(next)?;
+        self.at = 0;
+        Ok(self.stop > 0)
     }
 
     fn load(&mut self, block: usize) -> Result<()> {
         if self.block != block {
             self.work.block(self.table.segment().meta().id)?;
             self.block = usize::MAX;
-            self.table.read(block, &mut self.rows)?;
+            self.table.read(block, &mut self.rows, &mut self.base)?;
             self.block = block;
         }
+        let keys = self.rows.keys();
+        self.stop = match keys.last() {
+            Some(highest) if *highest > self.last => keys.partition_point(|key| *key <= self.last),
+            _ => keys.len(),
+        };
         Ok(())
     }
 }
 
-/// So few cursors are looked through one by one; more go through a heap.
-const FEW: usize = 6;
+/// So few cursors are looked through one by one, which the processor does without a wrong guess; more go through a heap.
+const FEW: usize = 32;
 
 /// Walks several tables as one, over several ranges.
-pub(crate) struct Merge<'a, K> {
+pub(crate) struct Merge<'a, K: Key> {
     cursors: Vec<(Cursor<'a, K>, usize)>,
-    heap: BinaryHeap<Reverse<(K, u32)>>,
+    /// The cursors' keys, side by side.
+    heads: Vec<K::Head>,
+    heap: BinaryHeap<Reverse<(K::Head, u32)>>,
     ranges: std::vec::IntoIter<(K, K)>,
+    keeps_zeros: bool,
 }
 
 impl<'a, K: TableKey> Merge<'a, K> {
     /// Cursors with their columns; `ranges` are ascending and do not touch.
     pub(crate) fn new(cursors: Vec<(Cursor<'a, K>, usize)>, ranges: Vec<(K, K)>) -> Result<Self> {
-        let mut merge = Self { cursors, heap: BinaryHeap::new(), ranges: Vec::new().into_iter() };
+        let heads = vec![K::END; cursors.len()];
+        let mut merge =
+            Self { cursors, heads, heap: BinaryHeap::new(), ranges: Vec::new().into_iter(), keeps_zeros: false };
         merge.restart(ranges)?;
         Ok(merge)
     }
@@ -130,28 +160,36 @@ impl<'a, K: TableKey> Merge<'a, K> {
         self.next_range().map(drop)
     }
 
+    /// Shows keys with nothing but zeros, too.
+    pub(crate) fn keep_zeros(&mut self) {
+        self.keeps_zeros = true;
+    }
+
     fn next_range(&mut self) -> Result<bool> {
         self.heap.clear();
         let Some((first, last)) = self.ranges.next() else {
-            self.cursors.iter_mut().for_each(|(cursor, _)| cursor.head = None);
+            self.cursors.iter_mut().for_each(|(cursor, _)| cursor.close());
+            self.heads.fill(K::END);
             return Ok(false);
         };
         let many = self.cursors.len() > FEW;
         for (index, (cursor, _)) in self.cursors.iter_mut().enumerate() {
             cursor.seek(first, last)?;
-            if many && let Some((key, _)) = cursor.head() {
-                self.heap.push(Reverse((key, index as u32)));
+            self.heads[index] = cursor.head();
+            if many && cursor.head() != K::END {
+                self.heap.push(Reverse((cursor.head(), index as u32)));
             }
         }
         Ok(true)
     }
 
     /// The next key that is not zero in every column, with its counts.
+    #[inline]
     pub(crate) fn next(&mut self, counts: &mut [i64]) -> Result<Option<K>> {
         loop {
             let found = if self.cursors.len() > FEW { self.next_of_many(counts)? } else { self.next_of_few(counts)? };
             match found {
-                Some(key) if counts.iter().any(|count| *count != 0) => return Ok(Some(key)),
+                Some(key) if self.keeps_zeros || counts.iter().any(|count| *count != 0) => return Ok(Some(key)),
                 Some(_) => {}
                 None if self.next_range()? => {}
                 None => return Ok(None),
@@ -159,19 +197,21 @@ impl<'a, K: TableKey> Merge<'a, K> {
         }
     }
 
+    #[inline]
     fn next_of_few(&mut self, counts: &mut [i64]) -> Result<Option<K>> {
-        let heads = self.cursors.iter().filter_map(|(cursor, _)| cursor.head());
-        let Some(lowest) = heads.map(|(key, _)| key).min() else { return Ok(None) };
+        let lowest = self.heads.iter().copied().min().unwrap_or(K::END);
+        if lowest == K::END {
+            return Ok(None);
+        }
         counts.fill(0);
-        for (cursor, column) in &mut self.cursors {
-            if let Some((key, count)) = cursor.head()
-                && key == lowest
-            {
-                counts[*column] = counts[*column].saturating_add(count);
+        for (head, (cursor, column)) in self.heads.iter_mut().zip(&mut self.cursors) {
+            if *head == lowest {
+                counts[*column] = counts[*column].saturating_add(cursor.count);
                 cursor.advance()?;
+                *head = cursor.head();
             }
         }
-        Ok(Some(lowest))
+        Ok(K::of_head(lowest))
     }
 
     fn next_of_many(&mut self, counts: &mut [i64]) -> Result<Option<K>> {
@@ -181,27 +221,37 @@ impl<'a, K: TableKey> Merge<'a, K> {
             && top.0.0 == lowest
         {
             let (cursor, column) = &mut self.cursors[top.0.1 as usize];
-            let count = cursor.head().map_or(0, |(_, count)| count);
-            counts[*column] = counts[*column].saturating_add(count);
+            counts[*column] = counts[*column].saturating_add(cursor.count);
             cursor.advance()?;
-            match cursor.head() {
-                Some((key, _)) => top.0.0 = key,
-                None => drop(std::collections::binary_heap::PeekMut::pop(top)),
+            if cursor.head() == K::END {
+                std::collections::binary_heap::PeekMut::pop(top);
+            } else {
+                top.0.0 = cursor.head();
             }
         }
-        Ok(Some(lowest))
+        Ok(K::of_head(lowest))
     }
 }
 
 /// Sums over ranges from the running sums: at most two blocks are read per range.
 pub(crate) struct Summer<'a, K> {
     rows: Box<Rows<K>>,
+    ranks: Ranks,
+    /// Where the bounds of the last range lie in the first part of a packed file, whose windows are mostly asked one after the other.
+    bounds: [Option<Bound<K>>; 2],
     work: &'a Work<'a>,
+}
+
+#[derive(Clone, Copy)]
+struct Bound<K> {
+    file: u64,
+    key: K,
+    rank: u32,
 }
 
 impl<'a, K: TableKey> Summer<'a, K> {
     pub(crate) fn new(work: &'a Work<'a>) -> Self {
-        Self { rows: Box::default(), work }
+        Self { rows: Box::default(), ranks: Ranks::default(), bounds: [None, None], work }
     }
 
     /// The sum over keys of the table from `first` to `last`.
@@ -219,7 +269,7 @@ impl<'a, K: TableKey> Summer<'a, K> {
         if !from_start {
             self.load(table, low)?;
             loaded = Some(low);
-            let at = self.rows.keys().partition_point(|key| *key < first);
+            let at = self.place(table, first, false)?;
             below = add(below, &self.rows.counts()[..at]);
         }
         if whole {
@@ -228,13 +278,35 @@ impl<'a, K: TableKey> Summer<'a, K> {
         if loaded != Some(high) {
             self.load(table, high)?;
         }
-        let at = self.rows.keys().partition_point(|key| *key <= last);
+        let at = self.place(table, last, true)?;
         Ok(add(table.sum_before(high), &self.rows.counts()[..at]).wrapping_sub(below))
+    }
+
+    /// How many rows of the loaded block are below `key`; with `and_it`, or are it. In a ranked block places are compared, not keys.
+    fn place(&mut self, table: &Table<K>, key: K, and_it: bool) -> Result<usize> {
+        if !table.info().ranked {
+            return Ok(self.rows.keys().partition_point(|other| *other < key || (and_it && *other == key)));
+        }
+        let (file, slot) = (table.segment().meta().id, usize::from(and_it));
+        let rank = match self.bounds[slot] {
+            Some(known) if known.file == file && known.key == key => known.rank,
+            _ => {
+                self.work.block(file)?;
+                // A box of its own: the loaded block is still wanted.
+                let rank = table.first_part()?.rank_of(key, and_it, &mut Box::default())?;
+                self.bounds[slot] = Some(Bound { file, key, rank });
+                rank
+            }
+        };
+        Ok(self.ranks.places().partition_point(|other| *other < rank))
     }
 
     fn load(&mut self, table: &Table<K>, block: usize) -> Result<()> {
         self.work.block(table.segment().meta().id)?;
-        table.read(block, &mut self.rows)
+        if table.info().ranked {
+            return table.read_ranks(block, &mut self.rows, &mut self.ranks);
+        }
+        table.read(block, &mut self.rows, &mut None)
     }
 }
 

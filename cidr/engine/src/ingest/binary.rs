@@ -15,6 +15,10 @@ use crate::live::{Refusal, Tally};
 pub const MAX_BATCH_BYTES: usize = 1 << 20;
 
 const MAGIC: &[u8; 4] = b"ECB1";
+
+/// Events handed on together.
+const AT_ONCE: usize = 256;
+
 const HEAD: usize = 8;
 const IPV6: u8 = 1;
 const AMOUNTS: u8 = 2;
@@ -89,7 +93,14 @@ fn count(window: &mut impl Tally, section: &Section<'_>) -> Result<u64, Refusal>
     let width = if section.is_v6 { 16 } else { 4 };
     let events = (section.addresses.len() / width) as u64;
     if !section.is_v6 && section.amounts.is_empty() {
-        window.add_v4(id, section.addresses)?;
+        let mut some = [(0, 1); AT_ONCE];
+        for chunk in section.addresses.chunks(AT_ONCE * 4) {
+            let number = chunk.len() / 4;
+            for (event, bytes) in some.iter_mut().zip(chunk.chunks_exact(4)) {
+                event.0 = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            }
+            window.add_v4(id, &some[..number]).map_err(|(_, refusal)| refusal)?;
+        }
         return Ok(events);
     }
     let mut amounts = section.amounts.chunks_exact(4);

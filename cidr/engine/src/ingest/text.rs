@@ -12,6 +12,9 @@ pub const MAX_LINE_BYTES: usize = 256;
 /// The largest amount of one event, up or down.
 pub const MAX_AMOUNT: i64 = 1 << 32;
 
+/// Lines handed on together.
+const AT_ONCE: usize = 64;
+
 /// Why a line was not counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LineError {
@@ -156,15 +159,12 @@ pub fn feed_text(
     // Most lines are of the same series as the one before.
     let mut last: Option<(&[u8], SeriesId)> = None;
     while fed.consumed < text.len() {
-        let rest = &text[fed.consumed..];
         if let Some((name, id)) = last
-            && let Some((bits, amount, next)) = plain_line(rest, name)
-            && window.add(id, Address::V4(bits), amount).is_ok()
+            && feed_plain_lines(window, text, name, id, &mut fed)
         {
-            fed.counted += 1;
-            fed.consumed += next;
             continue;
         }
+        let rest = &text[fed.consumed..];
         let (line, next) = match rest.iter().position(|byte| *byte == b'\n') {
             Some(end) => (&rest[..end], end + 1),
             // A line without end that is too long already can never be good.
@@ -181,6 +181,26 @@ pub fn feed_text(
         fed.consumed += next;
     }
     fed
+}
+
+/// Counts lines of the usual shape; false when the next line is none of them, or was refused.
+fn feed_plain_lines(window: &mut impl Tally, text: &[u8], series: &[u8], id: SeriesId, fed: &mut Fed) -> bool {
+    let mut events = [(0, 0); AT_ONCE];
+    let mut ends = [0; AT_ONCE];
+    let (mut number, mut at) = (0, fed.consumed);
+    while number < AT_ONCE
+        && let Some((bits, amount, next)) = plain_line(&text[at..], series)
+    {
+        at += next;
+        (events[number], ends[number]) = ((bits, amount), at);
+        number += 1;
+    }
+    let counted = window.add_v4(id, &events[..number]).map_or_else(|(counted, _)| counted, |()| number);
+    if counted > 0 {
+        fed.consumed = ends[counted - 1];
+        fed.counted += counted as u64;
+    }
+    counted > 0 && counted == number
 }
 
 /// Nearly every line in one pass: the series of the line before, an IPv4 address, perhaps an amount, single spaces, a newline. Whatever is

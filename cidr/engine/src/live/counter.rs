@@ -27,6 +27,11 @@ impl Tables {
         }
     }
 
+    pub(crate) fn add_v4(&mut self, events: &[(u32, i64)]) -> Result<(), (usize, Refusal)> {
+        let added = self.v4.add_many(events);
+        if added < events.len() { Err((added, Full.into())) } else { Ok(()) }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.v4.len() + self.v6.len()
     }
@@ -90,7 +95,7 @@ pub enum Refusal {
 pub struct Limits {
     /// Most series: names come from the network.
     pub series: usize,
-    /// Most addresses of a series and family in one window; 16 bytes each for IPv4 and 32 for IPv6, up to four times that while it grows.
+    /// Most addresses of a series and family in one window; 8 bytes each for IPv4 and 32 for IPv6, up to four times that while it grows.
     pub addresses: usize,
 }
 
@@ -108,8 +113,8 @@ pub trait Tally {
     /// Counts an event.
     fn add(&mut self, series: SeriesId, address: Address, amount: i64) -> Result<(), Refusal>;
 
-    /// Counts one event each for many IPv4 addresses in network order, up to the first refusal.
-    fn add_v4(&mut self, series: SeriesId, addresses: &[u8]) -> Result<(), Refusal>;
+    /// Counts many events of IPv4 addresses; with a refusal comes how many were counted before it.
+    fn add_v4(&mut self, series: SeriesId, events: &[(u32, i64)]) -> Result<(), (usize, Refusal)>;
 }
 
 /// The window that is being counted.
@@ -191,11 +196,7 @@ impl Tally for LiveWindow {
         Ok(self.series[series.0 as usize].1.add(address, amount)?)
     }
 
-    fn add_v4(&mut self, series: SeriesId, addresses: &[u8]) -> Result<(), Refusal> {
-        let table = &mut self.series[series.0 as usize].1.v4;
-        for bytes in addresses.chunks_exact(4) {
-            table.add(u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]), 1)?;
-        }
-        Ok(())
+    fn add_v4(&mut self, series: SeriesId, events: &[(u32, i64)]) -> Result<(), (usize, Refusal)> {
+        self.series[series.0 as usize].1.add_v4(events)
     }
 }

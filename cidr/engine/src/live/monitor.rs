@@ -104,6 +104,17 @@ impl Monitor {
         self.current.add(address, amount)
     }
 
+    /// Counts many; returns how many found no room.
+    pub fn add_v4(&mut self, mut events: &[(u32, i64)], now_s: i64) -> u64 {
+        self.turn(now_s);
+        let mut refused = 0;
+        while let Err((counted, _)) = self.current.add_v4(events) {
+            refused += 1;
+            events = &events[counted + 1..];
+        }
+        refused
+    }
+
     /// What was counted for a block in the windows `from` to `to`; window 0 is the current one.
     pub fn count(&mut self, block: &Block, from: u32, to: u32, now_s: i64) -> i64 {
         self.turn(now_s);

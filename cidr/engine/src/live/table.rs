@@ -3,6 +3,12 @@
 //! Open addressing, a power of two, linear steps: an event is one multiplication and, mostly, one cache line. The multiplier is secret
 //! and odd, so that whoever chooses the addresses cannot choose the collisions. The zero key marks a free slot; the address zero is kept
 //! beside the table.
+//!
+//! A slot has 32 bits for the count, so that an IPv4 address takes eight bytes: most of an event's time is the wait for its slot. The few
+//! counts that do not fit are beside the table. Many events at once are looked at twice: the first time only to have the memory fetch all
+//! their slots together.
+
+use std::collections::HashMap;
 
 use crate::key::Key;
 
@@ -15,7 +21,9 @@ pub const MAX_COUNT: i64 = 1 << 53;
 pub struct Full;
 
 pub(crate) struct CountTable<K> {
-    slots: Vec<(K, i64)>,
+    slots: Vec<(K, i32)>,
+    /// Counts that exceed a slot, which says [`ELSEWHERE`].
+    large: HashMap<K, i64>,
     used: usize,
     /// Bits of a hash that are not part of a place.
     shift: u32,
@@ -27,9 +35,23 @@ pub(crate) struct CountTable<K> {
 
 const FIRST_SLOTS: usize = 64;
 
+/// The count is among the large ones.
+const ELSEWHERE: i32 = i32::MIN;
+
+/// Events whose slots are fetched together: processors have ten to twenty such fetches under way.
+pub(crate) const AT_ONCE: usize = 32;
+
 impl<K: Key> CountTable<K> {
     pub(crate) fn new(seed: u64, limit: usize) -> Self {
-        Self { slots: Vec::new(), used: 0, shift: 64, multiplier: spread(seed) | 1, zero: None, limit }
+        Self {
+            slots: Vec::new(),
+            large: HashMap::new(),
+            used: 0,
+            shift: 64,
+            multiplier: spread(seed) | 1,
+            zero: None,
+            limit,
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -60,26 +82,70 @@ impl<K: Key> CountTable<K> {
         loop {
             let slot = &mut self.slots[at & mask];
             if slot.0 == key {
-                slot.1 = bounded(slot.1, amount);
-                return Ok(());
+                break;
             }
             if slot.0 == K::default() {
                 if self.used >= self.limit {
                     return Err(Full);
                 }
-                *slot = (key, bounded(0, amount));
+                *slot = (key, 0);
                 self.used += 1;
-                return Ok(());
+                break;
             }
             at += 1;
         }
+        self.raise(at & mask, amount);
+        Ok(())
+    }
+
+    /// Adds to the count of a slot.
+    #[inline]
+    fn raise(&mut self, slot: usize, amount: i64) {
+        let (key, count) = self.slots[slot];
+        match i32::try_from(i64::from(count).saturating_add(amount)) {
+            Ok(sum) if count != ELSEWHERE && sum != ELSEWHERE => self.slots[slot].1 = sum,
+            _ => self.raise_large(slot, key, count, amount),
+        }
+    }
+
+    #[cold]
+    fn raise_large(&mut self, slot: usize, key: K, count: i32, amount: i64) {
+        let before = if count == ELSEWHERE { self.large.get(&key).copied().unwrap_or(0) } else { i64::from(count) };
+        self.large.insert(key, bounded(before, amount));
+        self.slots[slot].1 = ELSEWHERE;
+    }
+
+    /// Adds many, up to the first that does not fit; returns how many were added.
+    pub(crate) fn add_many(&mut self, events: &[(K, i64)]) -> usize {
+        let mut added = 0;
+        for some in events.chunks(AT_ONCE) {
+            self.fetch(some.iter().map(|(key, _)| *key));
+            for (key, amount) in some {
+                if self.add(*key, *amount).is_err() {
+                    return added;
+                }
+                added += 1;
+            }
+        }
+        added
+    }
+
+    /// Looks at the slots of keys that come next. These loads do not wait for each other.
+    #[inline]
+    pub(crate) fn fetch(&self, keys: impl Iterator<Item = K>) {
+        let mask = self.slots.len().wrapping_sub(1);
+        let seen = keys.fold(0, |seen, key| {
+            let place = if self.slots.is_empty() { 0 } else { self.place(key) & mask };
+            seen ^ self.slots.get(place).map_or(0, |slot| slot.1)
+        });
+        std::hint::black_box(seen);
     }
 
     /// At the limit, addresses that are there still count.
     #[cold]
     fn add_known(&mut self, key: K, amount: i64) -> Result<(), Full> {
         let slot = self.find(key).ok_or(Full)?;
-        self.slots[slot].1 = bounded(self.slots[slot].1, amount);
+        self.raise(slot, amount);
         Ok(())
     }
 
@@ -108,7 +174,7 @@ impl<K: Key> CountTable<K> {
         if key == K::default() {
             return self.zero.unwrap_or(0);
         }
-        self.find(key).map_or(0, |slot| self.slots[slot].1)
+        self.find(key).map_or(0, |slot| self.count(self.slots[slot]))
     }
 
     /// Sets what is counted for a key that is there.
@@ -118,7 +184,13 @@ impl<K: Key> CountTable<K> {
         } else if let Some(slot) = self.find(key) {
             // The slot stays taken: others may lie behind it.
             self.slots[slot].1 = 0;
+            self.large.remove(&key);
         }
+    }
+
+    #[inline]
+    fn count(&self, (key, count): (K, i32)) -> i64 {
+        if count == ELSEWHERE { self.large.get(&key).copied().unwrap_or(0) } else { i64::from(count) }
     }
 
     #[cold]
@@ -139,7 +211,8 @@ impl<K: Key> CountTable<K> {
     /// What is counted, in no order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (K, i64)> {
         let zero = self.zero.map(|count| (K::default(), count));
-        self.slots.iter().copied().filter(|(key, _)| *key != K::default()).chain(zero)
+        let taken = self.slots.iter().filter(|(key, _)| *key != K::default());
+        taken.map(|slot| (slot.0, self.count(*slot))).chain(zero)
     }
 }
 
@@ -163,10 +236,15 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
+    /// Mostly small, sometimes about as large as a slot holds.
+    fn amount() -> impl Strategy<Value = i64> {
+        prop_oneof![8 => -5_i64..100, 1 => -(1_i64 << 32)..1 << 32, 1 => Just(i64::from(i32::MAX)), 1 => Just(i64::from(i32::MIN))]
+    }
+
     proptest! {
         #[test]
         fn counts_as_a_map_does(
-            events in proptest::collection::vec((0_u128..300, -5_i64..100, 0_u8..20), 0..2_000),
+            events in proptest::collection::vec((0_u128..300, amount(), 0_u8..20), 0..2_000),
             seed in any::<u64>(),
         ) {
             let (mut table, mut map) = (CountTable::<u128>::new(seed, 10_000), BTreeMap::new());
@@ -182,6 +260,9 @@ mod tests {
                 }
                 prop_assert_eq!(table.get(key), map[&key]);
             }
+            let mut at_once = CountTable::<u128>::new(seed, 10_000);
+            prop_assert_eq!(at_once.add_many(&table.iter().collect::<Vec<_>>()), table.len());
+            prop_assert!(table.iter().all(|(key, count)| at_once.get(key) == count));
             let found: BTreeMap<u128, i64> = table.iter().filter(|(_, count)| *count != 0).collect();
             map.retain(|_, count| *count != 0);
             prop_assert_eq!(found, map);
@@ -196,6 +277,7 @@ mod tests {
                 table.add(key, 1).unwrap();
             }
             assert_eq!(table.add(5_000_000, 1), Err(Full), "limit {limit}");
+            assert_eq!(table.add_many(&[(1, 0), (5_000_000, 1), (1, 1)]), 1);
             table.add(1, 1).unwrap();
             assert_eq!((table.get(1), table.len(), table.get(5_000_000)), (2, limit, 0));
         }

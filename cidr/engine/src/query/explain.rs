@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use super::plan::{Columns, Period, condensed};
+use super::plan::{Columns, Period, condensed, wanted};
 use super::{Outcome, QueryError};
 use crate::language::CountQuery;
 use crate::segment::{Kind, Segment};
-use crate::store::catalog::{DayFiles, FileEntry};
+use crate::store::catalog::{DayFiles, FileEntry, OpenFiles};
 use crate::time::{Day, LAST_STAMP, Stamp, compact_stamp};
 use crate::work::Work;
 
@@ -29,7 +29,7 @@ impl Touched {
         let record = &file.record;
         let kind = match record.kind {
             Kind::Window => "window",
-            Kind::Day => "day",
+            Kind::Day | Kind::Packed => "day",
             Kind::Span8 => "8 days",
             Kind::Month => "month",
         };
@@ -74,30 +74,51 @@ fn blocks_of(segment: &Segment) -> u64 {
     segment.tables().iter().map(|table| u64::from(table.blocks)).sum()
 }
 
-/// Files of a trend by the end and start of their time, with the column that they count in.
-type Windows = BTreeMap<(Stamp, Stamp), Vec<(usize, Arc<FileEntry>)>>;
+/// A file with the column that it counts in; of a packed day, one of its parts.
+pub(crate) struct WindowPart {
+    pub(crate) column: usize,
+    pub(crate) file: Arc<FileEntry>,
+    pub(crate) part: Option<u16>,
+}
+
+/// Files of a trend by the end and start of their time.
+type Windows = BTreeMap<(Stamp, Stamp), Vec<WindowPart>>;
 
 /// The windows of a period; for a day whose windows are gone, the day.
-pub(crate) fn windows(columns: &Columns, period: Period, query: &CountQuery) -> Result<Windows, QueryError> {
+pub(crate) fn windows(
+    columns: &Columns,
+    period: Period,
+    query: &CountQuery,
+    open: &OpenFiles,
+) -> Result<Windows, QueryError> {
     let mut windows = Windows::new();
     if period.after >= period.until {
         return Ok(windows);
     }
+    let mut push = |start: Stamp, end: Stamp, column, file: &Arc<FileEntry>, part| {
+        let key = windows.range((end, Stamp::MIN)..=(end, Stamp::MAX)).next();
+        // A late file of the same window may say another start.
+        let key = key.map_or((end, start), |(key, _)| *key);
+        windows.entry(key).or_default().push(WindowPart { column, file: Arc::clone(file), part });
+    };
     for series in &columns.series {
         for (day, files) in series.files.days.range(period.days()) {
             if files.condensed
                 && let Some(node) = condensed_day(&series.name, *day, files, period, query)?
             {
-                windows.entry((day.end(), day.start())).or_default().push((series.column, node));
+                push(day.start(), day.end(), series.column, &node, None);
+            }
+            if let Some(packed) = files.packed().filter(|node| period.touches(node)) {
+                let segment = packed.open(open)?;
+                for (part, window) in segment.meta().windows().filter(|(_, window)| wanted(window, period, query)) {
+                    push(window.start, window.end, series.column, packed, Some(part));
+                }
             }
             for window in files.windows.iter().filter(|window| !(files.condensed && window.covered)) {
                 let record = &window.file.record;
-                let wanted = query.node.as_ref().is_none_or(|node| record.nodes.contains(&node.value));
-                if wanted && period.holds(record.end) {
-                    let key = windows.range((record.end, Stamp::MIN)..=(record.end, Stamp::MAX)).next();
-                    // A late file of the same window may say another start.
-                    let key = key.map_or((record.end, record.start), |(key, _)| *key);
-                    windows.entry(key).or_default().push((series.column, Arc::clone(&window.file)));
+                let of_node = query.node.as_ref().is_none_or(|node| record.nodes.contains(&node.value));
+                if of_node && period.holds(record.end) {
+                    push(record.start, record.end, series.column, &window.file, None);
                 }
             }
         }

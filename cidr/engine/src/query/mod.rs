@@ -7,20 +7,22 @@ mod rows;
 mod run;
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use crate::address::{Block, Family};
 use crate::error::Error;
 use crate::language::{Aggregate, CountQuery, HELP, Order, Statement, TextError, parse};
-use crate::segment::TableKey;
+use crate::merge::Summer;
+use crate::segment::{Kind, Segment, TableKey};
 use crate::store::Store;
 use crate::store::catalog::FileEntry;
 use crate::time::{Day, Stamp, compact_stamp};
 use crate::work::Work;
 
-use explain::Touched;
+use explain::{Touched, WindowPart};
 pub use output::Format;
 use output::Output;
-use plan::{Columns, Period, Source};
+use plan::{Columns, Period, Source, wanted};
 pub(crate) use rows::merge_all;
 use rows::{Part, Sources};
 use run::{Ask, Candidate, Top};
@@ -303,15 +305,19 @@ impl<'a> Question<'a> {
     }
 
     fn trend<K: TableKey>(&self, sink: &mut RowSink<'_>) -> Result<(), QueryError> {
-        let windows = explain::windows(self.columns, self.period, self.query)?;
+        let windows = explain::windows(self.columns, self.period, self.query, self.store.files())?;
         let mut counts = vec![0; self.columns.names.len()];
+        let mut summer = Summer::new(self.work);
         for ((end, start), files) in windows {
             let mut parts = self.no_parts();
-            for (column, file) in files {
-                self.open_file(&file, &mut parts[column])?;
+            for WindowPart { column, file, part } in files {
+                match part {
+                    None => self.open_file(&file, &mut parts[column])?,
+                    Some(part) => parts[column].push((self.open(&file)?, part)),
+                }
             }
             let sources = Sources::<K>::new(parts, self.query.block.value, &self.query.exclude, self.work);
-            run::sum_of(&sources, &mut counts)?;
+            run::sum_of(&sources, &mut summer, &mut counts)?;
             if self.query.threshold.is_none_or(|threshold| counts[0] >= threshold) {
                 let block = self.query.block.value;
                 sink.row(&Row { when: When::Window { end, start }, block, counts: &counts })?;
@@ -331,6 +337,11 @@ impl<'a> Question<'a> {
             for source in plan::sources(series, period, self.query)? {
                 match source {
                     Source::File(file) => self.open_file(&file, &mut parts[series.column])?,
+                    Source::Inside(file) => {
+                        let segment = self.open(&file)?;
+                        let windows = segment.meta().windows().filter(|(_, window)| wanted(window, period, self.query));
+                        parts[series.column].extend(windows.map(|(part, _)| (Arc::clone(&segment), part)));
+                    }
                     Source::Merged(day, files) => {
                         let merged =
                             self.store.merged().get(&series.name, day, &files, self.store.files(), self.work)?;
@@ -345,14 +356,23 @@ impl<'a> Question<'a> {
         Ok(Sources::new(parts, self.query.block.value, &self.query.exclude, self.work))
     }
 
-    fn open_file(&self, file: &FileEntry, parts: &mut Vec<Part>) -> Result<(), QueryError> {
+    fn open(&self, file: &FileEntry) -> Result<Arc<Segment>, QueryError> {
         let segment = file.open(self.store.files())?;
         if let Some(touched) = self.touched {
             touched.file(file, &segment);
         }
+        Ok(segment)
+    }
+
+    fn open_file(&self, file: &FileEntry, parts: &mut Vec<Part>) -> Result<(), QueryError> {
+        let segment = self.open(file)?;
+        if segment.meta().kind == Kind::Packed {
+            parts.push((segment, 0));
+            return Ok(());
+        }
         for (index, part) in segment.meta().parts.iter().enumerate() {
             if self.query.node.as_ref().is_none_or(|node| node.value == part.node) {
-                parts.push((std::sync::Arc::clone(&segment), index as u16));
+                parts.push((Arc::clone(&segment), index as u16));
             }
         }
         Ok(())

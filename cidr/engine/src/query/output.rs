@@ -100,19 +100,19 @@ impl<'a> Output<'a> {
             When::Day(day) => self.push(format_args!("{} ", day.compact())),
             When::Window { end, .. } => self.push(format_args!("{} ", compact_stamp(end))),
         }
-        let start = self.buffer.len();
-        push_block(&mut self.buffer, row.block);
-        if let [count] = row.counts {
-            pad(&mut self.buffer, start + 18);
-            self.buffer.extend_from_slice(b" : ");
-            let mut digits = [0; 20];
-            let digits = decimal(*count, &mut digits);
-            let wanted = self.buffer.len() + 9_usize.saturating_sub(digits.len());
-            pad(&mut self.buffer, wanted);
-            self.buffer.extend_from_slice(digits);
-        } else {
-            self.buffer.extend_from_slice(b" : ");
-            push_counts(&mut self.buffer, row.counts);
+        match row.counts {
+            [count] if row.block.family() == Family::V4 => push_lined_up(&mut self.buffer, row.block, *count),
+            [count] => {
+                let lined_up = self.buffer.len() + BLOCK_V4_BYTES;
+                push_block(&mut self.buffer, row.block);
+                self.buffer.resize(lined_up.max(self.buffer.len()), b' ');
+                self.push(format_args!(" : {count:>9}"));
+            }
+            counts => {
+                push_block(&mut self.buffer, row.block);
+                self.buffer.extend_from_slice(b" : ");
+                push_counts(&mut self.buffer, counts);
+            }
         }
         self.buffer.push(b'\n');
     }
@@ -146,22 +146,59 @@ impl<'a> Output<'a> {
     }
 }
 
-fn pad(buffer: &mut Vec<u8>, to: usize) {
-    buffer.resize(to.max(buffer.len()), b' ');
+/// The numbers 0 to 255 in decimal, and their lengths: four copied bytes are faster than a division per digit.
+static OCTETS: [([u8; 4], usize); 256] = octets();
+
+const fn octets() -> [([u8; 4], usize); 256] {
+    let mut all = [([b' '; 4], 0); 256];
+    let mut number = 0;
+    while number < 256 {
+        let digits = [b'0' + (number / 100) as u8, b'0' + (number / 10 % 10) as u8, b'0' + (number % 10) as u8];
+        all[number] = match number {
+            0..10 => ([digits[2], b' ', b' ', b' '], 1),
+            10..100 => ([digits[1], digits[2], b' ', b' '], 2),
+            _ => ([digits[0], digits[1], digits[2], b' '], 3),
+        };
+        number += 1;
+    }
+    all
+}
+
+/// Longest text of an IPv4 block.
+const BLOCK_V4_BYTES: usize = 18;
+
+/// Writes an IPv4 block at the beginning of `text`, which stays blank behind it; returns its length.
+#[inline]
+fn put_block_v4(text: &mut [u8; 64], block: Block) -> usize {
+    let [a, b, c, d] = (block.first() as u32).to_be_bytes();
+    let mut at = 0;
+    for (number, after) in [(a, b'.'), (b, b'.'), (c, b'.'), (d, b'/'), (block.length(), b' ')] {
+        let (digits, length) = &OCTETS[usize::from(number)];
+        text[at..at + 4].copy_from_slice(digits);
+        text[at + length] = after;
+        at += length + 1;
+    }
+    at - 1
+}
+
+/// `10.79.18.1/32      :     35217`, made in place: a long list is nothing but these.
+fn push_lined_up(buffer: &mut Vec<u8>, block: Block, count: i64) {
+    let mut line = [b' '; 64];
+    put_block_v4(&mut line, block);
+    line[BLOCK_V4_BYTES + 1] = b':';
+    let mut digits = [0; 20];
+    let digits = decimal(count, &mut digits);
+    let start = BLOCK_V4_BYTES + 3 + 9_usize.saturating_sub(digits.len());
+    line[start..start + digits.len()].copy_from_slice(digits);
+    buffer.extend_from_slice(&line[..start + digits.len()]);
 }
 
 fn push_block(buffer: &mut Vec<u8>, block: Block) {
-    let mut digits = [0; 20];
     match block.family() {
         Family::V4 => {
-            for (index, byte) in (block.first() as u32).to_be_bytes().into_iter().enumerate() {
-                if index > 0 {
-                    buffer.push(b'.');
-                }
-                buffer.extend_from_slice(decimal(i64::from(byte), &mut digits));
-            }
-            buffer.push(b'/');
-            buffer.extend_from_slice(decimal(i64::from(block.length()), &mut digits));
+            let mut text = [b' '; 64];
+            let length = put_block_v4(&mut text, block);
+            buffer.extend_from_slice(&text[..length]);
         }
         Family::V6 => write!(buffer, "{block}").expect("a vector takes everything"),
     }

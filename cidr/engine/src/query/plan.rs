@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::QueryError;
 use crate::language::{CountQuery, DateRange, Moment, Placed, SeriesList, TextError, nearest};
+use crate::segment::Part;
 use crate::store::catalog::{Catalog, DayFiles, FileEntry, SeriesFiles};
 use crate::time::{Day, LAST_STAMP, Stamp};
 
@@ -53,6 +54,11 @@ impl Period {
         last_end <= self.after || self.until < first_end
     }
 
+    /// True when windows of a node may be inside.
+    pub(crate) fn touches(self, node: &FileEntry) -> bool {
+        !self.holds_none(node.record.first_end, node.record.last_end)
+    }
+
     /// The part of it that lies on a day.
     pub(crate) fn on(self, day: Day) -> Self {
         Self { after: self.after.max(day.start()), until: self.until.min(day.end()) }
@@ -68,10 +74,17 @@ impl Period {
 
 /// A part of the answer.
 pub(crate) enum Source {
-    /// A file; only the parts of one node when that was asked.
+    /// A file; only the parts of one node when that was asked. Of a packed day, its sum.
     File(Arc<FileEntry>),
+    /// The windows in a packed day that are inside the period, of one node when that was asked.
+    Inside(Arc<FileEntry>),
     /// Windows of a day, merged in memory.
     Merged(Day, Vec<Arc<FileEntry>>),
+}
+
+/// True for the windows of a packed day that count.
+pub(crate) fn wanted(window: &Part, period: Period, query: &CountQuery) -> bool {
+    period.holds(window.end) && query.node.as_ref().is_none_or(|node| node.value == window.node)
 }
 
 /// The files of one series, as the query found them.
@@ -131,6 +144,8 @@ pub(crate) fn sources(series: &SeriesPlan, period: Period, query: &CountQuery) -
             if node_is_gone(files, period) {
                 return Err(condensed(&series.name, day, "counts of single nodes"));
             }
+            let packed = files.packed().filter(|file| period.touches(file) && file.record.nodes.contains(&node.value));
+            sources.extend(packed.map(|file| Source::Inside(Arc::clone(file))));
             let windows = files.windows.iter().map(|window| &window.file);
             let wanted =
                 windows.filter(|file| period.holds(file.record.end) && file.record.nodes.contains(&node.value));
@@ -153,8 +168,7 @@ pub(crate) fn sources(series: &SeriesPlan, period: Period, query: &CountQuery) -
 
 /// True when windows inside the period were given up.
 fn node_is_gone(files: &DayFiles, period: Period) -> bool {
-    let inside = |node: &Arc<FileEntry>| !period.holds_none(node.record.first_end, node.record.last_end);
-    files.condensed && files.node.as_ref().is_some_and(inside)
+    files.condensed && files.node.as_ref().is_some_and(|node| period.touches(node))
 }
 
 /// Windows as they are, or merged when they are all that the day has.
@@ -177,10 +191,11 @@ fn day_detail(
     let Some(node) = &files.node else { return Ok(()) };
     if period.holds_all(node.record.first_end, node.record.last_end) {
         sources.push(Source::File(Arc::clone(node)));
-    } else if !period.holds_none(node.record.first_end, node.record.last_end) {
+    } else if period.touches(node) {
         if files.condensed {
             return Err(condensed(&series.name, day, "parts of a day"));
         }
+        sources.extend(files.packed().map(|packed| Source::Inside(Arc::clone(packed))));
         let covered = files.windows.iter().filter(|window| window.covered);
         let inside = covered.filter(|window| period.holds(window.file.record.end));
         sources.extend(inside.map(|window| Source::File(Arc::clone(&window.file))));

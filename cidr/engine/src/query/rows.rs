@@ -85,8 +85,18 @@ impl<'a, K: TableKey> Sources<'a, K> {
 
     /// The sums of all addresses from `first` to `last`, per column.
     pub(crate) fn sum(&self, first: K, last: K, sums: &mut [i64]) -> Result<(), QueryError> {
+        self.sum_with(&mut Summer::new(self.work), first, last, sums)
+    }
+
+    /// The same with a summer that was used before.
+    pub(crate) fn sum_with(
+        &self,
+        summer: &mut Summer<'a, K>,
+        first: K,
+        last: K,
+        sums: &mut [i64],
+    ) -> Result<(), QueryError> {
         sums.fill(0);
-        let mut summer = Summer::new(self.work);
         let level = self.level_for_range(first, last);
         for (column, sources) in self.columns.iter().enumerate() {
             for (segment, part) in sources {

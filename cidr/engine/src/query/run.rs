@@ -7,7 +7,7 @@ use super::rows::{Region, Sources};
 use super::{QueryError, Row, RowSink, When};
 use crate::address::Block;
 use crate::key::Key;
-use crate::merge::Merge;
+use crate::merge::{Merge, Summer};
 use crate::segment::TableKey;
 
 /// What is asked of the sources of a period.
@@ -64,7 +64,7 @@ pub(crate) fn by_block<K: TableKey>(
 }
 
 /// A walk with keys shortened to the length of the rows.
-struct Grouped<'a, K> {
+struct Grouped<'a, K: Key> {
     merge: Merge<'a, K>,
     shift: u8,
     ahead: Option<K>,
@@ -380,10 +380,14 @@ impl<K: Ord> PartialOrd for ByBound<K> {
 }
 
 /// The sum of one block, for a row of a trend.
-pub(crate) fn sum_of<K: TableKey>(sources: &Sources<'_, K>, counts: &mut [i64]) -> Result<(), QueryError> {
+pub(crate) fn sum_of<'a, K: TableKey>(
+    sources: &Sources<'a, K>,
+    summer: &mut Summer<'a, K>,
+    counts: &mut [i64],
+) -> Result<(), QueryError> {
     counts.fill(0);
     match sources.bounds() {
-        Some((first, last)) => sources.sum(first, last, counts),
+        Some((first, last)) => sources.sum_with(summer, first, last, counts),
         None => Ok(()),
     }
 }

@@ -6,6 +6,9 @@
 //! varint zigzag of the smallest count · frame of the counts minus the smallest
 //! ```
 //!
+//! In a ranked table a block has no keys but their places in another table: a varint of the first, and a frame of the distances minus
+//! one. Of a day's 200,000 addresses a window has every fortieth: their distances are much smaller numbers than those of addresses.
+//!
 //! The checksum is looked at on every read: it costs less than the unpacking does.
 
 use super::bits::{self, FRAME};
@@ -42,7 +45,7 @@ impl<K: Key> Rows<K> {
     pub(crate) fn read(&mut self, data: &[u8], at: usize, first: K) -> Option<()> {
         self.len = 0;
         let (end, rows) = checked(data, at)?;
-        let mut position = bits::read_frame(data, at + HEAD, &mut self.keys[1..rows])?;
+        let position = bits::read_frame(data, at + HEAD, &mut self.keys[1..rows])?;
         self.keys[0] = first;
         let one = K::from_u128(1);
         let mut key = first;
@@ -50,6 +53,31 @@ impl<K: Key> Rows<K> {
             key = key.wrapping_add(*slot).wrapping_add(one);
             *slot = key;
         }
+        self.read_counts(data, position, rows, end)
+    }
+
+    /// Decodes a block of a ranked table: its counts, and its places into `ranks`. The keys are for the caller to fill in.
+    pub(crate) fn read_ranked(&mut self, data: &[u8], at: usize, ranks: &mut Ranks) -> Option<()> {
+        (self.len, ranks.len) = (0, 0);
+        let (end, rows) = checked(data, at)?;
+        let mut position = at + HEAD;
+        let mut rank = u32::try_from(bits::read_varint(data, &mut position)?).ok()?;
+        position = bits::read_frame(data, position, &mut ranks.places[1..rows])?;
+        ranks.places[0] = rank;
+        for slot in &mut ranks.places[1..rows] {
+            rank = rank.wrapping_add(*slot).wrapping_add(1);
+            *slot = rank;
+        }
+        ranks.len = rows;
+        self.read_counts(data, position, rows, end)
+    }
+
+    /// The keys, to be filled in.
+    pub(crate) fn keys_mut(&mut self) -> &mut [K] {
+        &mut self.keys[..self.len]
+    }
+
+    fn read_counts(&mut self, data: &[u8], mut position: usize, rows: usize, end: usize) -> Option<()> {
         let smallest = bits::unzigzag(bits::read_varint(data, &mut position)?);
         let mut packed = [0_u64; BLOCK_ROWS];
         let position = bits::read_count_frame(data, position, &mut packed[..rows])?;
@@ -58,6 +86,24 @@ impl<K: Key> Rows<K> {
         }
         self.len = rows;
         (position == end).then_some(())
+    }
+}
+
+/// The places of a ranked block's rows.
+pub(crate) struct Ranks {
+    places: [u32; BLOCK_ROWS],
+    len: usize,
+}
+
+impl Default for Ranks {
+    fn default() -> Self {
+        Self { places: [0; BLOCK_ROWS], len: 0 }
+    }
+}
+
+impl Ranks {
+    pub(crate) fn places(&self) -> &[u32] {
+        &self.places[..self.len]
     }
 }
 
@@ -72,9 +118,21 @@ fn checked(data: &[u8], at: usize) -> Option<(usize, usize)> {
 
 /// Appends a block of rows with ascending keys to `out`.
 pub(crate) fn write_block<K: Key>(out: &mut Vec<u8>, keys: &[K], counts: &[i64]) {
+    write_rows(out, None, keys, counts);
+}
+
+/// The same for a ranked table.
+pub(crate) fn write_ranked_block(out: &mut Vec<u8>, ranks: &[u32], counts: &[i64]) {
+    write_rows(out, ranks.first().copied(), ranks, counts);
+}
+
+fn write_rows<K: Key>(out: &mut Vec<u8>, first: Option<u32>, keys: &[K], counts: &[i64]) {
     debug_assert!(!keys.is_empty() && keys.len() <= BLOCK_ROWS && keys.len() == counts.len());
     let start = out.len();
     out.extend_from_slice(&[0, 0, 0, 0, 0, 0, (keys.len() - 1) as u8]);
+    if let Some(first) = first {
+        bits::write_varint(out, u64::from(first));
+    }
     let mut values = [0_u128; BLOCK_ROWS];
     for (slot, pair) in values.iter_mut().zip(keys.windows(2)) {
         *slot = pair[1].to_u128() - pair[0].to_u128() - 1;
@@ -118,6 +176,24 @@ mod tests {
             let bit = flip.index(end * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
             prop_assert!(read.read(&bytes, 0, keys[0]).is_none());
+        }
+
+        #[test]
+        fn ranks_read_back_and_any_flipped_bit_is_noticed(
+            rows in proptest::collection::btree_map(any::<u32>(), -5_i64..1000, 1..=BLOCK_ROWS),
+            flip in any::<prop::sample::Index>(),
+        ) {
+            let (ranks, counts): (Vec<u32>, Vec<i64>) = rows.into_iter().unzip();
+            let mut bytes = Vec::new();
+            write_ranked_block(&mut bytes, &ranks, &counts);
+            let end = bytes.len();
+            bytes.extend([0; bits::SLACK]);
+            let (mut read, mut places) = (Rows::<u128>::default(), Ranks::default());
+            read.read_ranked(&bytes, 0, &mut places).unwrap();
+            prop_assert_eq!((places.places(), read.counts()), (&ranks[..], &counts[..]));
+            let bit = flip.index(end * 8);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(read.read_ranked(&bytes, 0, &mut places).is_none());
         }
 
         #[test]

@@ -1,8 +1,8 @@
 //! What a file says about itself, so that a lost manifest can be rebuilt from the files alone.
 //!
 //! Varints but for the strings, which are a length and UTF-8: kind · id · series · start · end · first end · last end · number of
-//! consumed ids, ascending, as distances · number of parts, and for each its node and the highest hand-in merged into it (plus one; 0:
-//! none).
+//! consumed ids, ascending, as distances · number of parts, and for each its node, the highest hand-in merged into it (plus one; 0:
+//! none), and in a packed day its start and its end.
 
 use super::bits::{read_varint, unzigzag, write_varint, zigzag};
 use crate::time::Stamp;
@@ -18,6 +18,8 @@ pub enum Kind {
     Span8,
     /// Sums over a calendar month.
     Month,
+    /// Sums over a day, and in the same file the windows that they are the sums of.
+    Packed,
 }
 
 impl Kind {
@@ -27,6 +29,7 @@ impl Kind {
             Self::Day => 1,
             Self::Span8 => 2,
             Self::Month => 3,
+            Self::Packed => 4,
         }
     }
 
@@ -36,18 +39,22 @@ impl Kind {
             1 => Self::Day,
             2 => Self::Span8,
             3 => Self::Month,
+            4 => Self::Packed,
             _ => return None,
         })
     }
 }
 
-/// One node's share of a window.
+/// One node's share of a window; in a packed day the first part is the sum.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Part {
     /// The node that counted; empty for sums over all nodes.
     pub(crate) node: String,
     /// The highest hand-in of that node in this file.
     pub(crate) sequence: Option<u64>,
+    /// The window's time.
+    pub(crate) start: Stamp,
+    pub(crate) end: Stamp,
 }
 
 /// What a file says about itself.
@@ -69,6 +76,22 @@ pub(crate) struct Meta {
 }
 
 impl Meta {
+    /// The nodes of the parts, each once.
+    pub(crate) fn nodes(&self) -> Vec<String> {
+        let mut nodes: Vec<String> = self.parts.iter().map(|part| part.node.clone()).collect();
+        if self.kind == Kind::Packed {
+            nodes.sort_unstable();
+            nodes.dedup();
+        }
+        nodes
+    }
+
+    /// The windows of a packed day: their places among the parts, and what is said of them.
+    pub(crate) fn windows(&self) -> impl Iterator<Item = (u16, &Part)> {
+        let parts = if self.kind == Kind::Packed { &self.parts[..] } else { &[] };
+        parts.iter().enumerate().skip(1).map(|(index, part)| (index as u16, part))
+    }
+
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
         write_varint(out, u64::from(self.kind.number()));
         write_varint(out, self.id);
@@ -81,6 +104,10 @@ impl Meta {
         for part in &self.parts {
             write_text(out, &part.node);
             write_varint(out, part.sequence.map_or(0, |sequence| sequence.saturating_add(1)));
+            if self.kind == Kind::Packed {
+                write_varint(out, zigzag(part.start));
+                write_varint(out, zigzag(part.end));
+            }
         }
     }
 
@@ -98,7 +125,12 @@ impl Meta {
         let mut parts = Vec::new();
         for _ in 0..read_varint(data, at)? {
             let node = read_text(data, at)?;
-            parts.push(Part { node, sequence: read_varint(data, at)?.checked_sub(1) });
+            let sequence = read_varint(data, at)?.checked_sub(1);
+            let (mut from, mut until) = (start, end);
+            if kind == Kind::Packed {
+                (from, until) = (unzigzag(read_varint(data, at)?), unzigzag(read_varint(data, at)?));
+            }
+            parts.push(Part { node, sequence, start: from, end: until });
         }
         Some(Self { kind, id, series, start, end, first_end, last_end, consumed, parts })
     }

@@ -9,16 +9,16 @@ mod meta;
 mod reader;
 mod writer;
 
-pub(crate) use block::Rows;
+pub(crate) use block::{Ranks, Rows};
 pub use meta::Kind;
 pub(crate) use meta::{Meta, Part, read_text, write_text};
-pub(crate) use reader::{Segment, Table, TableKey};
+pub(crate) use reader::{Base, Segment, Table, TableKey};
 pub(crate) use writer::{LEVELS_V4, LEVELS_V6, SegmentWriter, WriteError};
 
 use crate::address::Family;
 
-/// The version that this build writes and reads.
-pub(crate) const VERSION: u32 = 1;
+/// The newest version that this build reads. A packed day is version 2; everything else is written as version 1, which it still is.
+pub(crate) const VERSION: u32 = 2;
 
 pub(crate) const MAGIC: &[u8; 8] = b"ECCIDRSG";
 const END_MAGIC: &[u8; 8] = b"ECCIDREN";
@@ -36,6 +36,8 @@ pub(crate) struct TableInfo {
     pub(crate) family: Family,
     /// Length of the prefixes that are its keys.
     pub(crate) level: u8,
+    /// Its blocks have places in the first part's table of addresses instead of addresses.
+    pub(crate) ranked: bool,
     pub(crate) blocks: u32,
     pub(crate) rows: u64,
     pub(crate) index_at: u64,
@@ -45,6 +47,9 @@ pub(crate) struct TableInfo {
 
 /// Bytes of a directory entry.
 const ENTRY: usize = 32;
+
+/// Beside the family of a table that is ranked.
+const RANKED: u8 = 0x80;
 
 /// The tables of a file.
 struct Directory {
@@ -57,7 +62,8 @@ impl Directory {
         let mut out = Vec::with_capacity(self.tables.len() * ENTRY + FOOTER);
         for table in &self.tables {
             out.extend_from_slice(&table.part.to_le_bytes());
-            out.extend_from_slice(&[if table.family == Family::V4 { 4 } else { 6 }, table.level]);
+            let family = if table.family == Family::V4 { 4 } else { 6 };
+            out.extend_from_slice(&[if table.ranked { family | RANKED } else { family }, table.level]);
             out.extend_from_slice(&table.blocks.to_le_bytes());
             out.extend_from_slice(&table.rows.to_le_bytes());
             out.extend_from_slice(&table.index_at.to_le_bytes());
@@ -86,7 +92,7 @@ impl Directory {
         }
         let mut tables = Vec::with_capacity(length / ENTRY);
         for entry in bytes.chunks(ENTRY) {
-            let family = match entry.get(2)? {
+            let family = match entry.get(2)? & !RANKED {
                 4 => Family::V4,
                 6 => Family::V6,
                 _ => return None,
@@ -95,6 +101,7 @@ impl Directory {
                 part: u16::from_le_bytes([entry[0], entry[1]]),
                 family,
                 level: *entry.get(3).filter(|level| **level <= family.bits())?,
+                ranked: entry[2] & RANKED != 0,
                 blocks: u32_at(entry, 4)?,
                 rows: u64_at(entry, 8)?,
                 index_at: u64_at(entry, 16)?,
@@ -111,7 +118,8 @@ fn header(meta: &Meta) -> Vec<u8> {
     meta.write(&mut body);
     let mut out = Vec::with_capacity(body.len() + 20);
     out.extend_from_slice(MAGIC);
-    out.extend_from_slice(&VERSION.to_le_bytes());
+    let version: u32 = if meta.kind == Kind::Packed { 2 } else { 1 };
+    out.extend_from_slice(&version.to_le_bytes());
     out.extend_from_slice(&(body.len() as u32).to_le_bytes());
     out.extend_from_slice(&body);
     out.extend_from_slice(&crc32c::crc32c(&out).to_le_bytes());
@@ -132,7 +140,7 @@ fn read_header(data: &[u8]) -> Header {
             return None;
         }
         let version = u32_at(data, 8)?;
-        if version != VERSION {
+        if !(1..=VERSION).contains(&version) {
             return Some(Header::Version(version));
         }
         let end = 16_usize.checked_add(u32_at(data, 12)? as usize)?;

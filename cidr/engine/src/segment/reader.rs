@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
-use super::{Directory, Header, Meta, Rows, TableInfo, VERSION, read_header};
+use super::block::BLOCK_ROWS;
+use super::{Directory, Header, Meta, Ranks, Rows, TableInfo, VERSION, read_header};
+use crate::address::Family;
 use crate::error::{Error, Result};
 use crate::key::Key;
 
@@ -96,8 +98,10 @@ impl Segment {
 
     /// The table of a part and level.
     pub(crate) fn table<K: TableKey>(self: &Arc<Self>, part: u16, level: u8) -> Option<Table<K>> {
-        let wanted = |table: &&TableInfo| table.part == part && table.level == level && table.family.bits() == K::BITS;
-        let info = *self.tables.iter().find(wanted)?;
+        // Tables are written part by part.
+        let from = self.tables.partition_point(|table| table.part < part);
+        let mut of_part = self.tables[from..].iter().take_while(|table| table.part == part);
+        let info = *of_part.find(|table| table.level == level && table.family.bits() == K::BITS)?;
         Some(Table { segment: Arc::clone(self), info, key: std::marker::PhantomData })
     }
 
@@ -114,7 +118,26 @@ impl Segment {
                 rows += found;
             }
         }
+        if self.meta.kind == super::Kind::Packed {
+            self.verify_sums()?;
+        }
         Ok(rows)
+    }
+
+    /// The first part of a packed day is the sum of the others.
+    fn verify_sums(&self) -> Result<()> {
+        for family in [Family::V4, Family::V6] {
+            let tables = self.tables.iter().filter(|table| table.family == family && table.level == family.bits());
+            let (of_day, of_windows) = tables.fold((0_i64, 0_i64), |(day, windows), table| match table.part {
+                0 => (day.wrapping_add(table.total), windows),
+                _ => (day, windows.wrapping_add(table.total)),
+            });
+            if of_day != of_windows {
+                let what = format!("the day's sum over {family} is {of_day}, and that of its windows {of_windows}");
+                return Err(Error::damaged(self.path(), what));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -130,6 +153,19 @@ fn parse_header(bytes: &[u8], path: &Path) -> Result<Meta> {
 pub(crate) trait TableKey: Key {}
 impl TableKey for u32 {}
 impl TableKey for u128 {}
+
+/// What reading a ranked table needs beside its rows: the places, and the block of the first part that was last looked into.
+pub(crate) struct Base<K> {
+    ranks: Ranks,
+    rows: Rows<K>,
+    block: usize,
+}
+
+impl<K: Key> Default for Base<K> {
+    fn default() -> Self {
+        Self { ranks: Ranks::default(), rows: Rows::default(), block: usize::MAX }
+    }
+}
 
 /// A sorted table of a file.
 #[derive(Clone)]
@@ -192,17 +228,62 @@ impl<K: TableKey> Table<K> {
         low.saturating_sub(1)
     }
 
-    /// Decodes a block.
-    pub(crate) fn read(&self, block: usize, rows: &mut Rows<K>) -> Result<()> {
+    /// Decodes a block; one of a ranked table with the keys of the first part. `base` is kept for the next block of the same table.
+    pub(crate) fn read(&self, block: usize, rows: &mut Rows<K>, base: &mut Option<Box<Base<K>>>) -> Result<()> {
+        if !self.info.ranked {
+            let at = usize::try_from(self.word(0, block)).ok();
+            let read = at.and_then(|at| rows.read(&self.segment.bytes, at, self.first(block)));
+            return read.ok_or_else(|| self.wrong_block(block));
+        }
+        let base = base.get_or_insert_default();
+        self.read_ranks(block, rows, &mut base.ranks)?;
+        let first_part = self.first_part()?;
+        for (key, rank) in rows.keys_mut().iter_mut().zip(base.ranks.places()) {
+            let (at, place) = (*rank as usize / BLOCK_ROWS, *rank as usize % BLOCK_ROWS);
+            if at != base.block {
+                base.block = usize::MAX;
+                if at >= first_part.blocks() {
+                    return Err(self.wrong_block(block));
+                }
+                first_part.read(at, &mut base.rows, &mut None)?;
+                base.block = at;
+            }
+            *key = *base.rows.keys().get(place).ok_or_else(|| self.wrong_block(block))?;
+        }
+        Ok(())
+    }
+
+    /// Decodes a block of a ranked table without its keys.
+    pub(crate) fn read_ranks(&self, block: usize, rows: &mut Rows<K>, ranks: &mut Ranks) -> Result<()> {
         let at = usize::try_from(self.word(0, block)).ok();
-        at.and_then(|at| rows.read(&self.segment.bytes, at, self.first(block))).ok_or_else(|| {
-            let what = format!("block {block} of its /{} table is wrong", self.info.level);
-            Error::damaged(self.segment.path(), what)
-        })
+        let read = at.and_then(|at| rows.read_ranked(&self.segment.bytes, at, ranks));
+        read.ok_or_else(|| self.wrong_block(block))
+    }
+
+    /// The table that the places of a ranked table are about.
+    pub(crate) fn first_part(&self) -> Result<Self> {
+        let table = self.segment.table(0, K::BITS).filter(|table| !table.info.ranked);
+        table.ok_or_else(|| Error::damaged(self.segment.path(), "it has windows, and no sums"))
+    }
+
+    /// How many keys are below `key`; with `and_it`, or are it. `rows` is for the work.
+    pub(crate) fn rank_of(&self, key: K, and_it: bool, rows: &mut Rows<K>) -> Result<u32> {
+        if self.blocks() == 0 {
+            return Ok(0);
+        }
+        let block = self.block_of(key);
+        self.read(block, rows, &mut None)?;
+        let inside = rows.keys().partition_point(|other| *other < key || (and_it && *other == key));
+        // All blocks but the last are full.
+        Ok((block * BLOCK_ROWS + inside) as u32)
+    }
+
+    fn wrong_block(&self, block: usize) -> Error {
+        Error::damaged(self.segment.path(), format!("block {block} of its /{} table is wrong", self.info.level))
     }
 
     fn verify(&self) -> Result<u64> {
-        let mut rows = Rows::default();
+        let (mut rows, mut base) = (Rows::default(), None);
         let (mut total, mut count, mut last) = (0_i64, 0, None);
         let wrong = |what: &str, block: usize| {
             Err(Error::damaged(self.segment.path(), format!("{what} block {block} of /{}", self.info.level)))
@@ -211,7 +292,10 @@ impl<K: TableKey> Table<K> {
             if self.sum_before(block) != total {
                 return wrong("the running sum is wrong before", block);
             }
-            self.read(block, &mut rows)?;
+            self.read(block, &mut rows, &mut base)?;
+            if rows.keys().first() != Some(&self.first(block)) {
+                return wrong("the index is wrong for", block);
+            }
             let ascending = rows.keys().is_sorted_by(|a, b| a < b) && last.is_none_or(|last| last < rows.keys()[0]);
             if !ascending {
                 return wrong("the order is wrong in", block);

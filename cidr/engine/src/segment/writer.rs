@@ -5,9 +5,9 @@
 
 use std::io::{self, Write};
 
-use super::block::{BLOCK_ROWS, write_block};
+use super::block::{BLOCK_ROWS, write_block, write_ranked_block};
 use super::meta::Meta;
-use super::{Directory, TableInfo};
+use super::{Directory, Kind, TableInfo};
 use crate::address::Family;
 use crate::key::Key;
 
@@ -51,6 +51,8 @@ impl<W: Write> Counted<W> {
 struct TableBuilder<K> {
     level: u8,
     keys: Vec<K>,
+    /// Places of the keys, in a ranked table.
+    ranks: Option<Vec<u32>>,
     counts: Vec<i64>,
     firsts: Vec<K>,
     offsets: Vec<u64>,
@@ -66,6 +68,7 @@ impl<K: Key> TableBuilder<K> {
         Self {
             level,
             keys: Vec::with_capacity(BLOCK_ROWS),
+            ranks: None,
             counts: Vec::with_capacity(BLOCK_ROWS),
             firsts: Vec::new(),
             offsets: Vec::new(),
@@ -93,7 +96,13 @@ impl<K: Key> TableBuilder<K> {
         self.maxima.push(self.counts.iter().copied().max().unwrap_or(0));
         self.sums.push(self.total);
         self.scratch.clear();
-        write_block(&mut self.scratch, &self.keys, &self.counts);
+        match &mut self.ranks {
+            None => write_block(&mut self.scratch, &self.keys, &self.counts),
+            Some(ranks) => {
+                write_ranked_block(&mut self.scratch, ranks, &self.counts);
+                ranks.clear();
+            }
+        }
         out.put(&self.scratch)?;
         self.rows += self.keys.len() as u64;
         self.total = self.counts.iter().fold(self.total, |sum, count| sum.wrapping_add(*count));
@@ -117,7 +126,8 @@ impl<K: Key> TableBuilder<K> {
         out.put(&index)?;
         let family = if K::BITS == 32 { Family::V4 } else { Family::V6 };
         let blocks = self.firsts.len() as u32;
-        Ok(TableInfo { part, family, level: self.level, blocks, rows: self.rows, index_at, total: self.total })
+        let (level, ranked) = (self.level, self.ranks.is_some());
+        Ok(TableInfo { part, family, level, ranked, blocks, rows: self.rows, index_at, total: self.total })
     }
 }
 
@@ -137,10 +147,21 @@ impl<K: Key> Tower<K> {
         Self { addresses: TableBuilder::new(K::BITS), levels, last: None }
     }
 
-    fn push<W: Write>(&mut self, key: K, count: i64, out: &mut Counted<W>) -> io::Result<()> {
+    /// Without levels, and ranked.
+    fn ranked() -> Self {
+        let mut tower = Self::new(&[]);
+        tower.addresses.ranks = Some(Vec::with_capacity(BLOCK_ROWS));
+        tower
+    }
+
+    fn push<W: Write>(&mut self, key: K, count: i64, base: &mut BaseKeys<K>, out: &mut Counted<W>) -> io::Result<()> {
         assert!(self.last.is_none_or(|last| last < key), "rows come in ascending order, {key:?} after {:?}", self.last);
         self.last = Some(key);
         self.addresses.push(key, count, out)?;
+        match &mut self.addresses.ranks {
+            Some(ranks) => ranks.push(base.rank(key)),
+            None => base.note(key),
+        }
         for (table, open) in &mut self.levels {
             let above = key.shift_right(K::BITS - table.level);
             match open {
@@ -170,15 +191,44 @@ impl<K: Key> Tower<K> {
     }
 }
 
-/// Writes a file: for each part IPv4 in ascending order, then IPv6.
+/// The addresses of a packed day's first part, which its windows name by their places. They are held in memory, 4 or 16 bytes each.
+#[derive(Default)]
+struct BaseKeys<K> {
+    wanted: bool,
+    keys: Vec<K>,
+    /// Where the last one was found: those of a part ascend.
+    at: usize,
+}
+
+impl<K: Key> BaseKeys<K> {
+    fn note(&mut self, key: K) {
+        if self.wanted {
+            self.keys.push(key);
+        }
+    }
+
+    fn rank(&mut self, key: K) -> u32 {
+        self.at += self.keys[self.at..].iter().take_while(|other| **other < key).count();
+        assert!(self.keys.get(self.at) == Some(&key), "the first part has every address of the others, {key:?} too");
+        self.at as u32
+    }
+}
+
+/// Writes a file: for each part IPv4 in ascending order, then IPv6. The first part of a packed day is its sum, with every address of the
+/// windows that follow, even where the counts add up to zero.
 pub(crate) struct SegmentWriter<W> {
     out: Counted<W>,
     with_levels: bool,
     part: u16,
     v4: Tower<u32>,
     v6: Tower<u128>,
+    packed: bool,
+    base_v4: BaseKeys<u32>,
+    base_v6: BaseKeys<u128>,
     tables: Vec<TableInfo>,
     magnitude: u128,
+    /// The largest magnitude of a part that is summed by itself.
+    most: u128,
     rows: u64,
 }
 
@@ -188,26 +238,35 @@ impl<W: Write> SegmentWriter<W> {
         let mut out = Counted { out, at: 0 };
         out.put(&super::header(meta))?;
         let (v4, v6) = towers(with_levels);
-        Ok(Self { out, with_levels, part: 0, v4, v6, tables: Vec::new(), magnitude: 0, rows: 0 })
+        let packed = meta.kind == Kind::Packed;
+        let base_v4 = BaseKeys { wanted: packed, ..BaseKeys::default() };
+        let base_v6 = BaseKeys { wanted: packed, ..BaseKeys::default() };
+        let (tables, part) = (Vec::new(), 0);
+        Ok(Self { out, with_levels, part, v4, v6, packed, base_v4, base_v6, tables, magnitude: 0, most: 0, rows: 0 })
     }
 
-    /// Adds a row. Zero counts say nothing and are left out.
+    /// True in the part that has rows whose count is zero.
+    pub(crate) fn keeps_zeros(&self) -> bool {
+        self.packed && self.part == 0
+    }
+
+    /// Adds a row. Zero counts say nothing and are left out, but for the sums of a packed day.
     pub(crate) fn v4(&mut self, key: u32, count: i64) -> io::Result<()> {
-        if count == 0 {
+        if count == 0 && !self.keeps_zeros() {
             return Ok(());
         }
         debug_assert!(self.v6.last.is_none(), "IPv4 comes before IPv6");
         self.weigh(count);
-        self.v4.push(key, count, &mut self.out)
+        self.v4.push(key, count, &mut self.base_v4, &mut self.out)
     }
 
     /// The same for IPv6.
     pub(crate) fn v6(&mut self, key: u128, count: i64) -> io::Result<()> {
-        if count == 0 {
+        if count == 0 && !self.keeps_zeros() {
             return Ok(());
         }
         self.weigh(count);
-        self.v6.push(key, count, &mut self.out)
+        self.v6.push(key, count, &mut self.base_v6, &mut self.out)
     }
 
     fn weigh(&mut self, count: i64) {
@@ -217,7 +276,11 @@ impl<W: Write> SegmentWriter<W> {
 
     /// Ends a part; what follows belongs to the next.
     pub(crate) fn end_part(&mut self) -> io::Result<()> {
-        let (v4, v6) = towers(self.with_levels);
+        let (v4, v6) = if self.packed { (Tower::ranked(), Tower::ranked()) } else { towers(self.with_levels) };
+        if self.packed {
+            self.most = self.most.max(std::mem::take(&mut self.magnitude));
+            (self.base_v4.at, self.base_v6.at) = (0, 0);
+        }
         std::mem::replace(&mut self.v4, v4).finish(self.part, &mut self.out, &mut self.tables)?;
         std::mem::replace(&mut self.v6, v6).finish(self.part, &mut self.out, &mut self.tables)?;
         self.part += 1;
@@ -229,7 +292,7 @@ impl<W: Write> SegmentWriter<W> {
         if self.v4.last.is_some() || self.v6.last.is_some() {
             self.end_part()?;
         }
-        if self.magnitude > MAX_TOTAL {
+        if self.magnitude.max(self.most) > MAX_TOTAL {
             return Err(WriteError::TooLarge);
         }
         let footer = Directory { tables: self.tables }.write(self.out.at);

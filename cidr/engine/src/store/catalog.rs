@@ -119,6 +119,11 @@ impl DayFiles {
         self.windows.iter().filter(|window| !window.covered).map(|window| &window.file)
     }
 
+    /// The node, when the windows in it are there one by one.
+    pub(crate) fn packed(&self) -> Option<&Arc<FileEntry>> {
+        self.node.as_ref().filter(|node| node.record.kind == Kind::Packed)
+    }
+
     /// The ends of the first and the last window that ever came.
     pub(crate) fn ends(&self) -> Option<(i64, i64)> {
         let files = self.windows.iter().map(|window| &window.file).chain(&self.node);
@@ -193,7 +198,7 @@ impl Catalog {
                 let at = windows.partition_point(|window| (window.file.record.end, window.file.record.id) < key);
                 windows.insert(at, WindowFile { file: entry, covered: false });
             }
-            Kind::Day => self.day_mut(&series, day).node = Some(entry),
+            Kind::Day | Kind::Packed => self.day_mut(&series, day).node = Some(entry),
             Kind::Span8 | Kind::Month => {
                 let files = Arc::make_mut(self.series.entry(series).or_default());
                 files.spans.insert((day, kind), entry);
@@ -205,7 +210,7 @@ impl Catalog {
         let files = Arc::make_mut(self.series.get_mut(series)?);
         let gone = match kind {
             Kind::Span8 | Kind::Month => files.spans.remove(&(Day::of_moment(start), kind)),
-            Kind::Day => {
+            Kind::Day | Kind::Packed => {
                 let day = Arc::make_mut(files.days.get_mut(&Day::of_moment(start))?);
                 day.node.take_if(|node| node.record.id == id)
             }

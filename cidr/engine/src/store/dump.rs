@@ -43,13 +43,19 @@ impl Store {
         let catalog = self.catalog();
         let content = catalog.series.get(series).and_then(|files| files.days.get(&day));
         let Some(content) = content else { return Ok(()) };
+        let work = Work::new(stop, usize::MAX);
+        if let Some(packed) = content.packed() {
+            let segment = packed.open(self.files())?;
+            for (part, _) in segment.meta().windows() {
+                dump_part(&segment, part, &work, each)?;
+            }
+        }
         // A day's node holds its covered windows. They are given out themselves as long as they are there.
         let (node, windows): (_, Vec<&Arc<FileEntry>>) = if content.condensed {
             (content.node.as_ref(), content.uncovered().collect())
         } else {
             (None, content.windows.iter().map(|window| &window.file).collect())
         };
-        let work = Work::new(stop, usize::MAX);
         for file in node.into_iter().chain(windows) {
             let segment = file.open(self.files())?;
             for part in 0..segment.meta().parts.len().max(1) as u16 {
@@ -67,8 +73,10 @@ fn dump_part<E: From<crate::Error>>(
     each: &mut dyn FnMut(Dumped<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
     let meta = segment.meta();
-    let node = meta.parts.get(usize::from(part)).map_or("", |part| part.node.as_str());
-    let row = |address, count| Dumped { start: meta.start, end: meta.end, node, address, count };
+    let about = meta.parts.get(usize::from(part));
+    let node = about.map_or("", |part| part.node.as_str());
+    let (start, end) = about.map_or((meta.start, meta.end), |part| (part.start, part.end));
+    let row = |address, count| Dumped { start, end, node, address, count };
     let sources = [(Arc::clone(segment), part)];
     let mut count = [0];
     let mut v4 = merge_all::<u32>(&sources, work)?;

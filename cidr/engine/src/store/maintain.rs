@@ -1,23 +1,28 @@
 //! Care of the files, while everything else goes on: days and larger nodes are built, late files merged, old detail and old days removed.
 //!
+//! A finished day becomes one file: its sum, and its windows with the sum's addresses named by their places, which takes a third of the
+//! windows' own files. When its single windows are given up, the sum stays alone.
+//!
 //! Every step writes its new file first and then changes the list in one record, so that a crash between any two calls leaves either the
 //! old files or the new ones, with the same sums. What always holds afterwards:
 //!
-//! * a day's node holds exactly the windows that are marked as covered;
+//! * a day's node holds exactly the windows that are inside it or marked as covered;
 //! * a node over several days holds exactly the day nodes inside its time: whoever changes one of those removes it in the same record.
 //!
 //! Ages are measured against the clock, but never more than a day ahead of the newest window: a clock that jumps into the next decade
 //! must not empty the store.
 
 use std::collections::BTreeMap;
+use std::io::BufWriter;
 use std::sync::Arc;
 
 use super::catalog::{DayFiles, FileEntry, SeriesFiles, lock, removal};
+use super::disk::Output;
 use super::manifest::Edit;
 use super::merged::node_meta;
 use super::{NODES, Store, fill_from};
 use crate::error::{Error, Result};
-use crate::segment::{Kind, Meta, Part, Segment};
+use crate::segment::{Kind, Meta, Part, Segment, SegmentWriter};
 use crate::time::{DAY_S, Day, Stamp};
 use crate::work::Work;
 
@@ -26,6 +31,12 @@ pub(crate) const SPAN_DAYS: i64 = 8;
 
 /// So many files are merged side by side; more go through memory in steps.
 const SIDE_BY_SIDE: usize = 1_024;
+
+/// A day of more files than this keeps them beside its sum: a cursor holds up to 14 KiB.
+const PACKED_FILES: usize = 8_192;
+
+/// So does a day of more rows: while it is packed, its addresses are in memory, 16 bytes each at most.
+const PACKED_ROWS: u64 = 16 << 20;
 
 /// How long a series is kept, and when its windows become days.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,7 +54,7 @@ pub struct Maintained {
     pub days: u64,
     /// Nodes over several days written.
     pub spans: u64,
-    /// Windows whose several files became one.
+    /// Windows of a node that came in several files, which became one part of their day.
     pub merged: u64,
     /// Windows given up for their day.
     pub condensed: u64,
@@ -85,11 +96,10 @@ impl Run<'_> {
         if let Some(days) = care.retention_days {
             done.expired += self.expire(i64::from(days))?;
         }
-        done.days += self.build_days()?;
+        done.days += self.build_days(care, done)?;
         if let Some(days) = care.condense_days {
             done.condensed += self.condense(i64::from(days))?;
         }
-        done.merged += self.merge_windows()?;
         done.spans += self.build_spans()?;
         Ok(())
     }
@@ -124,11 +134,15 @@ impl Run<'_> {
         seen.spans.values().filter(holds).filter(still).map(|file| removal(&file.record)).collect()
     }
 
-    fn build_days(&self) -> Result<u64> {
+    fn build_days(&self, care: Care, done: &mut Maintained) -> Result<u64> {
         let files = self.files();
         let mut built = 0;
         for (day, content) in files.days.iter().filter(|(day, _)| **day < self.today) {
-            if content.uncovered().next().is_some() {
+            let is_young = care.condense_days.is_none_or(|age| self.today.0 - day.0 < i64::from(age));
+            if is_young && !content.windows.is_empty() && packs(content) {
+                done.merged += self.pack_day(&files, *day, content)?;
+                built += 1;
+            } else if content.uncovered().next().is_some() {
                 self.build_day(&files, *day, content)?;
                 built += 1;
             }
@@ -136,13 +150,11 @@ impl Run<'_> {
         Ok(built)
     }
 
+    /// The day's sum alone, beside its windows.
     fn build_day(&self, files: &SeriesFiles, day: Day, content: &DayFiles) -> Result<()> {
         let fresh: Vec<_> = content.uncovered().cloned().collect();
         let mut sources = Vec::new();
-        let mut meta = node_meta(self.series, day);
-        if let Some((first, last)) = content.ends() {
-            (meta.first_end, meta.last_end) = (first, last);
-        }
+        let mut meta = self.day_meta(day, content);
         if let Some(node) = &content.node {
             let segment = node.open(self.store.files())?;
             meta.consumed.clone_from(&segment.meta().consumed);
@@ -156,9 +168,7 @@ impl Run<'_> {
                 sources.extend(parts_of(&file.open(self.store.files())?));
             }
         }
-        for file in &fresh {
-            meta.consumed.push(file.record.id);
-        }
+        meta.consumed.extend(fresh.iter().map(|file| file.record.id));
         meta.consumed.sort_unstable();
         let mut edits: Vec<Edit> = content.node.iter().map(|node| removal(&node.record)).collect();
         edits.extend(self.spans_with(files, day));
@@ -166,21 +176,85 @@ impl Run<'_> {
             let record = &file.record;
             Edit::Cover { series: record.series.clone(), end: record.end, id: record.id }
         }));
-        self.write_node(meta, 1, &sources, edits)
+        if content.packed().is_some() {
+            // Its windows go with it.
+            edits.push(Edit::Condensed { series: self.series.into(), day: day.0 });
+        }
+        self.write_node(meta, 1, edits, |file| fill_from(file, &sources, &self.work))
+    }
+
+    fn day_meta(&self, day: Day, content: &DayFiles) -> Meta {
+        let mut meta = node_meta(self.series, day);
+        if let Some((first, last)) = content.ends() {
+            (meta.first_end, meta.last_end) = (first, last);
+        }
+        meta
+    }
+
+    /// The day's sum and its windows in one file, which takes the place of theirs. Returns how many windows had come in several.
+    fn pack_day(&self, files: &SeriesFiles, day: Day, content: &DayFiles) -> Result<u64> {
+        let mut meta = self.day_meta(day, content);
+        meta.kind = Kind::Packed;
+        let mut sums = Vec::new();
+        let mut windows: BTreeMap<(Stamp, String), (Part, Vec<Source>)> = BTreeMap::new();
+        let mut add = |segment: &Arc<Segment>, index: u16, part: &Part| {
+            let known = windows.entry((part.end, part.node.clone())).or_insert_with(|| (part.clone(), Vec::new()));
+            known.0.start = known.0.start.min(part.start);
+            known.0.sequence = known.0.sequence.max(part.sequence);
+            known.1.push((Arc::clone(segment), index));
+        };
+        if let Some(packed) = content.packed() {
+            let segment = packed.open(self.store.files())?;
+            meta.consumed.clone_from(&segment.meta().consumed);
+            segment.meta().windows().for_each(|(index, part)| add(&segment, index, part));
+            sums.push((segment, 0));
+        }
+        // A sum that older builds made lacks the addresses whose counts add up to zero: it is made again from its windows.
+        for window in &content.windows {
+            let segment = window.file.open(self.store.files())?;
+            meta.consumed.extend(segment.meta().consumed.iter().copied().chain([window.file.record.id]));
+            for (index, part) in segment.meta().parts.iter().enumerate() {
+                add(&segment, index as u16, part);
+            }
+            sums.extend(parts_of(&segment));
+        }
+        meta.consumed.sort_unstable();
+        meta.consumed.dedup();
+        meta.parts.extend(windows.values().map(|(part, _)| part.clone()));
+        let mut edits: Vec<Edit> = content.node.iter().map(|node| removal(&node.record)).collect();
+        edits.extend(self.spans_with(files, day));
+        edits.extend(content.windows.iter().map(|window| removal(&window.file.record)));
+        self.write_node(meta, 1, edits, |file| {
+            let ended = Error::io("write", &self.store.dir);
+            fill_from(file, &sums, &self.work)?;
+            file.end_part().map_err(ended)?;
+            for (_, sources) in windows.values() {
+                fill_from(file, sources, &self.work)?;
+                file.end_part().map_err(Error::io("write", &self.store.dir))?;
+            }
+            Ok(())
+        })?;
+        Ok(windows.values().filter(|(_, sources)| sources.len() > 1).count() as u64)
     }
 
     /// Writes a node and publishes it together with what it replaces.
-    fn write_node(&self, mut meta: Meta, days: i64, sources: &[Source], replaced: Vec<Edit>) -> Result<()> {
+    fn write_node(
+        &self,
+        mut meta: Meta,
+        days: i64,
+        replaced: Vec<Edit>,
+        fill: impl FnOnce(&mut SegmentWriter<BufWriter<Box<dyn Output>>>) -> Result<()>,
+    ) -> Result<()> {
         meta.id = self.store.writer()?.give_id();
         let first = Day::of_moment(meta.start).compact();
         let name = format!("{NODES}/{}.{first}.{days}d.{}", self.series, meta.id);
-        let record = self.store.write_file(&meta, name, true, |file| fill_from(file, sources, &self.work))?;
+        let record = self.store.write_file(&meta, name, true, fill)?;
         let dir = self.store.dir.join(NODES);
         self.store.disk.sync_dir(&dir).map_err(Error::io("sync", &dir))?;
         // Removals come before the addition: a day has one node.
         let mut edits = replaced;
-        let covers = edits.iter().position(|edit| matches!(edit, Edit::Cover { .. })).unwrap_or(edits.len());
-        edits.insert(covers, Edit::Add(record));
+        let removals = edits.iter().take_while(|edit| matches!(edit, Edit::Remove { .. })).count();
+        edits.insert(removals, Edit::Add(record));
         self.publish(&edits)
     }
 
@@ -189,6 +263,10 @@ impl Run<'_> {
         let mut condensed = 0;
         for (day, content) in files.days.iter().filter(|(day, _)| self.today.0 - day.0 >= age) {
             self.work.check()?;
+            if let Some(packed) = content.packed() {
+                condensed += self.unpack(*day, content, packed)?;
+                continue;
+            }
             let covered = content.windows.iter().filter(|window| window.covered);
             let mut edits: Vec<Edit> = covered.map(|window| removal(&window.file.record)).collect();
             if !edits.is_empty() {
@@ -200,59 +278,16 @@ impl Run<'_> {
         Ok(condensed)
     }
 
-    /// Windows that came in several files: from several nodes, or late.
-    fn merge_windows(&self) -> Result<u64> {
-        let mut merged = 0;
-        for (_, content) in self.files().days.iter().filter(|(day, _)| **day < self.today) {
-            let mut same_end: BTreeMap<Stamp, Vec<&Arc<FileEntry>>> = BTreeMap::new();
-            for window in content.windows.iter().filter(|window| window.covered) {
-                same_end.entry(window.file.record.end).or_default().push(&window.file);
-            }
-            for files in same_end.values().filter(|files| files.len() > 1) {
-                self.merge_window(files)?;
-                merged += 1;
-            }
-        }
-        Ok(merged)
-    }
-
-    fn merge_window(&self, files: &[&Arc<FileEntry>]) -> Result<()> {
-        let mut by_node: BTreeMap<String, (Option<u64>, Vec<Source>)> = BTreeMap::new();
-        let mut meta = node_meta(self.series, Day::of_end(files[0].record.end));
-        meta.kind = Kind::Window;
-        (meta.start, meta.end) = (files[0].record.start, files[0].record.end);
-        (meta.first_end, meta.last_end) = (meta.end, meta.end);
-        for file in files {
-            let segment = file.open(self.store.files())?;
-            meta.start = meta.start.min(file.record.start);
-            meta.consumed.extend(&segment.meta().consumed);
-            meta.consumed.push(file.record.id);
-            for (index, part) in segment.meta().parts.iter().enumerate() {
-                let node = by_node.entry(part.node.clone()).or_default();
-                node.0 = node.0.max(part.sequence);
-                node.1.push((Arc::clone(&segment), index as u16));
-            }
-        }
-        meta.consumed.sort_unstable();
-        meta.parts =
-            by_node.iter().map(|(node, (sequence, _))| Part { node: node.clone(), sequence: *sequence }).collect();
-        let name = {
-            let mut writer = self.store.writer()?;
-            meta.id = writer.give_id();
-            self.store.window_name(self.series, meta.end, &[])
-        };
-        let record = self.store.write_file(&meta, name, false, |file| {
-            for (_, sources) in by_node.values() {
-                fill_from(file, sources, &self.work)?;
-                file.end_part().map_err(Error::io("write", &self.store.dir))?;
-            }
-            Ok(())
-        })?;
-        self.store.disk.sync_dir(&self.store.dir).map_err(Error::io("sync", &self.store.dir))?;
-        let cover = Edit::Cover { series: record.series.clone(), end: record.end, id: record.id };
-        let mut edits: Vec<Edit> = files.iter().map(|file| removal(&file.record)).collect();
-        edits.extend([Edit::Add(record), cover]);
-        self.publish(&edits)
+    /// The sum of a packed day without its windows. Nodes over several days stay: they have the same sums. Returns the number of windows.
+    fn unpack(&self, day: Day, content: &DayFiles, packed: &Arc<FileEntry>) -> Result<u64> {
+        let segment = packed.open(self.store.files())?;
+        let mut meta = self.day_meta(day, content);
+        meta.consumed.clone_from(&segment.meta().consumed);
+        (meta.first_end, meta.last_end) = (packed.record.first_end, packed.record.last_end);
+        let edits = vec![removal(&packed.record), Edit::Condensed { series: self.series.into(), day: day.0 }];
+        let windows = segment.meta().windows().count() as u64;
+        self.write_node(meta, 1, edits, |file| fill_from(file, &[(segment, 0)], &self.work))?;
+        Ok(windows)
     }
 
     fn build_spans(&self) -> Result<u64> {
@@ -287,11 +322,18 @@ impl Run<'_> {
         for file in days {
             sources.push((file.open(self.store.files())?, 0));
         }
-        self.write_node(meta, next.0 - first.0, &sources, Vec::new())
+        self.write_node(meta, next.0 - first.0, Vec::new(), |file| fill_from(file, &sources, &self.work))
     }
 }
 
-/// All parts of a file as sources.
+/// True for a day whose windows go into one file.
+fn packs(content: &DayFiles) -> bool {
+    let windows = || content.windows.iter().map(|window| &window.file.record);
+    let rows = windows().chain(content.packed().map(|packed| &packed.record)).map(|record| record.rows).sum::<u64>();
+    !content.condensed && content.windows.len() <= PACKED_FILES && rows <= PACKED_ROWS
+}
+
+/// All parts of a window's file as sources.
 pub(crate) fn parts_of(segment: &Arc<Segment>) -> Vec<Source> {
     (0..segment.meta().parts.len() as u16).map(|part| (Arc::clone(segment), part)).collect()
 }

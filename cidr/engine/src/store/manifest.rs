@@ -26,7 +26,8 @@ use crate::time::Stamp;
 /// Its name in the directory.
 pub(crate) const MANIFEST: &str = "manifest";
 const MAGIC: &[u8; 8] = b"ECCIDRMF";
-const VERSION: u32 = 1;
+/// Version 2 knows packed days. A list of version 1 is written anew when it is opened.
+const VERSION: u32 = 2;
 const HEAD: usize = 16;
 
 /// Growth that is not worth a rewrite.
@@ -159,9 +160,9 @@ impl Edit {
     }
 }
 
-fn header() -> Vec<u8> {
+fn header(version: u32) -> Vec<u8> {
     let mut out = MAGIC.to_vec();
-    out.extend_from_slice(&VERSION.to_le_bytes());
+    out.extend_from_slice(&version.to_le_bytes());
     out.extend_from_slice(&crc32c::crc32c(&out).to_le_bytes());
     out
 }
@@ -202,6 +203,8 @@ pub(crate) struct Loaded {
     pub(crate) sound_bytes: u64,
     /// Bytes of a record that was being written.
     pub(crate) torn_bytes: u64,
+    /// An older build wrote it.
+    pub(crate) old: bool,
 }
 
 /// Reads the list; none when there is none.
@@ -215,12 +218,12 @@ pub(crate) fn load(dir: &Path) -> Result<Option<Loaded>> {
     if data.get(..8) != Some(MAGIC) {
         return Err(Error::damaged(&path, "its beginning is not that of a manifest"));
     }
-    match u32_at(&data, 8) {
-        Some(VERSION) => {}
+    let version = match u32_at(&data, 8) {
+        Some(version @ 1..=VERSION) => version,
         Some(found) => return Err(Error::Version { path, found, known: VERSION }),
         None => return Err(Error::damaged(&path, "it is too short")),
-    }
-    if data.get(..HEAD) != Some(&header()) {
+    };
+    if data.get(..HEAD) != Some(&header(version)) {
         return Err(Error::damaged(&path, "its head does not fit its checksum"));
     }
     let (mut edits, mut at) = (Vec::new(), HEAD);
@@ -231,7 +234,8 @@ pub(crate) fn load(dir: &Path) -> Result<Option<Loaded>> {
     if (at + 1..data.len()).any(|later| read_record(&data, later).is_some()) {
         return Err(Error::damaged(&path, format!("the record at {at} is wrong, and sound ones follow it")));
     }
-    Ok(Some(Loaded { edits, sound_bytes: at as u64, torn_bytes: (data.len() - at) as u64 }))
+    let torn_bytes = (data.len() - at) as u64;
+    Ok(Some(Loaded { edits, sound_bytes: at as u64, torn_bytes, old: version < VERSION }))
 }
 
 /// Writes the list.
@@ -247,7 +251,7 @@ impl ManifestWriter {
     /// Writes a list that says `edits` in the place of whatever is there, and goes on at its end.
     pub(crate) fn replace(disk: &dyn Disk, dir: &Path, edits: &[Edit]) -> Result<Self> {
         let (path, temporary) = (dir.join(MANIFEST), dir.join(".tmp-manifest"));
-        let mut content = header();
+        let mut content = header(VERSION);
         if !edits.is_empty() {
             content.extend(record(edits));
         }

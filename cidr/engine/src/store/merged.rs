@@ -130,6 +130,6 @@ pub(crate) fn node_meta(series: &str, day: Day) -> Meta {
         first_end: day.end(),
         last_end: day.end(),
         consumed: Vec::new(),
-        parts: vec![Part::default()],
+        parts: vec![Part { start: day.start(), end: day.end(), ..Part::default() }],
     }
 }

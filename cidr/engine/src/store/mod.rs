@@ -119,6 +119,7 @@ impl Store {
         disk.create_dir(&dir.join(NODES)).map_err(Error::io("make", dir))?;
         let lock = DirLock::acquire(dir, &owner)?;
         let (manifest, edits) = match manifest::load(dir)? {
+            Some(loaded) if loaded.old => (ManifestWriter::replace(&*disk, dir, &loaded.edits)?, loaded.edits),
             Some(loaded) => {
                 if loaded.torn_bytes > 0 {
                     let path = dir.join(manifest::MANIFEST);
@@ -229,7 +230,7 @@ impl Store {
             first_end: window.end,
             last_end: window.end,
             consumed: Vec::new(),
-            parts: vec![Part { node: window.node.clone(), sequence }],
+            parts: vec![Part { node: window.node.clone(), sequence, start: window.start, end: window.end }],
         };
         let name = self.window_name(&window.series, window.end, earlier);
         let counts = &window.counts;
@@ -291,7 +292,7 @@ impl Store {
             rows,
             bytes,
             name,
-            nodes: meta.parts.iter().map(|part| part.node.clone()).collect(),
+            nodes: meta.nodes(),
         })
     }
 
@@ -436,7 +437,7 @@ pub(crate) fn build_in_memory(
     Segment::from_memory(bytes)
 }
 
-/// Adds rows of all sources, in order, to a file.
+/// Adds rows of all sources, in order, to a file; those with a count of zero, too, where the file keeps them.
 pub(crate) fn fill_from<W: Write>(
     file: &mut SegmentWriter<W>,
     sources: &[(Arc<Segment>, u16)],
@@ -445,11 +446,17 @@ pub(crate) fn fill_from<W: Write>(
     let io = |source| Error::Io { action: "write", path: "(merged)".into(), source };
     let mut count = [0];
     let mut v4 = crate::query::merge_all::<u32>(sources, work)?;
+    if file.keeps_zeros() {
+        v4.keep_zeros();
+    }
     while let Some(key) = v4.next(&mut count)? {
         file.v4(key, count[0]).map_err(io)?;
     }
     drop(v4);
     let mut v6 = crate::query::merge_all::<u128>(sources, work)?;
+    if file.keeps_zeros() {
+        v6.keep_zeros();
+    }
     while let Some(key) = v6.next(&mut count)? {
         file.v6(key, count[0]).map_err(io)?;
     }

@@ -99,7 +99,9 @@ impl Store {
 }
 
 fn total(segment: &Segment) -> i64 {
-    let addresses = segment.tables().iter().filter(|table| table.level == table.family.bits());
+    // The windows of a packed day are in its sum.
+    let counts = |part: u16| segment.meta().kind != Kind::Packed || part == 0;
+    let addresses = segment.tables().iter().filter(|table| table.level == table.family.bits() && counts(table.part));
     addresses.fold(0, |sum, table| sum.wrapping_add(table.total))
 }
 
@@ -158,7 +160,7 @@ fn record_of(dir: &Path, path: &Path, rows: u64, segment: &Arc<Segment>) -> File
         rows,
         bytes: segment.len() as u64,
         name: path.strip_prefix(dir).unwrap_or(path).to_string_lossy().into_owned(),
-        nodes: meta.parts.iter().map(|part| part.node.clone()).collect(),
+        nodes: meta.nodes(),
     }
 }
 
@@ -181,7 +183,7 @@ fn choose(found: &BTreeMap<u64, Found>) -> (BTreeSet<u64>, BTreeSet<u64>) {
     let mut nodes: BTreeMap<(&str, Day), u64> = BTreeMap::new();
     for (id, file) in found {
         match file.meta.kind {
-            Kind::Day => {
+            Kind::Day | Kind::Packed => {
                 nodes.insert((&file.meta.series, Day::of_moment(file.meta.start)), *id);
             }
             Kind::Window if !superseded.contains(id) => {
@@ -200,6 +202,13 @@ fn choose(found: &BTreeMap<u64, Found>) -> (BTreeSet<u64>, BTreeSet<u64>) {
             covered.insert(*id);
         }
     }
+    // A packed day has its windows inside: files of them are leftovers of a removal that was cut off.
+    let packed = |id: &u64| {
+        let meta = &found[id].meta;
+        let node = nodes.get(&(meta.series.as_str(), Day::of_end(meta.end)));
+        node.is_some_and(|node| found[node].meta.kind == Kind::Packed)
+    };
+    covered.retain(|id| !packed(id) || !keep.remove(id));
     keep.extend(nodes.values());
     (keep, covered)
 }
