@@ -327,6 +327,17 @@ fn one_subscriber_has_one_reader() {
     let log = "[log.a]\nsubscribers = [\"master\"]\n";
     assert_eq!(of(&format!("{log}[managers.n1]\n")), "accepted");
     assert!(of(&format!("{log}[managers.n1]\n[managers.n2]\n")).contains("both read the log a as \"master\""));
+    let sink = "[sinks.bus]\nurl = \"nats://10.0.0.5:4222\"\n";
+    assert_eq!(of(&format!("{log}{sink}[managers.n1]\n")), "accepted");
+    for (more, expected) in [
+        ("subscriber = \"n1\"\n[managers.n1]\n", "\"n1\" has another reader already"),
+        ("subscriber = \"master\"\n", "\"master\" has another reader already"),
+        ("logs = [\"nothing\"]\n", "there is no log \"nothing\""),
+        ("subject = \"logs.>\"\n", "a subject is words"),
+    ] {
+        let said = of(&format!("{log}{sink}{more}"));
+        assert!(said.contains(expected), "{said}");
+    }
     let named = "[log.a]\nsubscribers = [\"n1\", \"n2\"]\n[managers.n1]\n[managers.n2]\n";
     assert_eq!(of(named), "accepted");
     let split = format!(
@@ -489,7 +500,7 @@ fn every_key_is_documented_and_in_a_sample() {
             DocumentKind::Duravip,
             vec!["", "[topology.\"10.0.0.0/8\"]", "[vip.\"10.0.0.1\"]", "[member.a]", "[check.a]", "[hook]"],
         ),
-        (DocumentKind::Logd, vec!["", "[log.a]", "[managers.a]", "[managers.a.node.b]"]),
+        (DocumentKind::Logd, vec!["", "[log.a]", "[managers.a]", "[managers.a.node.b]", "[sinks.a]"]),
         (DocumentKind::Cidr, vec!["", "[servers]", "[as_logger]", "[maintain]", "[maintain.series.a]", "[series.a]"]),
         (DocumentKind::Boot, vec![""]),
         (DocumentKind::Agent, vec!["", "[[service]]"]),

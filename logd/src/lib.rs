@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! services ─ input/ ─ node/ (a journal per log) ─ wire/ ─ TLS ─ wire/ ─ manager/ (files, exactly once)
+//!                                             └─ sink/ ─ other engines (at least once)
 //! ```
 //! What always holds: a line is acknowledged when it is on disk; from the journal on it reaches each manager's files exactly once, whatever is killed,
 //! cut off or full at any instant; what is lost (damage, `max_backlog`) is counted and said. The journal itself is `logd-journal`, which knows
@@ -18,6 +19,7 @@ pub mod mount;
 pub mod node;
 pub mod path;
 pub mod read;
+pub mod sink;
 pub mod wire;
 
 /// `jlogctl` as a program: `args` begin with the program's name, as a process gets them.

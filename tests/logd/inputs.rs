@@ -6,12 +6,7 @@ use std::io::Write as _;
 use std::net::{TcpStream, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 
-use crate::lab::{Lab, check_sources, eventually};
-
-/// A port that nobody has at the moment, on an address of this process alone.
-fn free_port(ip: &str) -> u16 {
-    std::net::TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap().port()
-}
+use crate::lab::{Lab, check_sources, eventually, free_port};
 
 #[test]
 fn syslog_pipes_and_plain_sockets() {

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use cluster::identity::{Ca, KeyRequest, NodeCert, NodeRole};
 use tempfile::TempDir;
 
 /// The binary under test.
@@ -45,6 +46,8 @@ pub struct Lab {
     addresses: BTreeMap<String, String>,
     daemons: BTreeMap<String, Child>,
     logd: String,
+    /// The certificates that nodes show, in place of the cluster's key.
+    identities: BTreeMap<String, PathBuf>,
 }
 
 impl Lab {
@@ -56,7 +59,8 @@ impl Lab {
         // Addresses of this process alone: the port is always the usual one, also after a restart.
         let net = format!("127.{}.{}", 100 + lab % 100, process % 250);
         let addresses = (1..).zip(nodes).map(|(host, node)| ((*node).to_owned(), format!("{net}.{host}"))).collect();
-        let mut lab = Self { dir, addresses, daemons: BTreeMap::new(), logd: String::new() };
+        let (daemons, identities) = (BTreeMap::new(), BTreeMap::new());
+        let mut lab = Self { dir, addresses, daemons, logd: String::new(), identities };
         fs::create_dir_all(lab.path("conf/global")).unwrap();
         fs::create_dir_all(lab.path("conf/default")).unwrap();
         fs::write(lab.path("key"), "5a".repeat(32)).unwrap();
@@ -67,6 +71,31 @@ impl Lab {
         fs::write(lab.path("conf/global/cluster.toml"), cluster).unwrap();
         lab.configure(logd);
         lab
+    }
+
+    /// Gives every node an identity of one cluster; the next starts use them instead of the key.
+    pub fn certify(&mut self) {
+        let ca = Ca::create("lab").unwrap();
+        for (node, address) in &self.addresses {
+            let request = KeyRequest::generate(node).unwrap();
+            let mut names = NodeCert::new(node, "default", NodeRole::Client);
+            for reached in [address.as_str(), "localhost", "127.0.0.1"] {
+                names = names.reached_at(reached);
+            }
+            let chain = ca.issue(request.csr_pem(), &names, Duration::from_secs(3600)).unwrap();
+            let identity = request.certified(&chain.pem, ca.certificate_pem()).unwrap();
+            let dir = self.dir.path().join(node).join("identity");
+            identity.store(&dir).unwrap();
+            self.identities.insert(node.clone(), dir);
+        }
+    }
+
+    pub fn identity(&self, node: &str) -> &Path {
+        &self.identities[node]
+    }
+
+    pub fn address(&self, node: &str) -> &str {
+        &self.addresses[node]
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -109,12 +138,16 @@ impl Lab {
         let child = self
             .command(node)
             .envs(environment.iter().copied())
-            .args(["run", "--node", node, "--identity", "/nonexistent", "--conf"])
+            .args(["run", "--node", node, "--conf"])
             .arg(self.path("conf"))
             .arg("--data")
             .arg(self.path(&format!("{node}/data")))
-            .arg("--cluster-key")
-            .arg(self.path("key"))
+            .arg("--sinks")
+            .arg(self.path("sinks"))
+            .args(match self.identities.get(node) {
+                Some(identity) => ["--identity".into(), identity.clone()].to_vec(),
+                None => vec!["--identity".into(), "/nonexistent".into(), "--cluster-key".into(), self.path("key")],
+            })
             .args(["--listen", &format!("{}:4802", self.addresses[node])])
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -279,4 +312,50 @@ pub fn compile_shim(dir: &Path, source: &str) -> PathBuf {
     let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&so).arg(&c).output().unwrap();
     assert!(built.status.success(), "{}", text(&built));
     so
+}
+
+/// A program that runs beside the daemons; ended with the test.
+pub struct Program(Child);
+
+impl Program {
+    /// `None`, with words, where it is not installed.
+    pub fn start(command: &mut Command) -> Option<Self> {
+        match command.stdin(Stdio::null()).spawn() {
+            Ok(child) => Some(Self(child)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                eprintln!("skipped: {:?} is not installed", command.get_program());
+                None
+            }
+            Err(error) => panic!("{command:?}: {error}"),
+        }
+    }
+
+    /// Ends it with SIGKILL.
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Every line of each source at least once, and in order where it comes first.
+#[track_caller]
+pub fn check_at_least_once(lines: &[String], expected: &BTreeMap<String, u64>) {
+    let mut seen = std::collections::BTreeSet::new();
+    let first: Vec<String> = lines.iter().filter(|line| seen.insert(line.as_str())).cloned().collect();
+    check_sources(&first, expected);
+}
+
+/// A port that nobody has at the moment, on an address of this process alone.
+pub fn free_port(ip: &str) -> u16 {
+    std::net::TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap().port()
 }

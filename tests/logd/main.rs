@@ -5,4 +5,5 @@ mod inputs;
 mod kill;
 mod lab;
 mod mounts;
+mod sinks;
 mod usual;

@@ -26,6 +26,7 @@ pub(crate) struct Current {
     pub(super) logd: Logd,
     pub(super) cluster: Cluster,
     pub(super) figures: Option<Arc<Figures>>,
+    pub(super) sinks: Vec<((String, String), Arc<crate::sink::Figures>)>,
 }
 
 /// What the handlers share.

@@ -25,6 +25,7 @@ pub(super) fn render(shared: &Shared, process: &Metrics) -> String {
         Err(error) => tracing::warn!(%error, "figures are missing"),
     }
     manager(&mut out, shared);
+    sinks(&mut out, shared);
     out.push_str("# EOF\n");
     out
 }
@@ -88,4 +89,21 @@ fn manager(out: &mut String, shared: &Shared) {
     }
     family(out, "gauge", "logd_manager_open_files", "Aggregated files open", &one(figures.open_files.load(Relaxed)));
     family(out, "gauge", "logd_manager_disk_full", "1 while the disk is full", &one(figures.full.load(Relaxed).into()));
+}
+
+fn sinks(out: &mut String, shared: &Shared) {
+    let sinks = shared.current().sinks.clone();
+    if sinks.is_empty() {
+        return;
+    }
+    let each = |value: &dyn Fn(&crate::sink::Figures) -> u64| -> Vec<(String, u64)> {
+        let labels = |sink: &str, log: &str| format!("sink=\"{}\",log=\"{}\"", quoted(sink), quoted(log));
+        sinks.iter().map(|((sink, log), figures)| (labels(sink, log), value(figures))).collect()
+    };
+    let confirmed = each(&|figures| figures.confirmed.load(Relaxed));
+    family(out, "counter", "logd_sink_records", "Records that a sink has confirmed", &confirmed);
+    let failures = each(&|figures| figures.failures.load(Relaxed));
+    family(out, "counter", "logd_sink_failures", "Connections to a sink that failed or broke", &failures);
+    let waiting = each(&|figures| figures.waiting.load(Relaxed).into());
+    family(out, "gauge", "logd_sink_waiting", "1 while records wait for a sink that failed", &waiting);
 }

@@ -30,6 +30,7 @@ use crate::manager::{Home, Manager};
 use crate::mount;
 use crate::node::Logs;
 use crate::path::Names;
+use crate::sink::{self, Sinks};
 use crate::wire::Trust;
 use crate::wire::service::Service;
 
@@ -52,6 +53,9 @@ pub struct Run {
     /// A file that gets the address once the service listens
     #[arg(long, value_name = "FILE")]
     port_file: Option<PathBuf>,
+    /// Where sinks' credentials and CAs are: NAME and NAME.ca.pem
+    #[arg(long, value_name = "DIR", default_value_os_t = sink::usual_secrets().to_path_buf())]
+    sinks: PathBuf,
 }
 
 /// Why the daemon could not start, or had to stop.
@@ -108,6 +112,8 @@ pub(crate) struct Running {
     pub(crate) service: Arc<Service>,
     home: Home,
     manager: Option<Manager>,
+    sinks: Sinks,
+    of_sinks: sink::Context,
     /// For commands: the configuration in use.
     pub(crate) current: Arc<std::sync::Mutex<control::Current>>,
 }
@@ -146,7 +152,13 @@ impl Run {
             own_address: own.map(|own| reached_from_here(own).to_string()),
             failed: failed.clone(),
         };
-        let mut running = Running { logs, service, home, manager: None, current: Arc::default() };
+        let of_sinks = sink::Context {
+            names: context.names.clone(),
+            identity: daemon.identity.clone(),
+            secrets: self.sinks.clone(),
+        };
+        let (sinks, current) = (Sinks::default(), Arc::default());
+        let mut running = Running { logs, service, home, manager: None, sinks, of_sinks, current };
         let ended = CancellationToken::new();
         let control = ControlServer::bind(&ServerOptions::new(PROGRAM, &daemon.node))?;
         tokio::spawn(control.serve(control::router(&running), ended.child_token()));
@@ -251,6 +263,8 @@ impl Running {
             _ => None,
         };
         self.logs.configure(&logd.logs).await?;
+        Sinks::subscribe(&logd.sinks, &self.logs)?;
+        self.sinks.configure(&logd.sinks, &self.logs, &self.of_sinks);
         self.service.configure(&logd);
         match settings {
             Some(settings) => {
@@ -268,6 +282,7 @@ impl Running {
         }
         let mut current = self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         current.figures = self.manager.as_ref().map(|manager| manager.figures().clone());
+        current.sinks = self.sinks.figures();
         (current.logd, current.cluster) = (logd, cluster);
         Ok(())
     }
@@ -277,6 +292,7 @@ impl Running {
     }
 
     async fn stop(&mut self) {
+        self.sinks.stop().await;
         if let Some(manager) = self.manager.take() {
             manager.stop().await;
         }

@@ -192,9 +192,20 @@ impl Service {
     }
 
     fn reader_of(&self, log: &str, subscriber: &str) -> Option<String> {
+        if let Some(sink) = self.sink_of(log, subscriber) {
+            return Some(format!("sink {sink}"));
+        }
         let leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
         let lease = leases.get(&(log.to_owned(), subscriber.to_owned()))?;
         (!lease.lost.is_cancelled() && lease.seen.elapsed() < LEASE).then(|| lease.node.clone())
+    }
+
+    /// The sink that a log goes to under this subscriber.
+    fn sink_of(&self, log: &str, subscriber: &str) -> Option<String> {
+        let conf = self.conf.load();
+        let mut sinks = conf.sinks.iter();
+        let found = sinks.find(|(_, sink)| sink.subscriber == subscriber && sink.takes(log));
+        found.map(|(name, _)| name.clone())
     }
 
     /// What the node's journals hold and who is behind; reads the disk.
@@ -247,6 +258,9 @@ impl Service {
                     let wanted = log.settings().is_some_and(|settings| settings.subscribers.contains(name));
                     if wanted {
                         return Err(format!("logd.toml still names {name} as a subscriber of {}", log.name()));
+                    }
+                    if let Some(sink) = self.sink_of(log.name(), name) {
+                        return Err(format!("logd.toml still names {name} as the subscriber of the sink {sink}"));
                     }
                     journal.unsubscribe(name).map(drop)
                 }

@@ -1,4 +1,4 @@
-//! `logd.toml`: the logs of a node, and the managers that collect them.
+//! `logd.toml`: the logs of a node, the managers that collect them, and the sinks that they go to.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,6 +10,8 @@ use crate::documents::place::KeyPath;
 use crate::units::{HumanDuration, HumanSize};
 
 pub use super::log_input::Input;
+use super::log_sink::resolve_sinks;
+pub use super::log_sink::{RawSink, Sink, SinkUrl};
 pub use super::path_pattern::{PathPattern, PathPiece};
 
 /// The subscriber that a manager reads when a journal has none of the manager's own.
@@ -23,6 +25,8 @@ pub struct RawLogd {
     pub log: Option<BTreeMap<String, RawLog>>,
     /// The managers by the name of their node.
     pub managers: Option<BTreeMap<String, RawManager>>,
+    /// Where nodes send logs beside managers, by name.
+    pub sinks: Option<BTreeMap<String, RawSink>>,
 }
 
 /// What may be written about a log.
@@ -123,6 +127,8 @@ pub struct Logd {
     pub logs: BTreeMap<String, Log>,
     /// The managers by the name of their node.
     pub managers: BTreeMap<String, Manager>,
+    /// Where nodes send logs beside managers.
+    pub sinks: BTreeMap<String, Sink>,
 }
 
 /// One log of a node.
@@ -179,6 +185,12 @@ pub struct ManagerNode {
 }
 
 impl Manager {
+    /// Every name that it reads journals under but `master`.
+    pub(super) fn subscribers(&self) -> impl Iterator<Item = &str> {
+        let special = self.nodes.values().filter_map(|node| node.subscriber.as_deref());
+        special.chain([self.subscriber.as_str()])
+    }
+
     /// The name it reads a journal of a node under: its own if the journal has it, else `master` if the journal has
     /// that; none when it reads nothing there.
     pub fn reads_as<'a>(&'a self, node: &str, log: &'a Log) -> Option<&'a str> {
@@ -207,7 +219,8 @@ impl Schema for Logd {
             managers.insert(name, manager);
         }
         check_readers(&logs, &managers, check);
-        Self { logs, managers }
+        let sinks = resolve_sinks(raw.sinks.unwrap_or_default(), &logs, &managers, check);
+        Self { logs, managers, sinks }
     }
 }
 

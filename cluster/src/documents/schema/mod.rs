@@ -13,6 +13,7 @@ pub mod duravip;
 pub mod eccfg;
 pub mod ecconfigd;
 pub mod log_input;
+pub mod log_sink;
 pub mod logd;
 pub mod names;
 pub mod path_pattern;
