@@ -21,6 +21,8 @@ mod types;
 pub(crate) use tests::noise_text;
 
 pub(crate) use build::{Builder, NewRepo, Verdict};
+#[cfg(test)]
+pub(crate) use proposer::ChunkSource;
 pub(crate) use proposer::{Propose, Proposer};
 pub(crate) use push::{PushPack, large_pack};
 pub(crate) use queue::{CommitterStats, Job, PushJob, Queue};

@@ -400,14 +400,21 @@ fn read_identity(data: &Path) -> Result<Identity> {
         }
         other => other.map_err(io("read", &path))?,
     };
-    let identity: Identity = serde_json::from_slice(&json)
-        .map_err(|error| Error::Internal(format!("{} is damaged: {error}", path.display())))?;
-    if identity.version == 1 {
-        return Ok(identity);
+    let damaged = |error| Error::Internal(format!("{} is damaged: {error}", path.display()));
+    // The version first: a later one may have other fields.
+    match serde_json::from_slice(&json).map_err(damaged)? {
+        Version { version: 1 } => serde_json::from_slice(&json).map_err(damaged),
+        Version { version } => {
+            let text = format!("{} has version {version}, this build knows 1: run a newer ecconfigd", path.display());
+            Err(Error::Invalid(text))
+        }
     }
-    let text =
-        format!("{} has version {}, this build knows 1: run a newer ecconfigd", path.display(), identity.version);
-    Err(Error::Invalid(text))
+}
+
+/// What all versions of `node.json` have.
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
 }
 
 /// Ready once everything that was committed before the start is applied and the group has a leader; failed when raft stops by itself.

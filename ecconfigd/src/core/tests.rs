@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+mod old_data;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;

@@ -29,7 +29,7 @@ pub(super) fn repo(name: &str) -> RepoName {
     name.parse().expect("a good name")
 }
 
-fn author() -> Author {
+pub(super) fn author() -> Author {
     Author { user: "sim".into(), name: "Sim".into(), email: "sim@test".into() }
 }
 
@@ -42,8 +42,8 @@ enum Answer {
 
 /// One client.
 pub(super) struct Client {
-    world: World,
-    rng: Rng,
+    pub(super) world: World,
+    pub(super) rng: Rng,
     number: u64,
     requests: u64,
 }
@@ -65,12 +65,19 @@ impl Client {
             match self.rng.between(0, 9) {
                 0..=2 => self.read().await,
                 3 if !self.world.plan.objects => self.chain().await,
+                3..=5 if self.world.plan.objects => self.push().await,
                 _ => self.commit().await,
             }
         }
     }
 
-    fn node(&mut self) -> Option<Node> {
+    /// A message that no other commit has.
+    pub(super) fn next_message(&mut self) -> String {
+        self.requests += 1;
+        format!("c{}-{}", self.number, self.requests)
+    }
+
+    pub(super) fn node(&mut self) -> Option<Node> {
         if self.rng.chance(800)
             && let Some(leader) = self.world.leader()
         {
@@ -81,7 +88,7 @@ impl Client {
     }
 
     /// Runs work on a node; `None` if there is no answer in time.
-    async fn ask<T: Send + 'static>(
+    pub(super) async fn ask<T: Send + 'static>(
         &mut self,
         node: Node,
         work: impl Future<Output = T> + Send + 'static,
@@ -125,8 +132,7 @@ impl Client {
 
     /// One commit, repeated under its key until there is an answer.
     async fn commit(&mut self) {
-        self.requests += 1;
-        let message = format!("c{}-{}", self.number, self.requests);
+        let message = self.next_message();
         let key = self.rng.chance(600).then(|| message.clone());
         let tries = if key.is_some() { 4 } else { 1 };
         let (invoked, mut repeats) = (now(), false);
@@ -179,8 +185,7 @@ impl Client {
         let mut messages = Vec::new();
         let mut changes = Vec::new();
         for _ in 0..self.rng.between(2, 4) {
-            self.requests += 1;
-            let message = format!("c{}-{}", self.number, self.requests);
+            let message = self.next_message();
             let key = self.rng.chance(300).then(|| message.clone());
             changes.push(self.change(&node, &message, key, &mut heads));
             messages.push(message);

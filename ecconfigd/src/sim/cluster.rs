@@ -282,8 +282,8 @@ impl World {
             let mut inner = locked(&self.inner);
             let Some(place) = inner.places.get_mut(&id) else { return };
             let durable = node.state.durable().0.map(|id| id.index);
-            // A snapshot that was installed moves both; it syncs no packs.
-            if durable != place.durable && place.seen == Some(applied.index) && !mutants::is_on(Mutant::UnsyncedPacks) {
+            // By a checkpoint, or a snapshot that was installed: both sync all packs and uploads before they commit.
+            if durable != place.durable && !mutants::is_on(Mutant::UnsyncedPacks) {
                 place.disk.checkpointed();
             }
             place.durable = durable;

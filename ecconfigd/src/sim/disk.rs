@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use redb::{Database, StorageBackend};
 
+use super::mutants::{self, Mutant};
 use super::rng::Rng;
 use super::runtime::locked;
 use crate::state::{Home, StateError};
@@ -238,6 +239,46 @@ impl Disk {
         locked(&self.synced).packs.extend(packs);
     }
 
+    /// Packs of a store are merged: the new one is synced, and that the old ones are gone is not.
+    pub(super) fn merging<T>(&self, repo: &crate::state::RepoName, work: impl FnOnce() -> T) -> T {
+        let directory = self.dir.join("repos").join(format!("{repo}.git/objects/pack"));
+        let before = files(&directory);
+        let attic = self.dir.join("attic").join(repo.as_str());
+        drop(fs::create_dir_all(&attic));
+        for path in &before {
+            drop(fs::hard_link(path, attic.join(path.file_name().unwrap_or_default())));
+            // What is merged goes by age, and the real clock has no say here.
+            let file = fs::File::open(path).expect("a listed file opens");
+            file.set_modified(std::time::UNIX_EPOCH).expect("a file has a time");
+        }
+        let done = work();
+        let after = files(&directory);
+        for path in &before {
+            if after.contains(path) {
+                drop(fs::remove_file(attic.join(path.file_name().unwrap_or_default())));
+            }
+        }
+        if !mutants::is_on(Mutant::MergesUnsynced) {
+            let before: BTreeSet<_> = before.into_iter().collect();
+            locked(&self.synced).packs.extend(after.into_iter().filter(|path| !before.contains(path)));
+        }
+        done
+    }
+
+    /// Some of the packs that were merged since the last crash are there again.
+    fn bring_back(&self, rng: &mut Rng) {
+        for repo in files(&self.dir.join("attic")) {
+            let name = repo.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let directory = self.dir.join("repos").join(format!("{name}.git/objects/pack"));
+            for path in files(&repo) {
+                if rng.chance(300) {
+                    drop(fs::rename(&path, directory.join(path.file_name().unwrap_or_default())));
+                }
+            }
+        }
+        drop(fs::remove_dir_all(self.dir.join("attic")));
+    }
+
     fn packs(&self) -> BTreeSet<PathBuf> {
         let stores = files(&self.dir.join("repos"));
         stores.iter().flat_map(|store| files(&store.join("objects/pack"))).collect()
@@ -249,14 +290,9 @@ impl Disk {
         let synced = locked(&self.synced);
         let (segment, end) = synced.log;
         tear(&self.dir.join("raft").join(format!("{segment:016}.seg")), end, rng);
-        // A pack and its index, whole or gone, never in part: gix panics when an index that it has read is replaced by a sound one, which ends
-        // the product's node and would end the run here (docs/simulation.md).
-        let unsynced: BTreeSet<PathBuf> =
-            self.packs().difference(&synced.packs).map(|path| path.with_extension("")).collect();
-        for stem in unsynced {
-            if rng.chance(500) {
-                drop((fs::remove_file(stem.with_extension("pack")), fs::remove_file(stem.with_extension("idx"))));
-            }
+        self.bring_back(rng);
+        for path in self.packs().difference(&synced.packs) {
+            lose(path, 0, rng);
         }
         for upload in files(&self.dir.join("uploads")) {
             lose(&upload, synced.uploads.get(&upload).copied().unwrap_or(0), rng);

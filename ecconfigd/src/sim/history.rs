@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use repos::RefName;
+
 use super::linear;
+use crate::commit::PushCommand;
 use crate::state::{Head, RepoName};
 
 /// A commit that a client was told about.
@@ -15,10 +18,20 @@ pub(super) struct Ack {
     pub(super) message: String,
 }
 
+/// A push that was answered.
+#[derive(Debug, Clone)]
+pub(super) struct Push {
+    pub(super) repo: RepoName,
+    pub(super) commands: Vec<PushCommand>,
+    /// What the client was told of each.
+    pub(super) results: Vec<(RefName, Result<(), String>)>,
+}
+
 /// All of it.
 #[derive(Default)]
 pub(super) struct History {
     pub(super) acks: Vec<Ack>,
+    pub(super) pushes: Vec<Push>,
     /// Messages of commits that were refused for good.
     pub(super) refused: BTreeSet<String>,
     /// Messages of commits without an answer, and when they were asked for.

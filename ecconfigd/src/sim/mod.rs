@@ -7,7 +7,7 @@
 //! What always holds: nothing in a run asks the machine for time, randomness or a thread; two runs of one seed have the same digest, which a
 //! test sees to. `invariants/` has one small file for each thing that must hold; `mutants` are bugs that prove each of them can fail.
 //!
-//! Left out on purpose: TLS, HTTP and the bytes on the wire, which have tests of their own, and merging of packs in the background.
+//! Left out on purpose: TLS, HTTP and the bytes on the wire, which have tests of their own.
 //! How to run more seeds, and one again: docs/simulation.md.
 
 mod clients;
@@ -23,6 +23,7 @@ mod net;
 mod node;
 mod oracle;
 mod plan;
+mod pushes;
 mod rng;
 mod run;
 mod runtime;

@@ -25,12 +25,14 @@ pub(crate) enum Mutant {
     UnsyncedPacks,
     /// A snapshot leaves the remembered keys out.
     ThinSnapshot,
+    /// Packs are merged, and the merged one is not synced before the others go.
+    MergesUnsynced,
     /// A node answers reads without asking the others.
     StaleRead,
 }
 
 impl Mutant {
-    pub(super) const ALL: [Mutant; 10] = [
+    pub(super) const ALL: [Mutant; 11] = [
         Mutant::AckBeforeSync,
         Mutant::AckBeforeQuorum,
         Mutant::NoStaleCheck,
@@ -40,6 +42,7 @@ impl Mutant {
         Mutant::ResumesLate,
         Mutant::UnsyncedPacks,
         Mutant::ThinSnapshot,
+        Mutant::MergesUnsynced,
         Mutant::StaleRead,
     ];
 }

@@ -3,6 +3,7 @@
 //! What the product's `core/life.rs` does with tokio's timers (checkpoints, compaction) is done here with virtual ones; everything that
 //! decides or keeps anything is the product's code.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -182,12 +183,35 @@ impl Node {
                     world.note(|| format!("n{} checkpoint failed: {done:?}", self.id));
                 }
             }
+            if rng.chance(300) {
+                self.merge_packs().await;
+            }
             let durable = self.state.durable().0.map_or(0, |id| id.index);
             if durable >= compacted + compact_entries {
                 compacted = durable;
                 // The node may be on its way out.
                 drop(self.raft.trigger().snapshot().await);
             }
+        }
+    }
+}
+
+impl Node {
+    /// What the product's consolidator does when there are many packs; here two are many.
+    async fn merge_packs(&self) {
+        let (state, disk) = (self.state.clone(), self.disk.clone());
+        let merged = self.state.outside().blocking(move || -> Result<(), String> {
+            for (name, repo) in state.view().repos.iter() {
+                let tips: BTreeSet<repos::Oid> = repo.refs.values().copied().collect();
+                let tips: Vec<repos::Oid> = tips.into_iter().collect();
+                let options = repos::ConsolidateOptions { min_packs: 2, ..Default::default() };
+                let done = disk.merging(name, || repo.store.consolidate(&options, &tips));
+                done.map_err(|error| format!("packs of {name} could not be merged: {error}"))?;
+            }
+            Ok(())
+        });
+        if let Ok(Err(what)) = merged.await {
+            self.machinery.world.fail(format!("n{}: {what}", self.id));
         }
     }
 }

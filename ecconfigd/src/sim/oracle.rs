@@ -57,6 +57,11 @@ impl Oracle {
         self.moments.get(usize::try_from(index).ok()?)
     }
 
+    /// The world after every index.
+    pub(super) fn moments(&self) -> &[Moment] {
+        &self.moments
+    }
+
     /// All revisions in the order of the log.
     pub(super) fn revisions(&self) -> impl Iterator<Item = &Revision> {
         self.moments.iter().flat_map(|moment| &moment.revisions)

@@ -12,8 +12,8 @@ use openraft_rt_sim::SimRuntime;
 use super::clients::{Client, first_state};
 use super::cluster::World;
 use super::invariants::{
-    acknowledged_stays, key_applied_once, one_commit_per_revision, reads_are_linearizable, refused_never_happens,
-    replicas_equal, watch_gap_free,
+    acknowledged_stays, key_applied_once, objects_are_whole, one_commit_per_revision, pushes_as_told,
+    reads_are_linearizable, refused_never_happens, replicas_equal, watch_gap_free,
 };
 use super::mutants::{self, Mutant};
 use super::net::Net;
@@ -180,11 +180,16 @@ fn compare(world: &World, members: &[Node]) {
         world.must(key_applied_once::check_node(node.id, &node.state));
         if world.plan.objects {
             world.must(acknowledged_stays::check_objects(node.id, &node.state, &acks));
+            world.must(objects_are_whole::check(node.id, &node.state));
         }
         world.must(replicas_equal::check_tables((members[0].id, &members[0].state), (node.id, &node.state)));
     }
     let refused = world.history(|history| history.refused.clone());
     world.must(world.oracle(|oracle| refused_never_happens::check(&refused, oracle.revisions())));
+    let pushes = world.history(|history| history.pushes.clone());
+    for push in &pushes {
+        world.must(world.oracle(|oracle| pushes_as_told::check(push, oracle.moments())));
+    }
     note_maybes(world);
     world.must(world.history(|history| reads_are_linearizable::check(history)));
 }

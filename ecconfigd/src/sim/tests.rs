@@ -7,7 +7,7 @@ use super::plan::Plan;
 use super::run::{Report, run};
 
 /// Seeds of one test in CI; four tests share the work, so that both cores have something to do.
-const SEEDS: u64 = 120;
+const SEEDS: u64 = 500;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))

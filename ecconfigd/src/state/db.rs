@@ -61,8 +61,10 @@ pub enum StateError {
         source: repos::Error,
     },
     /// The state was written by another version.
-    #[error("the state has format {version}, this build knows {FORMAT}: it was written by a newer ecconfigd, run that")]
+    #[error("{} has format {version}, this build knows {FORMAT}: it was written by a newer ecconfigd, run that", path.display())]
     Format {
+        /// The database's file.
+        path: PathBuf,
         /// The version found.
         version: u32,
     },
@@ -214,7 +216,7 @@ impl State {
             let path = data.join(dir);
             std::fs::create_dir_all(&path).map_err(|source| StateError::Io { action: "create", path, source })?;
         }
-        prepare(&db)?;
+        prepare(&db, data)?;
         let suspects = set_bad_packs_aside(data)?;
         let view = load_view(&db, data, &outside)?;
         let hub = Hub::new(max_watchers);
@@ -576,7 +578,7 @@ pub(super) fn scan_table<T>(
 }
 
 /// Makes the tables of a new database; refuses one of another format.
-pub(super) fn prepare(db: &Database) -> Result<(), StateError> {
+pub(super) fn prepare(db: &Database, data: &Path) -> Result<(), StateError> {
     let write: WriteTransaction = db.begin_write()?;
     {
         write.open_table(LOCAL)?;
@@ -584,7 +586,7 @@ pub(super) fn prepare(db: &Database) -> Result<(), StateError> {
         let found = table.get(keys::FORMAT)?.map(|value| decode::<u32>(keys::FORMAT, value.value())).transpose()?;
         match found {
             Some(FORMAT) => {}
-            Some(version) => return Err(StateError::Format { version }),
+            Some(version) => return Err(StateError::Format { path: data.join(home::FILE), version }),
             None => {
                 table.insert(keys::FORMAT, encode(&FORMAT).as_slice())?;
             }

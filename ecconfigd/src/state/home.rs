@@ -18,7 +18,7 @@ use super::aside;
 use super::db::{State, StateError};
 use crate::outside::Outside;
 
-const FILE: &str = "state.redb";
+pub(super) const FILE: &str = "state.redb";
 const FRESH: &str = "state.redb.fresh";
 /// redb's cache: the whole state of a usual cluster fits.
 const CACHE_BYTES: usize = 32 << 20;

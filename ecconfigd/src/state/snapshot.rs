@@ -205,7 +205,7 @@ impl State {
         let renewed = self.waits_for_renewal().then(|| self.home.fresh()).transpose()?.map(Arc::new);
         let db = renewed.clone().unwrap_or_else(|| self.db.load_full());
         if renewed.is_some() {
-            prepare(&db)?;
+            prepare(&db, &self.data)?;
         }
         let mut write = db.begin_write()?;
         write.set_durability(Durability::Immediate)?;

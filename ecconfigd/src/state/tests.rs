@@ -389,7 +389,7 @@ fn another_format_is_refused_with_words() {
         write.commit().unwrap();
     }
     let error = State::open(dir.path(), 1).err().unwrap().to_string();
-    assert!(error.contains("format 9") && error.contains("newer"), "{error}");
+    assert!(error.contains("state.redb has format 9") && error.contains("newer"), "{error}");
 }
 
 #[derive(Debug, Clone)]

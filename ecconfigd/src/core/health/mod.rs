@@ -134,15 +134,30 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What a marker says. One that this build cannot read says that something was wrong, so everything is doubted.
+fn read_marker(json: &[u8]) -> Outage {
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let doubt = |why: String| Outage { part: Part::State, why };
+    match serde_json::from_slice::<Version>(json) {
+        Ok(Version { version: 1 }) => {}
+        Ok(Version { version }) => {
+            return doubt(format!("{MARKER} has version {version}, this build knows 1: a newer ecconfigd wrote it"));
+        }
+        Err(error) => return doubt(format!("{MARKER} cannot be read: {error}")),
+    }
+    let marker = serde_json::from_slice::<Marker>(json);
+    marker.map_or_else(|error| doubt(format!("{MARKER} cannot be read: {error}")), |marker| marker.outage)
+}
+
 impl Health {
     /// Of a node with this data directory. What it held against itself before it was restarted still holds.
     pub(super) fn new(data: PathBuf) -> Health {
         let before = match std::fs::read(data.join(MARKER)) {
             Err(_) => None,
-            Ok(json) => Some(match serde_json::from_slice::<Marker>(&json) {
-                Ok(marker) if marker.version == 1 => marker.outage,
-                _ => Outage { part: Part::State, why: format!("{MARKER} cannot be read") },
-            }),
+            Ok(json) => Some(read_marker(&json)),
         };
         Health {
             data,
@@ -444,5 +459,19 @@ pub(super) async fn keep(core: Core) {
                 wait = pause;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_marker_of_another_version_takes_the_node_out_with_words() {
+        let known = read_marker(br#"{"version":1,"part":"objects","why":"a pack"}"#);
+        assert_eq!(known, Outage { part: Part::Objects, why: "a pack".into() });
+        let newer = read_marker(br#"{"version":2,"parts":["objects"],"why":"a pack"}"#);
+        assert!(newer.part == Part::State && newer.why.contains("out.json has version 2"), "{newer:?}");
+        assert_eq!(read_marker(b"").part, Part::State);
     }
 }

@@ -118,6 +118,18 @@ impl Index {
         }
     }
 
+    /// What was committed is written with the group that comes next, and the entry itself may have waited behind that group: the others had it
+    /// on their disks first. A crash in between leaves the word and not the entry, or another one in its place that was to be truncated.
+    pub(super) fn forget_committed_unless_here(&mut self) {
+        let here = self.committed.is_some_and(|id| match self.purged.filter(|purged| purged.index >= id.index) {
+            Some(_) => true,
+            None => self.slot_mut(id.index).is_some_and(|slot| slot.id == id),
+        });
+        if !here {
+            self.committed = None;
+        }
+    }
+
     fn forget(&mut self, slot: Option<Slot>) {
         if let Some(entry) = slot.and_then(|slot| slot.cached) {
             self.cached_bytes -= weight(&entry);

@@ -271,6 +271,7 @@ fn recover(dir: &Path, segment_bytes: u64, stats: Arc<LogStats>) -> Result<Write
         })?;
         old.push(Old { segment, highest_index });
     }
+    index.forget_committed_unless_here();
     let committed = index.committed;
     let index = Arc::new(Mutex::new(index));
     let dir_path = dir.to_owned();

@@ -2,8 +2,10 @@
 
 pub(super) mod acknowledged_stays;
 pub(super) mod key_applied_once;
+pub(super) mod objects_are_whole;
 pub(super) mod one_commit_per_revision;
 pub(super) mod one_history;
+pub(super) mod pushes_as_told;
 pub(super) mod reads_are_linearizable;
 pub(super) mod refs_follow_log;
 pub(super) mod refused_never_happens;
