@@ -5,11 +5,11 @@ mod links;
 mod up;
 
 use std::ffi::OsString;
-use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use cluster::command_line;
 
 /// A program that this binary is: its name and its entry point, which takes its arguments, its name first.
 pub(crate) struct Program {
@@ -17,9 +17,6 @@ pub(crate) struct Program {
     pub(crate) name: &'static str,
     main: fn(Vec<OsString>) -> ExitCode,
 }
-
-/// The exit status of wrong usage.
-const USAGE: u8 = 2;
 
 /// Every program of this release; `install-links` makes a link for each.
 pub(crate) const PROGRAMS: &[Program] = &[
@@ -56,29 +53,16 @@ fn main() -> ExitCode {
     if let Some((program, rest)) = chosen_program(&arguments) {
         return (program.main)(rest);
     }
-    match Arguments::try_parse_from(arguments).map(|arguments| arguments.command) {
-        Ok(Command::Up(options)) => up::main(options),
-        Ok(Command::InstallLinks(options)) => links::main(&options),
-        Ok(Command::Internal(internal)) => up::internal(internal),
-        Err(refusal) => tell(&refusal),
-    }
-}
-
-/// Help and version are results; wrong usage is one `error:` line and one `hint:`, as everywhere.
-fn tell(refusal: &clap::Error) -> ExitCode {
-    if !refusal.use_stderr() {
-        let _ = refusal.print();
-        return ExitCode::SUCCESS;
-    }
-    let rendered = refusal.render().to_string();
-    let first: Vec<&str> = rendered.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
-    let words = match refusal.kind() {
-        clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "no command was given".to_owned(),
-        _ => first.join(" "),
+    let arguments = match command_line::parse::<Arguments>(arguments) {
+        Ok(Some(arguments)) => arguments,
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(refusal) => return refusal.tell(),
     };
-    let words = words.strip_prefix("error: ").unwrap_or(&words);
-    let _ = writeln!(std::io::stderr(), "error: {words}\nhint: eccluster --help, or --help after a command, shows how");
-    ExitCode::from(USAGE)
+    match arguments.command {
+        Command::Up(options) => up::main(options),
+        Command::InstallLinks(options) => links::main(&options),
+        Command::Internal(internal) => up::internal(internal),
+    }
 }
 
 /// The program that these arguments ask for, with the arguments that are its own (its name first).

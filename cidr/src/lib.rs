@@ -6,7 +6,7 @@
 //! * `counting`: what is counted now; a core without a clock. `daemon/windows` cuts it.
 //! * `hand_in`, `outbox`: windows as records of a journal, and merging each exactly once.
 //! * `service`: what all parts share, and every operation. `http/`, `daemon/control` and `daemon/inputs` translate.
-//! * `peers`, `trust`: other nodes. `cli/`: commands and shell, which talk to the daemon through its control socket.
+//! * `peers`: other nodes. `cli/`: commands and shell, which talk to the daemon through its control socket.
 
 mod cli;
 mod clock;
@@ -22,6 +22,5 @@ mod outbox;
 mod peers;
 mod service;
 mod settings;
-mod trust;
 
 pub use cli::main;

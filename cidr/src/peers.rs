@@ -1,7 +1,6 @@
 //! Other nodes' daemons: one connection each, made when needed, over TLS 1.3 with certificates on both sides.
 //!
-//! A peer proves its *node name*, not its address: certificates name nodes, and addresses change. HTTP/2 lets live questions overtake a
-//! batch of windows on the same connection.
+//! HTTP/2 lets live questions overtake a batch of windows on the same connection.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,19 +9,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use cidr_engine::{Address, Block};
 use cluster::documents::schema::values::HostPort;
+use cluster::error::Chain;
 use cluster::http_client::escape;
-use cluster::identity::{Peer, ReloadingIdentity};
+use cluster::identity::ReloadingIdentity;
+use cluster::node_connection;
 use futures::future::join_all;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
 use crate::hand_in::HandIn;
 
@@ -203,12 +198,8 @@ impl Link {
     }
 
     async fn connect(&self) -> Result<http2::SendRequest<Full<Bytes>>, PeerError> {
-        let stream = TcpStream::connect(self.address.to_string()).await.map_err(|error| self.away(error))?;
-        let _ = stream.set_nodelay(true);
-        let config = self.tls().map_err(|error| self.away(error))?;
-        let name = ServerName::try_from("node.invalid").expect("this is a host name");
-        let stream =
-            TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| self.away(error))?;
+        let stream = node_connection::connect(&self.identity, &self.node, &self.address.to_string(), b"h2").await;
+        let stream = stream.map_err(|error| self.away(Chain(&error)))?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(1 << 20)
@@ -220,86 +211,5 @@ impl Link {
             .map_err(|error| self.away(error))?;
         tokio::spawn(connection);
         Ok(sender)
-    }
-
-    fn tls(&self) -> Result<ClientConfig, rustls::Error> {
-        let provider = cluster::tls::provider();
-        let verifier = NodeVerifier::new(&self.node, self.identity.current().ca_pem())?;
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_client_cert_resolver(self.identity.clone());
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        config.resumption = rustls::client::Resumption::disabled();
-        Ok(config)
-    }
-}
-
-/// Accepts a certificate of the cluster's CA that names one node.
-#[derive(Debug)]
-struct NodeVerifier {
-    node: String,
-    roots: RootCertStore,
-    provider: Arc<rustls::crypto::CryptoProvider>,
-}
-
-impl NodeVerifier {
-    fn new(node: &str, ca_pem: &str) -> Result<Self, rustls::Error> {
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(ca_pem.as_bytes()).flatten() {
-            roots.add(certificate)?;
-        }
-        Ok(Self { node: node.into(), roots, provider: cluster::tls::provider() })
-    }
-}
-
-impl ServerCertVerifier for NodeVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let parsed = rustls::server::ParsedCertificate::try_from(end_entity)?;
-        let algorithms = self.provider.signature_verification_algorithms.all;
-        rustls::client::verify_server_cert_signed_by_trust_anchor(
-            &parsed,
-            &self.roots,
-            intermediates,
-            now,
-            algorithms,
-        )?;
-        let peer = Peer::from_certificate(end_entity).map_err(|error| rustls::Error::General(error.to_string()))?;
-        if peer.node != self.node {
-            return Err(rustls::Error::General(format!("it is {}, not {}", peer.node, self.node)));
-        }
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

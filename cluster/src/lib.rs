@@ -1,6 +1,7 @@
 //! What every daemon needs: identity and TLS, configuration documents, gate, subscription, control socket, telemetry. Knows neither git nor Raft.
 
 pub mod api;
+pub mod command_line;
 pub mod control;
 pub mod documents;
 pub mod error;
@@ -9,6 +10,7 @@ pub mod gate;
 pub mod http_client;
 pub mod identity;
 pub mod listen;
+pub mod node_connection;
 pub mod shutdown;
 pub mod subscription;
 pub mod telemetry;

@@ -106,15 +106,7 @@ fn tell(refusal: &clap::Error, args: &[OsString], ui: &mut Ui) -> u8 {
 
 /// clap's own words, shortened to one line, with the likeliest remedy as the hint.
 fn usage_error(refusal: &clap::Error, args: &[OsString]) -> CommandError {
-    let rendered = refusal.render().to_string();
-    let first: Vec<&str> = rendered.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
-    let message = first.join(" ");
-    let message = message.strip_prefix("error: ").unwrap_or(&message).to_owned();
-    let message = if refusal.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        "no command was given".to_owned()
-    } else {
-        message
-    };
+    let message = cluster::command_line::words(refusal);
     CommandError::Usage { message, hint: Some(suggestion(refusal).unwrap_or_else(|| see_help(args))) }
 }
 

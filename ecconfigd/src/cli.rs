@@ -1,4 +1,4 @@
-//! The command line of `ecconfigd`, and the one place where its errors become words and an exit status.
+//! The command line of `ecconfigd`.
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
+use cluster::command_line::{self, Failure};
 use cluster::control;
 use cluster::documents::schema::values::HostPort;
 use cluster::documents::{Findings, LocalError};
@@ -24,12 +25,6 @@ use crate::init::{self, InitError};
 use crate::join::{self, JoinError};
 use crate::server::{self, Reread, Server, StartError};
 
-/// Something failed.
-const FAILED: u8 = 1;
-/// The command line makes no sense.
-const USAGE: u8 = 2;
-/// Somebody else has it, or has done it.
-const CONFLICT: u8 = 3;
 /// How often a server that a full disk has stopped looks for room.
 const ROOM_CHECK: Duration = Duration::from_secs(1);
 /// How long it tries to start again in the same process, and how often.
@@ -139,24 +134,6 @@ struct Run {
     port_file: Option<PathBuf>,
 }
 
-/// What ended a command, in words.
-struct Failure {
-    status: u8,
-    message: String,
-    hint: Option<String>,
-}
-
-impl Failure {
-    fn new(status: u8, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), hint: None }
-    }
-
-    fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
-        self
-    }
-}
-
 /// Runs `ecconfigd` as a program. `args` are what follows the program's name; the name itself in front does no harm.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut args: Vec<OsString> = args.into_iter().collect();
@@ -164,48 +141,13 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if !named {
         args.insert(0, "ecconfigd".into());
     }
-    let outcome = parse(args).and_then(|cli| match cli {
-        None => Ok(()),
-        Some(cli) => dispatch(cli),
-    });
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            let mut stderr = std::io::stderr().lock();
-            let _ = writeln!(stderr, "error: {}", failure.message);
-            if let Some(hint) = failure.hint {
-                let _ = writeln!(stderr, "hint: {hint}");
-            }
-            ExitCode::from(failure.status)
-        }
-    }
-}
-
-/// The command line; `None` when help or the version was printed.
-fn parse(args: Vec<OsString>) -> Result<Option<Cli>, Failure> {
-    use clap::error::ErrorKind;
-    match Cli::try_parse_from(args) {
-        Ok(cli) => Ok(Some(cli)),
-        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
-            let _ = error.print();
-            Ok(None)
-        }
-        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            Err(Failure::new(USAGE, "no command was given").hint("ecconfigd --help shows them"))
-        }
-        Err(error) => {
-            let text = error.render().to_string();
-            let text = text.strip_prefix("error: ").unwrap_or(&text);
-            let message = text.split("\n\n").next().unwrap_or(text).split_whitespace().collect::<Vec<_>>().join(" ");
-            Err(Failure::new(USAGE, message).hint("ecconfigd --help, or --help after a command, shows how"))
-        }
-    }
+    command_line::main(args, dispatch)
 }
 
 fn dispatch(cli: Cli) -> Result<(), Failure> {
-    telemetry::init(&cli.telemetry).map_err(|error| Failure::new(USAGE, Chain(&error).to_string()))?;
+    telemetry::init(&cli.telemetry).map_err(|error| Failure::new(Chain(&error).to_string()).usage())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Failure::new(FAILED, format!("cannot start threads: {error}")))?;
+    let runtime = runtime.map_err(|error| Failure::new(format!("cannot start threads: {error}")))?;
     match cli.command {
         Command::Init(options) => runtime.block_on(run_init(options)),
         Command::Join(options) => runtime.block_on(run_join(options)),
@@ -226,7 +168,7 @@ async fn run_init(options: Init) -> Result<(), Failure> {
     };
     let report = init::init(&wanted).await.map_err(init_failure)?;
     if options.json {
-        print(&serde_json::to_string(&report).map_err(|error| Failure::new(FAILED, error.to_string()))?);
+        print(&serde_json::to_string(&report).map_err(|error| Failure::new(error.to_string()))?);
     } else {
         print(&format!(
             "Made cluster {} with node {}\n  server:   {}\n  CA:       {}\n  user:     {}\n  password: in {}",
@@ -244,13 +186,13 @@ async fn run_init(options: Init) -> Result<(), Failure> {
 fn init_failure(error: InitError) -> Failure {
     let words = Chain(&error).to_string();
     match error {
-        InitError::Done { data } => Failure::new(CONFLICT, words).hint(format!(
+        InitError::Done { data } => Failure::new(words).conflict().hint(format!(
             "ecconfigd run --data {} starts it; another cluster needs another directory",
             data.display()
         )),
-        InitError::Name(_) => Failure::new(USAGE, words),
-        InitError::Lock(_) => Failure::new(CONFLICT, words),
-        _ => Failure::new(FAILED, words).hint("repeat the command once the cause is gone; it goes on where it stopped"),
+        InitError::Name(_) => Failure::new(words).usage(),
+        InitError::Lock(_) => Failure::new(words).conflict(),
+        _ => Failure::new(words).hint("repeat the command once the cause is gone; it goes on where it stopped"),
     }
 }
 
@@ -268,7 +210,7 @@ async fn run_join(options: Join) -> Result<(), Failure> {
     };
     let report = join::join(&wanted).await.map_err(join_failure)?;
     if options.json {
-        print(&serde_json::to_string(&report).map_err(|error| Failure::new(FAILED, error.to_string()))?);
+        print(&serde_json::to_string(&report).map_err(|error| Failure::new(error.to_string()))?);
     } else {
         print(&format!(
             "Joined cluster {} as node {} of subcluster {}\n  server:   {}\n  CA:       {}\n  SHA-256:  {}",
@@ -286,22 +228,22 @@ async fn run_join(options: Join) -> Result<(), Failure> {
 fn join_failure(error: JoinError) -> Failure {
     let words = Chain(&error).to_string();
     match error {
-        JoinError::Done { data } => Failure::new(CONFLICT, words).hint(format!(
+        JoinError::Done { data } => Failure::new(words).conflict().hint(format!(
             "ecconfigd run --data {} starts it; another cluster needs another directory",
             data.display()
         )),
-        JoinError::Name(_) => Failure::new(USAGE, words),
-        JoinError::Lock(_) => Failure::new(CONFLICT, words),
-        JoinError::Request(ClientError::Api(_)) => Failure::new(FAILED, words)
+        JoinError::Name(_) => Failure::new(words).usage(),
+        JoinError::Lock(_) => Failure::new(words).conflict(),
+        JoinError::Request(ClientError::Api(_)) => Failure::new(words)
             .hint("eccfg node token makes a fresh token, eccfg node replace one for a name that is taken"),
-        _ => Failure::new(FAILED, words).hint("repeat the command once the cause is gone; it goes on where it stopped"),
+        _ => Failure::new(words).hint("repeat the command once the cause is gone; it goes on where it stopped"),
     }
 }
 
 async fn run(options: Run, log: &str) -> Result<(), Failure> {
     raise_file_limit();
     give_large_blocks_back();
-    let failed = |words: String| Failure::new(FAILED, words);
+    let failed = |words: String| Failure::new(words);
     let shutdown = Shutdown::on_signals().map_err(|error| failed(format!("cannot wait for signals: {error}")))?;
     let inherited = cluster::listen::inherited().map_err(|error| failed(format!("inherited sockets: {error}")))?;
     let mut restarting: Option<Instant> = None;
@@ -359,7 +301,7 @@ async fn run(options: Run, log: &str) -> Result<(), Failure> {
             None => return Ok(()),
             Some(why) => {
                 shutdown.trigger(Reason::Asked);
-                return Err(Failure::new(FAILED, why));
+                return Err(Failure::new(why));
             }
         }
     }
@@ -409,16 +351,15 @@ async fn hurried(shutdown: &Shutdown) {
 fn start_failure(error: StartError) -> Failure {
     let words = Chain(&error).to_string();
     match error {
-        StartError::NoCluster { .. } => Failure::new(FAILED, words)
-            .hint("ecconfigd init makes a cluster there, ecconfigd join makes it part of one"),
-        StartError::Lock(_) => Failure::new(CONFLICT, words),
-        StartError::Identity(IdentityError::Missing { .. }) => Failure::new(FAILED, words)
-            .hint("the cluster's state is here, the node's key is not: put DIR/identity back from a backup"),
-        StartError::Core(Error::Internal(why)) => {
-            Failure::new(FAILED, format!("the replicated state cannot be opened: {why}"))
+        StartError::NoCluster { .. } => {
+            Failure::new(words).hint("ecconfigd init makes a cluster there, ecconfigd join makes it part of one")
         }
+        StartError::Lock(_) => Failure::new(words).conflict(),
+        StartError::Identity(IdentityError::Missing { .. }) => Failure::new(words)
+            .hint("the cluster's state is here, the node's key is not: put DIR/identity back from a backup"),
+        StartError::Core(Error::Internal(why)) => Failure::new(format!("the replicated state cannot be opened: {why}")),
         StartError::Config(LocalError::Refused(findings)) => refused(&findings),
-        _ => Failure::new(FAILED, words),
+        _ => Failure::new(words),
     }
 }
 
@@ -427,7 +368,7 @@ fn refused(findings: &Findings) -> Failure {
     let mut findings: Vec<_> = findings.iter().cloned().collect();
     let hint = findings.first_mut().and_then(|first| first.hint.take());
     let lines: Vec<String> = findings.iter().map(ToString::to_string).collect();
-    Failure { hint, ..Failure::new(FAILED, lines.join("\n")) }
+    Failure { hint, ..Failure::new(lines.join("\n")) }
 }
 
 /// Every watcher is a file descriptor; the usual soft limit of 1024 is for programs that use `select`.
@@ -496,16 +437,5 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn wrong_usage_is_one_line_and_status_2() {
-        let args = ["ecconfigd", "init", "--node", "n1"].map(OsString::from);
-        let failure = parse(args.into()).unwrap_err();
-        assert_eq!(failure.status, USAGE);
-        assert!(failure.message.contains("--data") && !failure.message.contains('\n'), "{}", failure.message);
-        let args = ["ecconfigd", "init", "--data", "d", "--node", "n1", "--listen", "nowhere"].map(OsString::from);
-        assert!(parse(args.into()).unwrap_err().message.contains("nowhere"));
-        assert_eq!(parse(vec!["ecconfigd".into()]).unwrap_err().message, "no command was given");
     }
 }

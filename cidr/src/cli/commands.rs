@@ -3,12 +3,12 @@
 use std::io::{IsTerminal as _, Read as _, Write as _};
 
 use clap::Args;
+use cluster::command_line::Failure;
 use cluster::control;
 use cluster::units::HumanDuration;
 use serde_json::{Value, json};
 
 use super::source::SourceOptions;
-use super::{FAILED, Failure, USAGE};
 use crate::daemon::control::{CountArgs, RemoveArgs};
 use crate::service::Count as Counted;
 
@@ -63,8 +63,7 @@ impl Add {
             let mut text = Vec::new();
             loop {
                 let read = stdin.by_ref().take(PIECE_BYTES as u64).read_to_end(&mut text);
-                let over =
-                    read.map_err(|error| Failure::new(FAILED, format!("cannot read standard input: {error}")))? == 0;
+                let over = read.map_err(|error| Failure::new(format!("cannot read standard input: {error}")))? == 0;
                 let cut =
                     if over { text.len() } else { text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1) };
                 if cut > 0 {
@@ -76,7 +75,7 @@ impl Add {
                     break;
                 }
                 if text.len() > PIECE_BYTES {
-                    return Err(Failure::new(USAGE, "a line is too long"));
+                    return Err(Failure::new("a line is too long").usage());
                 }
             }
         } else {
@@ -87,7 +86,7 @@ impl Add {
             print(&json!({ "counted": counted, "refused": refused, "why": why }))?;
         }
         match why {
-            Some(why) if refused > 0 => Err(Failure::new(FAILED, format!("{refused} lines were not counted: {why}"))),
+            Some(why) if refused > 0 => Err(Failure::new(format!("{refused} lines were not counted: {why}"))),
             _ => Ok(()),
         }
     }
@@ -126,7 +125,8 @@ impl Count {
 /// `10.0.0.0/8 in spam last 30m`
 pub fn count_args(words: &[String], local: bool) -> Result<CountArgs, Failure> {
     let wrong = || {
-        Failure::new(USAGE, "a count is BLOCK in SERIES [last LENGTH]")
+        Failure::new("a count is BLOCK in SERIES [last LENGTH]")
+            .usage()
             .hint("cidr count 10.79.18.0/24 in spam last 30m")
     };
     let words: Vec<&str> = words.iter().flat_map(|word| word.split_whitespace()).collect();
@@ -139,7 +139,7 @@ pub fn count_args(words: &[String], local: bool) -> Result<CountArgs, Failure> {
         }
         _ => return Err(wrong()),
     };
-    let last: HumanDuration = last.parse().map_err(|error| Failure::new(USAGE, format!("{error}")))?;
+    let last: HumanDuration = last.parse().map_err(|error| Failure::new(format!("{error}")).usage())?;
     Ok(CountArgs { block: (*block).into(), series: (*series).into(), last, local })
 }
 
@@ -154,7 +154,7 @@ pub fn print_count(counted: &Counted, json: bool) -> Result<(), Failure> {
         return Ok(());
     }
     let names: Vec<String> = counted.missing.iter().map(|(node, why)| format!("{node} ({why})")).collect();
-    Err(Failure::new(FAILED, format!("the sum lacks what these nodes counted: {}", names.join(", "))))
+    Err(Failure::new(format!("the sum lacks what these nodes counted: {}", names.join(", "))))
 }
 
 /// Forget an address in memory, on every node; windows that were written stay.
@@ -173,7 +173,7 @@ impl Remove {
             None => Ok(()),
             Some(missing) => {
                 let names: Vec<&str> = missing.keys().map(String::as_str).collect();
-                Err(Failure::new(FAILED, format!("these nodes could not be told: {}", names.join(", "))))
+                Err(Failure::new(format!("these nodes could not be told: {}", names.join(", "))))
             }
         }
     }

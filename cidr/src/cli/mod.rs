@@ -1,4 +1,4 @@
-//! The command line of `cidr`, and the one place where its errors become words and an exit status.
+//! The command line of `cidr`.
 
 mod commands;
 mod offline;
@@ -6,22 +6,15 @@ mod shell;
 mod source;
 
 use std::ffi::OsString;
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use cluster::control::{ControlError, Failure as Refused};
+use cluster::command_line::{self, Failure};
+use cluster::control::ControlError;
 use cluster::error::Chain;
 use cluster::telemetry::{self, TelemetryOptions};
 
 use crate::daemon::{self, RunOptions};
-
-/// Something failed.
-const FAILED: u8 = 1;
-/// The command line, or the query, makes no sense.
-const USAGE: u8 = 2;
-/// Somebody else has it.
-const CONFLICT: u8 = 3;
 
 /// Counts of events per address: the daemon, questions, and the shell when no command is given.
 #[derive(Debug, Parser)]
@@ -63,91 +56,9 @@ struct Run {
     telemetry: TelemetryOptions,
 }
 
-/// What ended a command, in words.
-#[derive(Debug)]
-pub struct Failure {
-    status: u8,
-    message: String,
-    hint: Option<String>,
-}
-
-impl Failure {
-    fn new(status: u8, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), hint: None }
-    }
-
-    fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
-        self
-    }
-
-    /// Any error, causes included.
-    fn of(error: &dyn std::error::Error) -> Self {
-        Self::new(FAILED, Chain(error).to_string())
-    }
-
-    /// On standard error: one `error:` and perhaps one `hint:`.
-    fn print(&self) {
-        let mut stderr = std::io::stderr().lock();
-        let _ = writeln!(stderr, "error: {}", self.message);
-        if let Some(hint) = &self.hint {
-            let _ = writeln!(stderr, "hint: {hint}");
-        }
-    }
-}
-
-impl From<ControlError> for Failure {
-    fn from(error: ControlError) -> Self {
-        match error {
-            ControlError::Refused(Refused { message, hint, code }) => {
-                let status = if matches!(code.as_str(), "query" | "usage") { USAGE } else { FAILED };
-                Self { status, message, hint }
-            }
-            ControlError::InUse { .. } | ControlError::Lock(_) => Self::new(CONFLICT, Chain(&error).to_string()),
-            ControlError::NotRunning { .. } => {
-                Self::of(&error).hint("cidr run starts it; --server URL asks another machine's")
-            }
-            error => Self::of(&error),
-        }
-    }
-}
-
-impl From<std::io::Error> for Failure {
-    fn from(error: std::io::Error) -> Self {
-        // A reader that has seen enough is no failure of ours, but the work was not done either.
-        Self::new(FAILED, format!("cannot write to standard output: {error}"))
-    }
-}
-
 /// Runs `cidr` as a program. `args` begin with the program's name, as a process gets them.
 pub fn main(args: Vec<OsString>) -> ExitCode {
-    match parse(args).and_then(|cli| cli.map_or(Ok(()), dispatch)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            if !failure.message.is_empty() {
-                failure.print();
-            }
-            ExitCode::from(failure.status)
-        }
-    }
-}
-
-/// The command line; `None` when help or the version was printed.
-fn parse(args: Vec<OsString>) -> Result<Option<Cli>, Failure> {
-    use clap::error::ErrorKind;
-    match Cli::try_parse_from(args) {
-        Ok(cli) => Ok(Some(cli)),
-        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
-            let _ = error.print();
-            Ok(None)
-        }
-        Err(error) => {
-            let text = error.render().to_string();
-            let text = text.strip_prefix("error: ").unwrap_or(&text);
-            let message = text.split("\n\n").next().unwrap_or(text).split_whitespace().collect::<Vec<_>>().join(" ");
-            Err(Failure::new(USAGE, message).hint("cidr --help, or --help after a command, shows how"))
-        }
-    }
+    command_line::main(args, dispatch)
 }
 
 fn dispatch(cli: Cli) -> Result<(), Failure> {
@@ -155,9 +66,9 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Some(Command::Run(run)) => run.telemetry.clone(),
         _ => TelemetryOptions { log: "warn".into(), ..TelemetryOptions::from_env() },
     };
-    telemetry::init(&telemetry).map_err(|error| Failure::new(USAGE, Chain(&error).to_string()))?;
+    telemetry::init(&telemetry).map_err(|error| Failure::new(Chain(&error).to_string()).usage())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Failure::new(FAILED, format!("cannot start threads: {error}")))?;
+    let runtime = runtime.map_err(|error| Failure::new(format!("cannot start threads: {error}")))?;
     let source = cli.source;
     match cli.command {
         Some(Command::Run(run)) => runtime.block_on(run_daemon(run.options)),
@@ -180,6 +91,7 @@ async fn run_daemon(options: RunOptions) -> Result<(), Failure> {
         let conflict = error.downcast_ref::<cluster::subscription::DaemonError>();
         let held = conflict.is_some_and(|error| matches!(error, cluster::subscription::DaemonError::Lock(_)))
             || error.downcast_ref::<ControlError>().is_some_and(|error| matches!(error, ControlError::InUse { .. }));
-        Failure::new(if held { CONFLICT } else { FAILED }, Chain(&*error).to_string())
+        let failure = Failure::new(Chain(&*error).to_string());
+        if held { failure.conflict() } else { failure }
     })
 }

@@ -6,27 +6,26 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use cidr_engine::{Care, Owner, RealDisk, Store, StoreOptions};
 use clap::Args;
+use cluster::command_line::Failure;
 use cluster::control;
 use serde_json::{Value, json};
 
 use super::commands::print;
-use super::{CONFLICT, FAILED, Failure};
 use crate::daemon::control::{ExportArgs, maintained};
 use crate::export::export;
 
 fn open(dir: &std::path::Path) -> Result<Store, Failure> {
     if !dir.is_dir() {
-        return Err(Failure::new(FAILED, format!("{} is no directory", dir.display())));
+        return Err(Failure::new(format!("{} is no directory", dir.display())));
     }
     Store::open(dir, StoreOptions::owned_by(Owner::current("cidr", ""))).map_err(|error| of_engine(&error))
 }
 
 fn of_engine(error: &cidr_engine::Error) -> Failure {
-    let status = if matches!(error, cidr_engine::Error::Locked(_)) { CONFLICT } else { FAILED };
-    let failure = Failure { status, ..Failure::of(error) };
+    let failure = Failure::of(error);
     match error {
         cidr_engine::Error::NoManifest { dir } => failure.hint(format!("cidr repair --dir {}", dir.display())),
-        cidr_engine::Error::Locked(_) => failure.hint("without --dir the running daemon is asked"),
+        cidr_engine::Error::Locked(_) => failure.conflict().hint("without --dir the running daemon is asked"),
         _ => failure,
     }
 }
@@ -108,7 +107,7 @@ impl Verify {
         }
         match damage.len() {
             0 => Ok(()),
-            number => Err(Failure::new(FAILED, format!("{number} files are damaged"))
+            number => Err(Failure::new(format!("{number} files are damaged"))
                 .hint("stop the daemon; cidr repair --dir DIR sets them aside and goes on with what is sound")),
         }
     }
@@ -139,7 +138,7 @@ pub struct Export {
 
 impl Export {
     pub async fn run(self) -> Result<(), Failure> {
-        let to = std::path::absolute(&self.to).map_err(|error| Failure::new(FAILED, error.to_string()))?;
+        let to = std::path::absolute(&self.to).map_err(|error| Failure::new(error.to_string()))?;
         let args = ExportArgs { to, series: self.series, from: self.from, until: self.until };
         let done = match &self.dir {
             None => control::call("cidr", "export", args).await?,

@@ -2,6 +2,7 @@
 //!
 //! Without a terminal it reads questions line by line, so that a script may pipe them in.
 
+use cluster::command_line::Failure;
 use std::io::{BufRead as _, IsTerminal as _, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -14,7 +15,6 @@ use tokio::runtime::Runtime;
 
 use super::commands::{count_args, print_count};
 use super::source::{Source, SourceOptions};
-use super::{FAILED, Failure};
 
 const PROMPT: &str = "cidr> ";
 
@@ -82,7 +82,7 @@ impl Shell<'_> {
     fn script(&mut self) -> Result<(), Failure> {
         let mut failed = 0;
         for line in std::io::stdin().lock().lines() {
-            let line = line.map_err(|error| Failure::new(FAILED, format!("cannot read standard input: {error}")))?;
+            let line = line.map_err(|error| Failure::new(format!("cannot read standard input: {error}")))?;
             match self.line(line.trim()) {
                 Ok(Next::Line) => {}
                 Ok(Next::Leave) => break,
@@ -93,12 +93,11 @@ impl Shell<'_> {
             }
         }
         // Each failure was printed where it happened.
-        if failed == 0 { Ok(()) } else { Err(Failure::new(FAILED, "")) }
+        if failed == 0 { Ok(()) } else { Err(Failure::new("")) }
     }
 
     fn interactive(&mut self) -> Result<(), Failure> {
-        let editor_failure =
-            |error: ReadlineError| Failure::new(FAILED, format!("the terminal cannot be used: {error}"));
+        let editor_failure = |error: ReadlineError| Failure::new(format!("the terminal cannot be used: {error}"));
         let config = rustyline::Config::builder().auto_add_history(true).max_history_size(2_000);
         let config = config.map_err(editor_failure)?.completion_type(rustyline::CompletionType::List).build();
         let mut editor: Editor<Words, FileHistory> = Editor::with_config(config).map_err(editor_failure)?;
@@ -169,7 +168,7 @@ impl Shell<'_> {
         });
         let left = pages.end();
         match asked {
-            None => Err(Failure::new(FAILED, "the query was ended")),
+            None => Err(Failure::new("the query was ended")),
             // Whoever leaves the pager has seen enough.
             Some(_) if left => Ok(()),
             Some(asked) => asked,
@@ -209,7 +208,7 @@ impl Pages {
         let input = self.pager.as_mut().and_then(|pager| pager.stdin.as_mut());
         if input.is_none_or(|input| input.write_all(piece.as_bytes()).is_err()) {
             self.left = true;
-            return Err(Failure::new(FAILED, "the pager was left"));
+            return Err(Failure::new("the pager was left"));
         }
         Ok(())
     }

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use cluster::command_line::Failure;
 use cluster::control;
 use cluster::http_client::{ApiClient, Call, ClientError, Credentials, ServerUrl};
 use serde_json::Value;
 
-use super::{FAILED, Failure, USAGE};
 use crate::daemon::control::{CountArgs, QueryArgs, RemoveArgs};
 use crate::service::Count;
 
@@ -47,7 +47,7 @@ pub enum Source {
 
 fn secret(path: &std::path::Path) -> Result<zeroize::Zeroizing<String>, Failure> {
     let text = std::fs::read_to_string(path);
-    let text = text.map_err(|error| Failure::new(USAGE, format!("cannot read {}: {error}", path.display())))?;
+    let text = text.map_err(|error| Failure::new(format!("cannot read {}: {error}", path.display())).usage())?;
     Ok(zeroize::Zeroizing::new(text.trim_end_matches(['\n', '\r']).to_owned()))
 }
 
@@ -56,7 +56,7 @@ impl SourceOptions {
     pub fn open(&self) -> Result<Source, Failure> {
         let (Some(server), Some(ca)) = (&self.server, &self.ca) else { return Ok(Source::Here) };
         let ca = std::fs::read_to_string(ca)
-            .map_err(|error| Failure::new(USAGE, format!("cannot read {}: {error}", ca.display())))?;
+            .map_err(|error| Failure::new(format!("cannot read {}: {error}", ca.display())).usage())?;
         let credentials = match (&self.username, &self.password_file, &self.token_file) {
             (Some(username), Some(file), _) => {
                 Credentials::Basic { username: username.clone(), password: secret(file)? }
@@ -70,8 +70,8 @@ impl SourceOptions {
 }
 
 fn of_client(error: &ClientError) -> Failure {
-    let status = if error.status() == Some(400) { USAGE } else { FAILED };
-    Failure { status, ..Failure::of(error) }
+    let failure = Failure::of(error);
+    if error.status() == Some(400) { failure.usage() } else { failure }
 }
 
 impl Source {

@@ -27,7 +27,6 @@ use crate::outbox::Outbox;
 use crate::peers::Peers;
 use crate::service::{QueryLimits, Service};
 use crate::settings::{self, Settings};
-use crate::trust;
 
 const PROGRAM: &str = "cidr";
 /// Windows are written, queries and senders end, within this time.
@@ -69,7 +68,7 @@ pub async fn run(options: RunOptions) -> Result<(), Box<dyn std::error::Error + 
     let identity = match (identity, &cluster_key) {
         (None, Some(key)) => {
             let subcluster = subcluster.as_deref().unwrap_or("default");
-            Some(trust::identity_from_key(key, &node, subcluster, &data.join("members"))?)
+            Some(key.identity(&node, subcluster, &data.join("members"))?)
         }
         (identity, _) => identity,
     };

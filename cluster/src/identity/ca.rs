@@ -278,7 +278,7 @@ fn names<const N: usize>(entries: [(DnType, &str); N]) -> DistinguishedName {
     name
 }
 
-fn ia5(text: &str) -> Result<rcgen::string::Ia5String, IdentityError> {
+pub(super) fn ia5(text: &str) -> Result<rcgen::string::Ia5String, IdentityError> {
     text.try_into().map_err(IdentityError::crypto("write a name into a certificate"))
 }
 

@@ -8,16 +8,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use cluster::control::{self, ControlError};
+use cluster::command_line::{self, Failure};
+use cluster::control;
 use cluster::shutdown::Shutdown;
 use cluster::subscription::DaemonOptions;
 use cluster::telemetry::{self, TelemetryOptions};
 use serde_json::{Value, json};
 
 use crate::daemon::{self, PROGRAM, guard};
-
-/// The exit status of wrong usage.
-const USAGE: u8 = 2;
 
 /// Virtual addresses that always have exactly one living owner
 #[derive(Debug, Parser)]
@@ -152,63 +150,24 @@ struct Run {
 
 /// Runs `duravip` as a program: `args` begin with the program's name.
 pub fn main(args: Vec<OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
-        Ok(cli) => cli,
-        Err(refusal) => return tell(&refusal),
-    };
-    match cli.command {
-        Command::Guard => match guard::main() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(&format!("the guard: {error}"), None),
-        },
+    command_line::main(args, |cli: Cli| match cli.command {
+        Command::Guard => guard::main().map_err(|error| Failure::new(format!("the guard: {error}"))),
         Command::Run(options) => run(&options),
         command => ask(&command, cli.json),
-    }
-}
-
-/// Help and version are results; wrong usage is one `error:` line and one `hint:`, as everywhere.
-fn tell(refusal: &clap::Error) -> ExitCode {
-    if !refusal.use_stderr() {
-        let _ = refusal.print();
-        return ExitCode::SUCCESS;
-    }
-    let rendered = refusal.render().to_string();
-    let first: Vec<&str> = rendered.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
-    let words = match refusal.kind() {
-        clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "no command was given".to_owned(),
-        _ => first.join(" "),
-    };
-    let words = words.strip_prefix("error: ").unwrap_or(&words);
-    fail(words, Some("duravip --help, or --help after a command, shows how"));
-    ExitCode::from(USAGE)
-}
-
-fn fail(words: &str, hint: Option<&str>) -> ExitCode {
-    let mut err = std::io::stderr();
-    let _ = writeln!(err, "error: {words}");
-    if let Some(hint) = hint {
-        let _ = writeln!(err, "hint: {hint}");
-    }
-    ExitCode::FAILURE
+    })
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
 }
 
-fn run(options: &Run) -> ExitCode {
-    let ran = || -> anyhow::Result<()> {
-        telemetry::init(&options.telemetry)?;
-        let runtime = runtime()?;
-        let ran = runtime.block_on(async { daemon::run(&options.daemon, &Shutdown::on_signals()?).await });
-        // Threads of blocking calls have nothing to finish that matters now.
-        runtime.shutdown_timeout(Duration::from_millis(200));
-        ran
-    };
-    match ran() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&format!("{error:#}"), None),
-    }
+fn run(options: &Run) -> Result<(), Failure> {
+    telemetry::init(&options.telemetry).map_err(|error| Failure::of(&error).usage())?;
+    let runtime = runtime()?;
+    let ran = runtime.block_on(async { daemon::run(&options.daemon, &Shutdown::on_signals()?).await });
+    // Threads of blocking calls have nothing to finish that matters now.
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    ran.map_err(|error| Failure::new(format!("{error:#}")))
 }
 
 /// The request that a command makes of the daemon.
@@ -234,20 +193,9 @@ fn request(command: &Command) -> (&'static str, Value) {
     }
 }
 
-fn ask(command: &Command, as_json: bool) -> ExitCode {
+fn ask(command: &Command, as_json: bool) -> Result<(), Failure> {
     let (name, args) = request(command);
-    let answer = match runtime() {
-        Ok(runtime) => runtime.block_on(control::call(PROGRAM, name, args)),
-        Err(error) => return fail(&error.to_string(), None),
-    };
-    let answer = match answer {
-        Ok(answer) => answer,
-        Err(ControlError::Refused(refused)) => return fail(&refused.message, refused.hint.as_deref()),
-        Err(error @ ControlError::NotRunning { .. }) => {
-            return fail(&error.to_string(), Some("duravip run starts it; ECCLUSTER_RUN moves the sockets' directory"));
-        }
-        Err(error) => return fail(&cluster::error::Chain(&error).to_string(), None),
-    };
+    let answer = runtime()?.block_on(control::call(PROGRAM, name, args))?;
     let text = match command {
         _ if as_json => format!("{answer:#}\n"),
         Command::Show { what: Some(ShowWhat::Tables) } => print::tables(&answer),
@@ -263,7 +211,7 @@ fn ask(command: &Command, as_json: bool) -> ExitCode {
     };
     // A reader that went away wants no more.
     let _ = std::io::stdout().write_all(text.as_bytes());
-    ExitCode::SUCCESS
+    Ok(())
 }
 
 #[cfg(test)]

@@ -10,15 +10,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::identity::{Peer, ReloadingIdentity};
-use cluster::tls;
+use cluster::{node_connection, tls};
 use duravip_core::MemberId;
 use duravip_core::envelope::Key;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::inbox::{Inbox, Input};
@@ -86,16 +86,9 @@ impl Keys {
     /// Agrees on a key, and stays until the connection breaks.
     async fn connect(&self, member: MemberId, name: &str, place: &str) -> Result<(), String> {
         let words = |error: &dyn std::error::Error| cluster::error::Chain(error).to_string();
-        let ca = self.identity.current().ca_pem().to_owned();
-        let mut config = tls::client_config(&ca, Some(self.identity.clone())).map_err(|error| words(&error))?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        let server = ServerName::try_from(name.to_owned()).map_err(|error| words(&error))?;
-        let handshake = async {
-            let tcp = TcpStream::connect(place).await?;
-            TlsConnector::from(Arc::new(config)).connect(server, tcp).await
-        };
-        let stream =
-            tokio::time::timeout(HANDSHAKE, handshake).await.map_err(|_| format!("{place} does not answer"))?;
+        let connecting = node_connection::connect(&self.identity, name, place, ALPN);
+        let stream = tokio::time::timeout(HANDSHAKE, connecting).await;
+        let stream = stream.map_err(|_| format!("{place} does not answer"))?;
         let mut stream = stream.map_err(|error| words(&error))?;
         let connection = stream.get_ref().1;
         let key = self.agree(connection.peer_certificates(), |key| {

@@ -5,13 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use cluster::documents::schema::values::Host;
-use cluster::documents::schema::values::HostPort;
-use cluster::identity::{IdentityError, Peer, ReloadingIdentity};
-use rustls::pki_types::ServerName;
+use cluster::identity::ReloadingIdentity;
+use cluster::node_connection;
 use tokio::io::BufStream;
 use tokio::net::TcpStream;
-use tokio_rustls::{TlsConnector, TlsStream};
+use tokio_rustls::TlsStream;
 
 use super::bulk::Bulk;
 use super::frame::{self, Frame};
@@ -154,18 +152,9 @@ impl Dialer {
 
     async fn connect(&self, target: &Target, lane: Lane) -> Result<BufStream<TlsStream<TcpStream>>, String> {
         let address = &target.address;
-        let wanted: HostPort = address.parse().map_err(|error| format!("{address}: {error}"))?;
-        // Every certificate names its node. The address is not asked for: who has moved gets a certificate for the new one through this.
-        let name = match (ServerName::try_from(target.node.clone()), wanted.host) {
-            (Ok(name @ ServerName::DnsName(_)), _) => name,
-            (_, Host::Ip(ip)) => ServerName::from(ip),
-            (_, Host::Name(name)) => ServerName::try_from(name).map_err(|error| format!("{address}: {error}"))?,
-        };
-        let tcp = TcpStream::connect(address.as_str()).await.map_err(|error| format!("{address}: {error}"))?;
-        tune(&tcp);
-        let tls = self.tls().map_err(|error| cluster::error::Chain(&error).to_string())?;
-        let stream = tls.connect(name, tcp).await.map_err(|error| format!("{address}: {error}"))?;
-        check_peer(target, stream.get_ref().1)?;
+        let stream = node_connection::connect(&self.identity, &target.node, address, ALPN).await;
+        let stream = stream.map_err(|error| format!("{address}: {}", cluster::error::Chain(&error)))?;
+        tune(stream.get_ref().0);
         let mut io = BufStream::with_capacity(64 << 10, 64 << 10, TlsStream::from(stream));
         let hello = Hello {
             from: self.raft_id,
@@ -187,26 +176,6 @@ impl Dialer {
             _ => Err(hello::other_version(version)),
         }
     }
-
-    fn tls(&self) -> Result<TlsConnector, IdentityError> {
-        let ca = self.identity.current().ca_pem().to_owned();
-        let mut config = cluster::tls::client_config(&ca, Some(self.identity.clone()))?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        Ok(Arc::new(config).into())
-    }
-}
-
-/// The certificate has to be the node's own, not just one of the cluster for that address.
-fn check_peer(target: &Target, connection: &rustls::ClientConnection) -> Result<(), String> {
-    if connection.alpn_protocol() != Some(ALPN) {
-        return Err(format!("{} speaks no peer protocol", target.address));
-    }
-    let leaf = connection.peer_certificates().and_then(|all| all.first()).ok_or("it showed no certificate")?;
-    let peer = Peer::from_certificate(leaf).map_err(|error| error.to_string())?;
-    if peer.node == target.node {
-        return Ok(());
-    }
-    Err(format!("at {} is {}, not {}", target.address, peer.node, target.node))
 }
 
 /// Small messages leave at once, and what a vanished node does not acknowledge ends the connection.

@@ -6,8 +6,8 @@ use clap::Args;
 use cluster::error::Chain;
 
 use super::print;
-use crate::cli::Failure;
 use crate::mount::{self, Seen};
+use cluster::command_line::Failure;
 
 /// Prove that a directory's file system can be trusted with data.
 ///

@@ -6,9 +6,9 @@ use cluster::units::HumanSize;
 use serde_json::Value;
 
 use super::print;
-use crate::cli::Failure;
 use crate::daemon::PROGRAM;
 use crate::daemon::{LogsArgs, NodeLogs};
+use cluster::command_line::Failure;
 
 /// Show journals: size, subscribers, and how far each is behind in records, bytes and seconds.
 #[derive(Debug, Args)]

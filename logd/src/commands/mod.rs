@@ -8,7 +8,7 @@ pub mod subscriber;
 
 use std::io::Write as _;
 
-use crate::cli::Failure;
+use cluster::command_line::Failure;
 
 /// Prints to standard output. A reader that has gone (`| head`) ends the command in order.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {

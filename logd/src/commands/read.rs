@@ -12,10 +12,10 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::cli::Failure;
 use crate::daemon::PROGRAM;
 use crate::path::{now_us, rfc3339_local};
 use crate::read::{Line, OwnedLine, Wanted, files, merge, newest};
+use cluster::command_line::Failure;
 
 /// How often `tail -f` looks for more, and for new files.
 const LOOK_EVERY: Duration = Duration::from_millis(100);

@@ -9,8 +9,8 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 
-use crate::cli::Failure;
 use crate::input::unix::GREETING;
+use cluster::command_line::Failure;
 
 /// Lines that are sent and not acknowledged yet; beyond it, standard input waits.
 const WINDOW_BYTES: usize = 8 << 20;

@@ -8,8 +8,8 @@ use cluster::control::call_streaming;
 use cluster::units::HumanDuration;
 
 use super::{logs, print};
-use crate::cli::Failure;
 use crate::daemon::{LogsArgs, PROGRAM, SubscriberArgs};
+use cluster::command_line::Failure;
 
 /// How often a drain looks.
 const LOOK_EVERY: Duration = Duration::from_millis(500);

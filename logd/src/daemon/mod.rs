@@ -64,6 +64,9 @@ pub enum RunError {
     /// Its surroundings.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
+    /// What the cluster key makes.
+    #[error(transparent)]
+    Identity(#[from] cluster::identity::IdentityError),
     /// A journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -127,7 +130,8 @@ impl Run {
         let data = daemon.data.clone();
         let checked = tokio::task::spawn_blocking(move || mount::check(&data)).await;
         checked.unwrap_or(Ok(()))?;
-        let trust = Trust::new(daemon.identity.clone(), daemon.cluster_key.clone());
+        let key = daemon.cluster_key.as_ref();
+        let trust = Trust::new(daemon.identity.clone(), key, &daemon.node, &daemon.data.join("members"))?;
         let listener = self.listen(&trust).await?;
         let own = listener.as_ref().and_then(|listener| listener.local_addr().ok());
         if let (Some(path), Some(address)) = (&self.port_file, own) {

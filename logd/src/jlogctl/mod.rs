@@ -150,9 +150,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &
                 let _ = write!(out, "{error}");
                 return 0;
             }
-            let text = error.to_string();
-            let words: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
-            let _ = writeln!(err, "{}\nhint: jlogctl --help", words.join(" "));
+            let _ = writeln!(err, "error: {}\nhint: jlogctl --help", cluster::command_line::words(&error));
             return 2;
         }
     };

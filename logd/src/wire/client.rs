@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -34,7 +33,7 @@ pub enum LinkError {
     },
     /// This node cannot prove itself.
     #[error(transparent)]
-    Trust(#[from] TrustError),
+    Trust(TrustError),
     /// The connection ended.
     #[error("the connection to {node} ended")]
     Gone {
@@ -73,14 +72,11 @@ impl Link {
     /// Connects to `node` at `address` (`host:port`), as `me`.
     pub async fn connect(trust: &Trust, me: &str, node: &str, address: &str) -> Result<Self, LinkError> {
         let failed = |why: String| LinkError::Connect { node: node.into(), address: address.into(), why };
-        let (connector, name) = trust.connector(node)?;
-        let connecting = async {
-            let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
-            let _ = stream.set_nodelay(true);
-            connector.connect(name, stream).await.map_err(|error| error.to_string())
-        };
-        let stream = tokio::time::timeout(CONNECT, connecting).await;
-        let stream = stream.map_err(|_| failed("no answer".into()))?.map_err(failed)?;
+        let stream = tokio::time::timeout(CONNECT, trust.connect(node, address)).await;
+        let stream = stream.map_err(|_| failed("no answer".into()))?.map_err(|error| match error {
+            TrustError::Nobody => LinkError::Trust(error),
+            error => failed(cluster::error::Chain(&error).to_string()),
+        })?;
         let (reader, writer) = tokio::io::split(stream);
         let (requests, queue) = mpsc::channel(QUEUE);
         let (ended, stop) = (CancellationToken::new(), CancellationToken::new());
