@@ -45,6 +45,11 @@ fn a_shell_in_a_displaced_tree_is_told() {
     session.run(".b.eccfg/spare/default", &["status"]);
     session.run(".b.eccfg/spare/default", &["commit", "-q", "-m", "nothing"]);
     session.run("b/default", &["commit", "-m", "nothing"]);
+    session.say("a script goes on in the old directory");
+    session.edit(".b.eccfg/spare/default/y", "2\n");
+    session.edit(".b.eccfg/spare/README.md", "edited\n");
+    session.run(".b.eccfg/spare", &["commit", "--add-all", "-m", "from the old directory"]);
+    assert_eq!(session.read("b/default/y"), "2\n");
     insta::assert_snapshot!(session.transcript());
 }
 
@@ -78,10 +83,9 @@ fn pull_beside_a_faster_agent_goes_on_from_where_that_is() {
     assert_eq!(wc.base("default").unwrap().unwrap().revision, 2);
 }
 
-#[test]
-fn what_was_put_aside_is_kept_until_it_is_dropped() {
-    let server = Server::start();
-    let mut session = Session::new(&server);
+/// In `b` a file is edited that `a` has deleted since.
+fn edited_here_and_deleted_there(server: &Server) -> Session<'_> {
+    let mut session = Session::new(server);
     session.checkout("a");
     session.edit("a/default/note", "a note\n");
     session.run("a", &["commit", "--add-all", "-m", "a note"]);
@@ -89,6 +93,13 @@ fn what_was_put_aside_is_kept_until_it_is_dropped() {
     session.run("a", &["delete", "default/note"]);
     session.run("a", &["commit", "-m", "no note"]);
     session.edit("b/default/note", "mine\n");
+    session
+}
+
+#[test]
+fn what_was_put_aside_is_kept_until_it_is_dropped() {
+    let server = Server::start();
+    let mut session = edited_here_and_deleted_there(&server);
     session.run("b", &["pull"]);
     session.run("b", &["pull", "--theirs"]);
     assert!(!session.dir().join("b/default/note").exists());
@@ -105,14 +116,7 @@ fn what_was_put_aside_is_kept_until_it_is_dropped() {
 #[test]
 fn what_was_put_aside_outlives_the_tree() {
     let server = Server::start();
-    let mut session = Session::new(&server);
-    session.checkout("a");
-    session.edit("a/default/note", "a note\n");
-    session.run("a", &["commit", "--add-all", "-m", "a note"]);
-    session.checkout("b");
-    session.run("a", &["delete", "default/note"]);
-    session.run("a", &["commit", "-m", "no note"]);
-    session.edit("b/default/note", "mine\n");
+    let mut session = edited_here_and_deleted_there(&server);
     session.run("b", &["pull", "--theirs"]);
     std::fs::remove_dir_all(session.dir().join("b")).unwrap();
     session.say("somebody removed the directory b");

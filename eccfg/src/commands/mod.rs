@@ -21,6 +21,7 @@ mod validate;
 mod watch;
 
 use cluster::api::RevisionSpec;
+use cluster::error::Chain;
 use cluster::http_client::ServerUrl;
 use cluster::telemetry::{self, TelemetryOptions};
 use repos::worktree::{WorkingCopy, WorktreeError};
@@ -144,16 +145,30 @@ impl Context<'_> {
     pub fn working_copy(&mut self) -> Result<WorkingCopy, CommandError> {
         let settings = self.settings()?.clone();
         let wc = place::find(&settings, &self.environment)?;
-        self.warn_of_stale_directory(&wc);
+        self.leave_stale_directory(&wc);
         Ok(wc)
     }
 
-    /// A shell that an update left behind in the displaced tree shows and edits files that are not the working copy's any more.
-    fn warn_of_stale_directory(&mut self, wc: &WorkingCopy) {
-        if place::is_displaced(wc, &self.environment) {
-            self.ui.warning(
-                "the current directory was replaced by an update and is not the working copy any more; `cd \"$PWD\"` enters the new one",
-            );
+    /// A shell (or a script) that an update left behind in the displaced tree edits files that are not the working copy's any more. What was
+    /// edited there is carried over, as the next update would do, so that the command sees it.
+    fn leave_stale_directory(&mut self, wc: &WorkingCopy) {
+        if !place::is_displaced(wc, &self.environment) {
+            return;
+        }
+        self.ui.warning(
+            "the current directory was replaced by an update and is not the working copy any more; `cd \"$PWD\"` enters the new one",
+        );
+        match wc.sweep() {
+            Ok(settled) => {
+                for path in &settled.carried {
+                    self.ui.note(format!("{path} was edited in the old directory; the edit was carried over"));
+                }
+                pull::show_put_aside(&settled.saved, self);
+            }
+            Err(error) => {
+                let why = Chain(&error);
+                self.ui.warning(format!("what was edited in the old directory was not carried over: {why}"));
+            }
         }
     }
 

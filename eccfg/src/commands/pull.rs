@@ -1,6 +1,6 @@
 //! `eccfg pull`.
 
-use repos::worktree::{OnOverlap, StageOptions, WorkingCopy};
+use repos::worktree::{OnOverlap, SavedEdit, StageOptions, WorkingCopy};
 
 use crate::commands::{Context, Need};
 use crate::error::CommandError;
@@ -98,6 +98,17 @@ fn show_changes(pulled: &Pulled, cx: &mut Context<'_>) -> Result<(), CommandErro
     Ok(())
 }
 
+/// Warns of edits that were put aside.
+pub(super) fn show_put_aside(edits: &[SavedEdit], cx: &mut Context<'_>) {
+    for saved in edits {
+        let place = saved
+            .file
+            .as_ref()
+            .map_or_else(|| "it was a deletion".to_owned(), |file| format!("it is kept in {}", file.display()));
+        cx.ui.warning(format!("a local edit of {} was put aside ({}); {place}", saved.path, saved.reason));
+    }
+}
+
 /// Notes about edits that were carried over or put aside, and about the current directory.
 pub fn show_side_effects(pulled: &Pulled, wc: &WorkingCopy, cx: &mut Context<'_>) {
     for repo in &pulled.held {
@@ -113,13 +124,7 @@ pub fn show_side_effects(pulled: &Pulled, wc: &WorkingCopy, cx: &mut Context<'_>
     for path in &pulled.carried {
         cx.ui.note(format!("{path} was edited during the update; the edit was carried over"));
     }
-    for saved in &pulled.saved {
-        let place = saved
-            .file
-            .as_ref()
-            .map_or_else(|| "it was a deletion".to_owned(), |file| format!("it is kept in {}", file.display()));
-        cx.ui.warning(format!("a local edit of {} was put aside ({}); {place}", saved.path, saved.reason));
-    }
+    show_put_aside(&pulled.saved, cx);
     if pulled.directory_replaced && place::called_inside(wc, &cx.environment) {
         cx.ui.note("the current directory was replaced by the update; `cd \"$PWD\"` enters the new one");
     }
