@@ -21,6 +21,9 @@ const ECCLUSTER: &str = env!("CARGO_BIN_EXE_eccluster");
 /// Only there to end a hopeless wait.
 const DEADLINE: Duration = Duration::from_secs(60);
 
+/// Who has which address.
+pub type Owners = BTreeMap<IpAddr, String>;
+
 /// Waits until `condition` gives a value.
 #[track_caller]
 pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
@@ -298,9 +301,31 @@ impl Lab {
         });
     }
 
+    /// Starts all, and waits until each machine has at least this many addresses. With `rebalance = "manual"` the first ones
+    /// keep what they took, should another have come up a little later.
+    pub fn start_all_with(&mut self, share: usize) -> Owners {
+        self.start_all();
+        for name in self.names() {
+            self.give_back(&name, share);
+        }
+        self.settled_with("shares for all", |owners| {
+            self.names().iter().all(|name| owners.values().filter(|owner| *owner == name).count() >= share)
+        })
+    }
+
+    /// Leaves addresses on a machine that look like another run's, so many that taking them off takes a while.
+    pub fn litter(&self, name: &str) {
+        let file = self.file(name, "litter");
+        let route = |n: usize| {
+            format!("route add local 10.77.{}.{}/32 dev eth0 table local proto 236\n", 100 + n / 250, n % 250)
+        };
+        fs::write(&file, (0..5000).map(route).collect::<String>()).unwrap();
+        ip(&format!("-n {} -batch {}", self.machine(name).namespace, file.display()));
+    }
+
     /// Gives addresses back to a machine that returned, as soon as it has been there long enough.
     #[track_caller]
-    pub fn give_back(&self, name: &str, share: usize) -> BTreeMap<IpAddr, String> {
+    pub fn give_back(&self, name: &str, share: usize) -> Owners {
         eventually("addresses given back", || {
             self.order(name, "rebalance");
             let owners = self.owners(name)?;
@@ -313,56 +338,82 @@ impl Lab {
 
     /// Who owns what, as this machine shows it.
     pub fn owners(&self, name: &str) -> Option<BTreeMap<IpAddr, Option<String>>> {
-        let shown = self.ask(name, "show")?;
-        let vips = shown["vips"].as_array()?;
-        let pair =
-            |vip: &Value| Some((vip["address"].as_str()?.parse().ok()?, vip["owner"].as_str().map(str::to_owned)));
-        vips.iter().map(pair).collect()
+        owners_in(&self.ask(name, "show")?)
     }
 
-    /// Waits until every running daemon shows the same owners, each of them is on exactly that machine, and `wanted` holds.
+    /// Waits until every running daemon shows the same owners, nothing is on its way any more, each address is on exactly
+    /// its owner's machine, and `wanted` holds. What is seen while the members still move addresses is gone a moment later.
     #[track_caller]
-    pub fn settled_with(
+    pub fn settled_with(&self, what: &str, wanted: impl Fn(&Owners) -> bool) -> Owners {
+        self.settled_and(what, wanted, |_| Ok(()))
+    }
+
+    /// The same, and `check` finds nothing about those owners to wait for. It is asked again with the owners of that
+    /// moment each time, so that nobody waits for what was true once.
+    #[track_caller]
+    pub fn settled_and(
         &self,
         what: &str,
-        wanted: impl Fn(&BTreeMap<IpAddr, String>) -> bool,
-    ) -> BTreeMap<IpAddr, String> {
+        wanted: impl Fn(&Owners) -> bool,
+        check: impl Fn(&Owners) -> Result<(), String>,
+    ) -> Owners {
         let begun = Instant::now();
-        let mut last = String::new();
         loop {
-            let seen = self.agreed().and_then(|owners| {
-                let held = self.held();
-                last = format!("owners {owners:?}, held {held:?}");
-                let as_shown = owners.iter().all(|(address, owner)| {
-                    held.get(address).is_some_and(|holders| holders.len() == 1 && holders.contains(owner))
-                });
-                (as_shown && wanted(&owners)).then_some(owners)
-            });
-            if let Some(owners) = seen {
-                return owners;
-            }
+            let missing = match self.at_rest(&wanted) {
+                Ok(owners) => match check(&owners) {
+                    Ok(()) => return owners,
+                    Err(missing) => format!("{missing}\nowners {owners:?}"),
+                },
+                Err(missing) => missing,
+            };
             if begun.elapsed() > DEADLINE {
-                panic!("not settled within {DEADLINE:?}: {what}\n{last}\n{}", self.logs());
+                let logs = self.logs();
+                panic!("not settled within {DEADLINE:?}: {what}\n{missing}\nheld {:?}\n{logs}", self.held());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
+    /// The owners, if they are agreed, as wanted, at rest, and on the machines.
+    fn at_rest(&self, wanted: impl Fn(&Owners) -> bool) -> Result<Owners, String> {
+        let owners = self.agreed()?;
+        if !wanted(&owners) {
+            return Err(format!("not these owners: {owners:?}"));
+        }
+        let held = self.held();
+        let wrong = |(address, owner): &(&IpAddr, &String)| {
+            held.get(*address).is_none_or(|holders| holders.len() != 1 || !holders.contains(*owner))
+        };
+        match owners.iter().find(wrong) {
+            Some((address, owner)) => Err(format!("{address} is not on {owner} alone: {owners:?}")),
+            None => Ok(owners),
+        }
+    }
+
     #[track_caller]
-    pub fn settled(&self) -> BTreeMap<IpAddr, String> {
+    pub fn settled(&self) -> Owners {
         self.settled_with("every address on its owner", |_| true)
     }
 
-    /// The owners, if every running daemon that can be asked shows the same complete ones.
-    fn agreed(&self) -> Option<BTreeMap<IpAddr, String>> {
-        let running: Vec<&Machine> = self.machines.iter().filter(|machine| machine.child.is_some()).collect();
-        let views: Option<Vec<_>> = running.iter().map(|machine| self.owners(&machine.name)).collect();
-        let views = views?;
-        let first = views.first()?;
-        if first.is_empty() || views.iter().any(|view| view != first) {
-            return None;
+    /// The owners, if every running daemon shows the same complete ones and the leader has nothing left to move.
+    fn agreed(&self) -> Result<Owners, String> {
+        let running = self.machines.iter().filter(|machine| machine.child.is_some());
+        let mut agreed: Option<BTreeMap<IpAddr, Option<String>>> = None;
+        for machine in running {
+            let name = &machine.name;
+            let shown = self.ask(name, "show").ok_or_else(|| format!("{name} shows nothing"))?;
+            if shown["at_rest"] != true {
+                return Err(format!("{name} knows of addresses on their way: {:?}", owners_in(&shown)));
+            }
+            let owners = owners_in(&shown).ok_or_else(|| format!("{name} shows {shown}"))?;
+            if agreed.as_ref().is_some_and(|agreed| *agreed != owners) {
+                return Err(format!("{name} shows {owners:?}, another {agreed:?}"));
+            }
+            agreed = Some(owners);
         }
-        first.iter().map(|(address, owner)| Some((*address, owner.clone()?))).collect()
+        let agreed = agreed.filter(|agreed| !agreed.is_empty()).ok_or("there are no addresses")?;
+        let owned = |(address, owner): (&IpAddr, &Option<String>)| Some((*address, owner.clone()?));
+        agreed.iter().map(owned).collect::<Option<_>>().ok_or_else(|| format!("some have no owner: {agreed:?}"))
     }
 
     /// Which managed addresses which machines really have, whoever runs there: as addresses or as local routes.
@@ -395,6 +446,11 @@ impl Lab {
         }
         all
     }
+}
+
+fn owners_in(shown: &Value) -> Option<BTreeMap<IpAddr, Option<String>>> {
+    let pair = |vip: &Value| Some((vip["address"].as_str()?.parse().ok()?, vip["owner"].as_str().map(str::to_owned)));
+    shown["vips"].as_array()?.iter().map(pair).collect()
 }
 
 /// Settings first, then the topologies, then whatever tables there are.

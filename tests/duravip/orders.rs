@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::lab::{Lab, eventually, ip, possible};
+use crate::lab::{Lab, ip, possible};
 use crate::prober::Prober;
 use crate::{NONE, SETTINGS, moved_needlessly, of, v4_address, vips};
 
@@ -25,41 +25,34 @@ fn what_is_done_on_purpose_has_one_owner_at_every_moment() {
     lab.start_all();
     let owners = lab.settled_with("shares", |owners| lab.names().iter().all(|name| !of(owners, name).is_empty()));
     let prober = Prober::start(&lab, owners.keys().copied());
-    eventually("the owners' answers", || prober.agrees_with(&owners).then_some(()));
-    let agreed =
-        |lab: &Lab, what: &str, wanted: &dyn Fn(&std::collections::BTreeMap<std::net::IpAddr, String>) -> bool| {
-            let owners = lab.settled_with(what, wanted);
-            eventually("the owners' answers", || prober.agrees_with(&owners).then_some(()));
-            prober.assert_never_two(what);
-            owners
-        };
+    let owners = prober.settled(&lab, "the start", |after| *after == owners);
 
     // A move sticks, and moves one address.
     let address = of(&owners, "n1")[0];
     lab.order("n3", &format!("move {address} to n2"));
-    let after = agreed(&lab, "the move", &|after| after[&address] == "n2");
+    let after = prober.settled(&lab, "the move", |after| after[&address] == "n2");
     let others: Vec<_> =
         owners.iter().filter(|(other, owner)| **other != address && after[*other] != **owner).collect();
     assert!(others.len() <= 1, "the balance answers a move with one at most: {others:?}");
     lab.order("n1", "drain n2");
-    agreed(&lab, "the drain", &|after| of(after, "n2").is_empty());
+    prober.settled(&lab, "the drain", |after| of(after, "n2").is_empty());
     lab.order("n1", "undrain n2");
-    agreed(&lab, "the end of the drain", &|after| after[&address] == "n2");
+    prober.settled(&lab, "the end of the drain", |after| after[&address] == "n2");
     lab.order("n1", &format!("unpin {address}"));
 
     // By hand: what is ours comes back, what is not stays.
     let mine = *of(&lab.settled(), "n1").iter().find(|address| address.is_ipv4()).unwrap();
     ip(&format!("-n {} addr del {mine}/32 dev eth0", lab.machine("n1").namespace));
-    agreed(&lab, "the address that was deleted by hand", &|after| after[&mine] == "n1");
+    prober.settled(&lab, "the address that was deleted by hand", |after| after[&mine] == "n1");
 
     // A planned end hands over; the daemon says so by ending well, and leaves nothing of itself.
     for victim in [lab.leader(), "n2".to_owned()] {
         let before = lab.settled();
         lab.stop(&victim);
-        let after = agreed(&lab, "the planned end", &|after| of(after, &victim).is_empty());
+        let after = prober.settled(&lab, "the planned end", |after| of(after, &victim).is_empty());
         assert_eq!(moved_needlessly(&before, &after, &victim), NONE);
         lab.start(&victim);
-        agreed(&lab, "the return", &|after| !of(after, &victim).is_empty());
+        prober.settled(&lab, "the return", |after| !of(after, &victim).is_empty());
     }
 
     // A reload in the middle of a failover: one address less, one more, and the rest as if nothing had been.

@@ -19,7 +19,7 @@ use duravip::sys::packet_socket;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{MsgFlags, recv};
 
-use crate::lab::Lab;
+use crate::lab::{Lab, Owners};
 
 /// Between a question and the next.
 const ROUND: Duration = Duration::from_millis(5);
@@ -79,9 +79,38 @@ impl Prober {
         seen.iter().map(|(address, seen)| (*address, who(seen))).collect()
     }
 
+    /// Waits until the members are at rest with owners as `wanted` and exactly these answer, and nobody else ever did at
+    /// the same time.
+    #[track_caller]
+    pub fn settled(&self, lab: &Lab, what: &str, wanted: impl Fn(&Owners) -> bool) -> Owners {
+        let owners = lab.settled_and(what, wanted, |owners| self.confirms(owners));
+        self.assert_never_two(what);
+        owners
+    }
+
+    /// The same, and what each owner announced is also the last word on the segment.
+    #[track_caller]
+    pub fn settled_and_announced(&self, lab: &Lab, what: &str, wanted: impl Fn(&Owners) -> bool) -> Owners {
+        let owners = lab.settled_and(what, wanted, |owners| {
+            self.confirms(owners)?;
+            let announced = self.last_announced();
+            let differs = owners.iter().find(|(address, owner)| announced.get(*address) != Some(*owner));
+            match differs {
+                Some((address, _)) => Err(format!("{address} was last announced by {:?}", announced.get(address))),
+                None => Ok(()),
+            }
+        });
+        self.assert_never_two(what);
+        owners
+    }
+
     /// Whether the answers are the owners', for each address that is asked for.
-    pub fn agrees_with(&self, owners: &BTreeMap<IpAddr, String>) -> bool {
-        self.answering().iter().all(|(address, who)| who.as_ref() == owners.get(address))
+    fn confirms(&self, owners: &Owners) -> Result<(), String> {
+        let answering = self.answering();
+        match answering.iter().find(|(address, who)| who.as_ref() != owners.get(*address)) {
+            Some((address, who)) => Err(format!("{address} is answered for by {who:?}; all answers: {answering:?}")),
+            None => Ok(()),
+        }
     }
 
     /// Who spoke last for each address without being asked.

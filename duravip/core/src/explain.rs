@@ -66,6 +66,22 @@ fn explanation(situation: &Situation<'_>, unit: &Unit, target: assign::Target, a
     }
 }
 
+/// Whether everything is where it belongs, and time alone will move nothing: no member is silent whose addresses would
+/// have to go, and with `rebalancing` none has only just come back, who would be given some.
+pub fn at_rest(situation: &Situation<'_>, units: &[Unit], rebalancing: bool) -> bool {
+    let at_rest = |member: &assign::Ability<'_>| match member.presence {
+        Presence::Here => member.ripe || !rebalancing,
+        Presence::Limbo => false,
+        Presence::Gone => true,
+    };
+    let owner = |unit: &Unit| situation.entries.get(&unit.lead).and_then(|entry| entry.owner);
+    let targets = situation.place(units);
+    let placed = |(target, unit): (&assign::Target, &Unit)| target.owner == owner(unit) && target.why != Why::Limbo;
+    situation.members.iter().all(at_rest)
+        && targets.iter().zip(units).all(placed)
+        && (!rebalancing || situation.rebalance(units, 1).is_empty())
+}
+
 /// What would move if a member were gone.
 pub fn without(situation: &Situation<'_>, units: &[Unit], gone: MemberId) -> Vec<Change> {
     let mut imagined = situation.clone();

@@ -91,9 +91,9 @@ impl fmt::Debug for Version {
 }
 
 /// A revision of the configuration. Revisions are ordered, so that a leader that lags never takes the table back.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct ConfigId {
-    /// Grows with every change. A plain directory has no revisions: there the shell uses the time of the change.
+    /// Grows with every change. A plain directory has no revisions: there it is 0, and any other content may follow.
     pub revision: u64,
     /// The commit (20 bytes, then zeros), or the hash of a plain directory's effective documents.
     pub commit: [u8; 32],
@@ -102,6 +102,11 @@ pub struct ConfigId {
 impl ConfigId {
     /// Before the first configuration.
     pub const NONE: Self = Self { revision: 0, commit: [0; 32] };
+
+    /// Whether this may take the place of `other`.
+    pub fn may_follow(self, other: Self) -> bool {
+        self != other && self.revision >= other.revision
+    }
 }
 
 impl fmt::Debug for ConfigId {

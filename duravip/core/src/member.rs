@@ -526,8 +526,8 @@ impl Member {
         let mut differs = BTreeMap::new();
         for (address, said) in &table.spec.vips {
             match self.config.spec.vips.get(address) {
-                // A later revision may have dropped it. What is on stays until the table drops it too.
-                None if self.config.id > table.config && self.held.contains_key(address) => {}
+                // The next configuration may have dropped it. What is on stays until the table drops it too.
+                None if self.config.id.may_follow(table.config) && self.held.contains_key(address) => {}
                 None => {
                     cannot.insert(*address, Cannot::Unknown);
                 }
@@ -626,6 +626,15 @@ impl Member {
     pub fn explain_all(&self, now: Time) -> Option<Vec<Explanation>> {
         let (situation, units) = self.situation(now)?;
         Some(explain::explain_all(&situation, &units))
+    }
+
+    /// Whether every address is where it belongs, a majority has that, and nothing is on its way; only the leader knows.
+    pub fn at_rest(&self, now: Time) -> Option<bool> {
+        let group = self.active();
+        let (situation, units) = self.situation(now)?;
+        let lead = group.lead()?;
+        let busy = lead.is_busy(group.commit, &group.table);
+        Some(!busy && explain::at_rest(&situation, &units, lead.is_rebalancing(&group.table)))
     }
 
     /// Whether this member has the address on the network, or is on its way to.

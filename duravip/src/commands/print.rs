@@ -49,6 +49,9 @@ fn head(answer: &Value) -> String {
     if answer["leader"].is_null() {
         lines.push_str("no majority is heard\n");
     }
+    if answer["at_rest"] == false {
+        lines.push_str("addresses are on their way, or will be given back soon\n");
+    }
     if answer["two_owners_possible"] == true {
         let _ = writeln!(
             lines,

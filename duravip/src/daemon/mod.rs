@@ -129,7 +129,7 @@ async fn first_plan(subscription: &mut Subscription) -> Option<Plan> {
 fn read(snapshot: &Snapshot) -> Result<Plan, String> {
     let words = |error: &dyn std::error::Error| cluster::error::Chain(error).to_string();
     let conf = snapshot.conf().map_err(|error| words(&error))?;
-    plan(&conf, snapshot.version(), wall_clock_ms()).map_err(|error| words(&error))
+    plan(&conf, snapshot.version()).map_err(|error| words(&error))
 }
 
 /// What authenticates this member to the others.
@@ -278,9 +278,10 @@ fn hands(
     warnings: &mut Vec<String>,
 ) -> anyhow::Result<Equipped> {
     let needs = "addresses are managed with CAP_NET_ADMIN and CAP_NET_RAW";
-    let mut fence = Fence::open().and_then(|mut fence| fence.build().map(|()| fence));
+    // Leftovers go behind the fence of the run that left them: between that fence and the next one there is none.
     let mut plumbing = Plumbing::open().context(needs)?;
     let left = plumbing.clear().context(needs)?;
+    let mut fence = Fence::open().and_then(|mut fence| fence.build().map(|()| fence));
     if left > 0 {
         history.note("leftovers", format!("{left} addresses of an earlier run taken off"));
     }

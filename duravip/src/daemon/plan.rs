@@ -69,7 +69,7 @@ pub enum PlanError {
 }
 
 /// Translates a configuration.
-pub fn plan(conf: &NodeConf<'_>, version: &Version, read_at_ms: u64) -> Result<Plan, PlanError> {
+pub fn plan(conf: &NodeConf<'_>, version: &Version) -> Result<Plan, PlanError> {
     let duravip: Duravip = conf.load()?;
     let subcluster = conf.subcluster().to_owned();
     let nodes: Vec<&Node> = conf.cluster().members_of(&subcluster).collect();
@@ -104,7 +104,7 @@ pub fn plan(conf: &NodeConf<'_>, version: &Version, read_at_ms: u64) -> Result<P
     let used: BTreeSet<&String> = duravip.vips.values().flat_map(|vip| &vip.checks).collect();
     let checks = if own.witness { BTreeMap::new() } else { duravip.checks.clone() };
     Ok(Plan {
-        config: Arc::new(Config::new(config_id(version, read_at_ms), timing, spec)?),
+        config: Arc::new(Config::new(config_id(version), timing, spec)?),
         me,
         names,
         peers,
@@ -121,13 +121,13 @@ fn reached(node: &Node) -> Option<HostPort> {
     node.address.clone().map(|host| HostPort { host, port: node.ports.duravip })
 }
 
-/// A directory has no revisions; the time at which it was read orders them instead.
-fn config_id(version: &Version, read_at_ms: u64) -> ConfigId {
+/// A directory has no revisions: what members read at different times has to be the same configuration for all of them.
+fn config_id(version: &Version) -> ConfigId {
     let mut commit = [0; 32];
     let bytes = hex::decode(&version.commit).unwrap_or_default();
     let length = bytes.len().min(commit.len());
     commit[..length].copy_from_slice(&bytes[..length]);
-    ConfigId { revision: version.serial.unwrap_or(read_at_ms), commit }
+    ConfigId { revision: version.serial.unwrap_or(0), commit }
 }
 
 fn member(node: &Node, duravip: &Duravip) -> MemberSpec {
@@ -186,7 +186,7 @@ pub(super) mod tests {
                        [node.n3]\naddress = \"10.0.0.3\"\nwitness = true\n[node.elsewhere]\nsubcluster = \"east\"\n";
         let files = MemoryFiles::from_texts([("global/cluster.toml", cluster), ("default/duravip.toml", duravip)]);
         let conf = NodeConf::read(&files, node, None).unwrap();
-        plan(&conf, &Version::of_directory("ab".repeat(20)), 77)
+        plan(&conf, &Version::of_directory("ab".repeat(20)))
     }
 
     const TOPOLOGY: &str = "[topology.\"10.1.0.0/16\"]\ninterface = \"eth1\"\nprefix_length = 24\n";
@@ -207,7 +207,7 @@ pub(super) mod tests {
         assert_eq!(vips[&"10.1.1.1".parse().unwrap()].placement, Placement::Preferred(MemberId::of_name("n2")));
         assert_eq!(vips[&"10.1.1.2".parse().unwrap()].placement, Placement::Follows("10.1.1.1".parse().unwrap()));
         assert_eq!(plan.checks.keys().collect::<Vec<_>>(), ["a"], "what no address asks for is not run");
-        assert_eq!((plan.config.id.revision, plan.config.id.commit[0]), (77, 0xAB));
+        assert_eq!((plan.config.id.revision, plan.config.id.commit[0]), (0, 0xAB));
         let witness = plan_of("n3", &text).unwrap();
         assert!(witness.seats.is_empty() && witness.checks.is_empty() && witness.config.spec.vips.len() == 2);
         assert!(matches!(plan_of("elsewhere", &text), Err(PlanError::Documents(_) | PlanError::NoAddress(_))));

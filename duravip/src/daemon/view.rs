@@ -48,6 +48,7 @@ fn show(member: &Member, now: Time) -> Value {
         table.spec.vips.keys().map(|address| vip(member, *address, explained.get(address).copied())).collect();
     json!({
         "complete": known.is_some(),
+        "at_rest": member.at_rest(now),
         "members": members(member),
         "vips": vips,
     })

@@ -255,6 +255,11 @@ impl Lead {
         !self.leaving.is_empty() || commit < table.version || self.dirty
     }
 
+    /// Whether moves that nothing forces are made.
+    pub(crate) fn is_rebalancing(&self, table: &Table) -> bool {
+        table.spec.rebalance == crate::config::Rebalance::Auto || self.rebalance_ordered
+    }
+
     pub(crate) fn situation<'a>(
         &'a self,
         now: Time,

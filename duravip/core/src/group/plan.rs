@@ -12,9 +12,9 @@ use std::time::Duration;
 use super::lead::{Lead, Peer};
 use super::{Effect, Group, Mine, Role};
 use crate::assign::{Ability, Presence, Situation, Target, Unit, Verdict, units};
-use crate::config::{Config, Rebalance};
+use crate::config::Config;
 use crate::electorate::Electorate;
-use crate::ids::{Incarnation, MemberId, Version};
+use crate::ids::{ConfigId, Incarnation, MemberId, Version};
 use crate::message::{Cannot, GroupTag};
 use crate::rules::{Rule, kept};
 use crate::table::{Entry, Seen, Table};
@@ -210,17 +210,18 @@ impl Planner<'_> {
         }
     }
 
-    /// A newer configuration becomes the table's when most members that are here have it or a later one. One that only
-    /// this member has would name addresses that the others cannot serve.
+    /// Another configuration becomes the table's when most members that are here have it or a later revision. One that
+    /// only this member has would name addresses that the others cannot serve.
     fn adopt(&mut self, config: &Arc<Config>) {
-        if config.id <= self.table.config {
+        if !config.id.may_follow(self.table.config) {
             return;
         }
         let here = self.lead.peers.values().filter(|peer| peer.is_here(self.now, self.lead.granting));
         let (mut all, mut have) = (1, 1);
         for peer in here {
             all += 1;
-            have += usize::from(peer.report.as_ref().is_some_and(|report| report.config >= config.id));
+            let has = |id: ConfigId| id == config.id || id.revision > config.id.revision;
+            have += usize::from(peer.report.as_ref().is_some_and(|report| has(report.config)));
         }
         if have * 2 <= all {
             return;
@@ -361,7 +362,7 @@ impl Planner<'_> {
         // A member alone cannot have all of a unit's addresses when a follower cannot be there.
         let misfits = misfits(&situation, &units, &targets);
         let quiet = self.lead.leaving.is_empty() && self.commit == self.table.version && self.draft.is_empty();
-        let wanted = self.table.spec.rebalance == Rebalance::Auto || self.lead.rebalance_ordered;
+        let wanted = self.lead.is_rebalancing(self.table);
         let mut moves = Vec::new();
         if quiet
             && wanted

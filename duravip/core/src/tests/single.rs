@@ -145,6 +145,30 @@ fn nothing_moves_when_nothing_happens() {
     world.verdict().unwrap();
 }
 
+/// Directories have no revisions, and members read them at different times: the leader first, last, or in between.
+#[test]
+fn configurations_without_revisions_follow_each_other_in_any_order() {
+    for first in 0..MEMBERS {
+        let unnumbered = |commit: u8| Config { id: ConfigId { revision: 0, commit: [commit; 32] }, ..usual() };
+        let mut world = calm(13, unnumbered(7));
+        // Whatever the hashes are, and also back to what was there before.
+        for (commit, dropped) in [(3, Some(address(1))), (9, None), (3, Some(address(1)))] {
+            let mut new = unnumbered(commit);
+            if let Some(dropped) = dropped {
+                new.spec.vips.remove(&dropped);
+            }
+            let new = Arc::new(new);
+            for node in 0..MEMBERS {
+                world.configure((first + node) % MEMBERS, new.clone());
+                world.run_ms(300);
+            }
+            world.run_ms(1000);
+            assert_eq!(world.owners(address(1)).is_empty(), dropped.is_some(), "commit {commit}, {first} first");
+        }
+        world.verdict().unwrap();
+    }
+}
+
 #[test]
 fn a_reload_touches_what_it_changes() {
     let mut many = config(1, MEMBERS, 0, 60, timing(200, 25));
