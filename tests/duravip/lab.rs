@@ -16,26 +16,11 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// The binary under test.
-const ECCLUSTER: &str = env!("CARGO_BIN_EXE_eccluster");
-/// Only there to end a hopeless wait.
-const DEADLINE: Duration = Duration::from_secs(60);
+pub use crate::wait::eventually;
+use crate::wait::{DEADLINE, ECCLUSTER};
 
 /// Who has which address.
 pub type Owners = BTreeMap<IpAddr, String>;
-
-/// Waits until `condition` gives a value.
-#[track_caller]
-pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let begun = Instant::now();
-    loop {
-        if let Some(value) = condition() {
-            return value;
-        }
-        assert!(begun.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
 
 /// Whether this process may make namespaces; says so if not.
 pub fn possible() -> bool {

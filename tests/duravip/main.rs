@@ -9,6 +9,8 @@ mod orders;
 mod prober;
 mod services;
 mod size;
+#[path = "../support/wait.rs"]
+mod wait;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -12,23 +12,7 @@ use std::time::{Duration, Instant};
 use cluster::identity::{Ca, KeyRequest, NodeCert, NodeRole};
 use tempfile::TempDir;
 
-/// The binary under test.
-pub const ECCLUSTER: &str = env!("CARGO_BIN_EXE_eccluster");
-/// Far longer than anything here takes on a busy machine.
-pub const DEADLINE: Duration = Duration::from_secs(60);
-
-/// Waits until `condition` gives a value.
-#[track_caller]
-pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let begun = Instant::now();
-    loop {
-        if let Some(value) = condition() {
-            return value;
-        }
-        assert!(begun.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
+pub use crate::wait::{DEADLINE, ECCLUSTER, eventually};
 
 /// A seeded sequence; the same on every machine.
 pub struct Random(pub u64);

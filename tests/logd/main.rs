@@ -7,3 +7,5 @@ mod lab;
 mod mounts;
 mod sinks;
 mod usual;
+#[path = "../support/wait.rs"]
+mod wait;

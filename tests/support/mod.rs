@@ -3,9 +3,10 @@
 //! A server's listening socket is opened here and handed over (`LISTEN_FDS`), so that a test knows the port without a race
 //! and a restarted server is found at the same address. Nothing sleeps to let something happen: [`eventually`] waits for a
 //! condition, with a deadline that is only there to end a hopeless wait.
-#![allow(dead_code, clippy::unwrap_used, clippy::print_stderr, missing_docs)]
+#![allow(dead_code, unused_imports, clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
 pub mod transcript;
+mod wait;
 
 use std::fmt::Debug;
 use std::net::{SocketAddr, TcpListener};
@@ -18,24 +19,7 @@ use cluster::api::{ChangeRequest, CommitRequest, CommitResponse, Head, NodeInfo,
 use cluster::http_client::{ApiClient, ClientError, Credentials};
 use tempfile::TempDir;
 
-/// Far longer than anything here takes on a busy machine.
-pub const DEADLINE: Duration = Duration::from_secs(60);
-
-/// The binary under test.
-pub const ECCLUSTER: &str = env!("CARGO_BIN_EXE_eccluster");
-
-/// Waits until `condition` gives a value.
-#[track_caller]
-pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let begun = Instant::now();
-    loop {
-        if let Some(value) = condition() {
-            return value;
-        }
-        assert!(begun.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
+pub use wait::{DEADLINE, ECCLUSTER, eventually};
 
 /// A cluster of one node.
 pub struct Server {
