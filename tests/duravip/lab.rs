@@ -298,6 +298,14 @@ impl Lab {
         })
     }
 
+    /// How often a machine's lease has ended without renewal since its daemon started.
+    pub fn lapses(&self, name: &str) -> u64 {
+        let output = self.duravip(name, "metrics");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let line = text.lines().find(|line| line.starts_with("duravip_lapses_total")).expect("the count of lapses");
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
     /// Leaves addresses on a machine that look like another run's, so many that taking them off takes a while.
     pub fn litter(&self, name: &str) {
         let file = self.file(name, "litter");
@@ -313,8 +321,9 @@ impl Lab {
     pub fn give_back(&self, name: &str, share: usize) -> Owners {
         eventually("addresses given back", || {
             self.order(name, "rebalance");
-            let owners = self.owners(name)?;
-            (owners.values().flatten().filter(|owner| *owner == name).count() >= share).then_some(())
+            let shown = self.ask(name, "members")?;
+            let member = shown["members"].as_array()?.iter().find(|member| member["name"] == name)?;
+            (member["addresses"].as_u64()? >= share as u64).then_some(())
         });
         self.settled_with("addresses given back", |owners| {
             owners.values().filter(|owner| *owner == name).count() >= share
@@ -344,6 +353,7 @@ impl Lab {
     ) -> Owners {
         let begun = Instant::now();
         loop {
+            let looked_at = Instant::now();
             let missing = match self.at_rest(&wanted) {
                 Ok(owners) => match check(&owners) {
                     Ok(()) => return owners,
@@ -353,9 +363,11 @@ impl Lab {
             };
             if begun.elapsed() > DEADLINE {
                 let logs = self.logs();
-                panic!("not settled within {DEADLINE:?}: {what}\n{missing}\nheld {:?}\n{logs}", self.held());
+                let (missing, held) = (shortened(&missing), shortened(&format!("{:?}", self.held())));
+                panic!("not settled within {DEADLINE:?}: {what}\n{missing}\nheld {held}\n{logs}");
             }
-            std::thread::sleep(Duration::from_millis(50));
+            // A look at thousands of addresses takes a while: what is looked at gets as much time.
+            std::thread::sleep(looked_at.elapsed().max(Duration::from_millis(50)));
         }
     }
 
@@ -380,25 +392,33 @@ impl Lab {
         self.settled_with("every address on its owner", |_| true)
     }
 
-    /// The owners, if every running daemon shows the same complete ones and the leader has nothing left to move.
+    /// The owners, if every running daemon has the same table, a majority has it, and the leader has nothing left to move.
+    /// A version names one table: that of each daemon is asked for, the thousands of addresses in it only once.
     fn agreed(&self) -> Result<Owners, String> {
         let running = self.machines.iter().filter(|machine| machine.child.is_some());
-        let mut agreed: Option<BTreeMap<IpAddr, Option<String>>> = None;
-        for machine in running {
-            let name = &machine.name;
-            let shown = self.ask(name, "show").ok_or_else(|| format!("{name} shows nothing"))?;
-            if shown["at_rest"] != true {
-                return Err(format!("{name} knows of addresses on their way: {:?}", owners_in(&shown)));
+        let mut agreed: Option<(Value, String)> = None;
+        for Machine { name, .. } in running {
+            let members = self.ask(name, "members").ok_or_else(|| format!("{name} shows nothing"))?;
+            let leader = members["leader"].as_str().ok_or_else(|| format!("{name} has no leader"))?.to_owned();
+            let seen = (members["version"].clone(), leader);
+            let same =
+                agreed.as_ref().is_none_or(|agreed| *agreed == seen) && members["committed"] == members["version"];
+            if !same {
+                return Err(format!("{name} has {seen:?}, committed {}, another {agreed:?}", members["committed"]));
             }
-            let owners = owners_in(&shown).ok_or_else(|| format!("{name} shows {shown}"))?;
-            if agreed.as_ref().is_some_and(|agreed| *agreed != owners) {
-                return Err(format!("{name} shows {owners:?}, another {agreed:?}"));
-            }
-            agreed = Some(owners);
+            agreed = Some(seen);
         }
-        let agreed = agreed.filter(|agreed| !agreed.is_empty()).ok_or("there are no addresses")?;
+        let (version, leader) = agreed.ok_or("nothing runs")?;
+        if self.machine(&leader).child.is_none() {
+            return Err(format!("{leader} leads and is gone"));
+        }
+        let shown = self.ask(&leader, "show").ok_or_else(|| format!("{leader} shows nothing"))?;
+        let owners = owners_in(&shown).filter(|owners| !owners.is_empty()).ok_or("there are no addresses")?;
+        if shown["at_rest"] != true || shown["version"] != version {
+            return Err(format!("{leader} knows of addresses on their way: {owners:?}"));
+        }
         let owned = |(address, owner): (&IpAddr, &Option<String>)| Some((*address, owner.clone()?));
-        agreed.iter().map(owned).collect::<Option<_>>().ok_or_else(|| format!("some have no owner: {agreed:?}"))
+        owners.iter().map(owned).collect::<Option<_>>().ok_or_else(|| format!("some have no owner: {owners:?}"))
     }
 
     /// Which managed addresses which machines really have, whoever runs there: as addresses or as local routes.
@@ -431,6 +451,11 @@ impl Lab {
         }
         all
     }
+}
+
+/// What a person still reads.
+fn shortened(text: &str) -> String {
+    text.chars().take(4000).collect()
 }
 
 fn owners_in(shown: &Value) -> Option<BTreeMap<IpAddr, Option<String>>> {

@@ -16,6 +16,7 @@ mod electorate;
 pub mod envelope;
 mod explain;
 mod group;
+mod holds;
 mod ids;
 mod member;
 mod message;

@@ -14,6 +14,7 @@ use crate::assign::Situation;
 use crate::config::Config;
 use crate::explain::{self, Change, Explanation};
 use crate::group::{Effect, Group, Mine};
+use crate::holds::{Hold, Holds};
 use crate::ids::{Incarnation, MemberId, Term, Version};
 use crate::message::{Answer, Cannot, Difference, GroupTag, Message, Order, Report, Standing};
 use crate::rules::{Rule, kept};
@@ -35,17 +36,21 @@ pub struct Start {
     pub seed: u64,
 }
 
-/// How an address is held.
+/// What of the table and of what is held was looked through, and has not changed since.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum Hold {
-    /// Looking first whether somebody else answers for it.
-    Probing,
-    /// The shell was told to put it on.
-    Plumbing,
-    /// It is on.
-    On,
-    /// The shell was told to take it off.
-    Releasing,
+struct Looked {
+    /// The table, and what of it a majority had.
+    at: Option<(GroupTag, Version, Version)>,
+    /// For what is held and belongs to others: only another table brings more of it.
+    foreign: bool,
+    /// For what belongs here and is not held: also what went off, and another report, bring more of it.
+    due: bool,
+    /// Whether everything that belongs here is held or cannot be.
+    plumbed: bool,
+}
+
+impl Looked {
+    const NEVER: Self = Self { at: None, foreign: false, due: false, plumbed: false };
 }
 
 /// One member's state.
@@ -56,7 +61,7 @@ pub struct Member {
     pub(crate) config: Arc<Config>,
     pub(crate) cluster: Group,
     pub(crate) apart: Apart,
-    held: BTreeMap<IpAddr, Hold>,
+    held: Holds,
     lease: Time,
     /// The lease ended, and not everything is off yet.
     lapsed: bool,
@@ -75,6 +80,7 @@ pub struct Member {
     gone: BTreeMap<MemberId, Incarnation>,
     stale_report: bool,
     look: bool,
+    looked: Looked,
 }
 
 impl Member {
@@ -110,7 +116,7 @@ impl Member {
             cluster,
             apart: Apart::new(config.spec.no_quorum),
             config,
-            held: BTreeMap::new(),
+            held: Holds::default(),
             lease: Time::ZERO,
             lapsed: false,
             unable: BTreeMap::new(),
@@ -128,6 +134,7 @@ impl Member {
             gone: BTreeMap::new(),
             stale_report: true,
             look: true,
+            looked: Looked::NEVER,
         };
         let mut out = vec![Action::Persist(stored)];
         member.settle(now, &mut out);
@@ -294,7 +301,7 @@ impl Member {
 
     fn extend_lease(&mut self, now: Time, until: Time, out: &mut Vec<Action>) {
         let until = self.limit_apart(until);
-        let clean = !self.held.values().any(|hold| *hold == Hold::Releasing);
+        let clean = self.held.is_clean();
         if until <= now || until <= self.lease || (self.lapsed && !clean && kept(Rule::LapseReleases)) {
             return;
         }
@@ -313,7 +320,7 @@ impl Member {
         }
         out.push(Action::Notice(Notice::Lapsed));
         if kept(Rule::LapseReleases) {
-            let all: Vec<IpAddr> = self.held.keys().copied().collect();
+            let all: Vec<IpAddr> = self.held.addresses().collect();
             self.release(all, out);
         }
     }
@@ -323,6 +330,7 @@ impl Member {
         self.applied = Version::ZERO;
         self.plumbed = Version::ZERO;
         self.look = true;
+        self.looked = Looked::NEVER;
     }
 
     pub(crate) fn cluster_term(&self) -> u64 {
@@ -337,15 +345,13 @@ impl Member {
     fn release(&mut self, addresses: Vec<IpAddr>, out: &mut Vec<Action>) {
         let mut off = Vec::new();
         for address in addresses {
-            match self.held.get_mut(&address) {
-                Some(Hold::Probing) => {
-                    self.held.remove(&address);
-                }
-                Some(hold) if *hold != Hold::Releasing => {
-                    *hold = Hold::Releasing;
+            match self.held.get(address) {
+                Some(Hold::Probing) => self.drop_hold(address),
+                Some(Hold::Plumbing | Hold::On) => {
+                    self.held.set(address, Hold::Releasing);
                     off.push(address);
                 }
-                _ => {}
+                Some(Hold::Releasing) | None => {}
             }
         }
         if !off.is_empty() {
@@ -353,13 +359,18 @@ impl Member {
         }
     }
 
+    fn drop_hold(&mut self, address: IpAddr) {
+        self.held.remove(address);
+        (self.looked.due, self.looked.plumbed) = (false, false);
+    }
+
     fn note(&mut self, addresses: &[IpAddr], expected: Hold, becomes: Option<Hold>) {
         for address in addresses {
-            if self.held.get(address) == Some(&expected) {
+            if self.held.get(*address) == Some(expected) {
                 match becomes {
-                    Some(hold) => self.held.insert(*address, hold),
-                    None => self.held.remove(address),
-                };
+                    Some(hold) => self.held.set(*address, hold),
+                    None => self.drop_hold(*address),
+                }
             }
         }
         self.look = true;
@@ -369,8 +380,8 @@ impl Member {
     fn on_lost(&mut self, now: Time, addresses: &[IpAddr], out: &mut Vec<Action>) {
         let mut again = Vec::new();
         for address in addresses {
-            if self.held.get(address) == Some(&Hold::On) && self.may_hold(now) {
-                self.held.insert(*address, Hold::Plumbing);
+            if self.held.get(*address) == Some(Hold::On) && self.may_hold(now) {
+                self.held.set(*address, Hold::Plumbing);
                 again.push(*address);
             }
         }
@@ -382,15 +393,15 @@ impl Member {
     fn on_probed(&mut self, now: Time, probed: &[(IpAddr, bool)], out: &mut Vec<Action>) {
         let mut free = Vec::new();
         for (address, answered) in probed {
-            if self.held.get(address) != Some(&Hold::Probing) {
+            if self.held.get(*address) != Some(Hold::Probing) {
                 continue;
             }
             if !answered && self.may_hold(now) {
-                self.held.insert(*address, Hold::Plumbing);
+                self.held.set(*address, Hold::Plumbing);
                 free.push(*address);
                 continue;
             }
-            self.held.remove(address);
+            self.drop_hold(*address);
             if *answered {
                 self.conflicts.insert(*address);
                 self.stale_report = true;
@@ -446,40 +457,55 @@ impl Member {
         }
     }
 
-    /// Makes the network agree with the table.
+    /// Makes the network agree with the table. It is asked at every event, and looks through the addresses only when what
+    /// it would find can have changed.
     fn apply(&mut self, now: Time, out: &mut Vec<Action>) {
         if !std::mem::take(&mut self.look) {
             return;
         }
-        let table = &self.active().table;
-        let foreign = self
-            .held
-            .iter()
-            .filter(|(address, hold)| **hold != Hold::Releasing && table.owner(**address) != Some(self.me));
-        let foreign: Vec<IpAddr> = foreign.map(|(address, _)| *address).collect();
-        self.release(foreign, out);
-        if self.may_hold(now) && self.active().is_current() {
+        let group = self.active();
+        let (version, current) = (group.table.version, group.is_current());
+        let at = Some((group.tag, version, group.commit));
+        if self.looked.at != at {
+            self.looked = Looked { at, ..Looked::NEVER };
+        }
+        if !self.looked.foreign {
+            self.looked.foreign = true;
+            self.release_foreign(out);
+        }
+        if !self.looked.due && self.may_hold(now) && current {
+            self.looked.due = true;
             self.acquire(out);
         }
-        let version = self.active().table.version;
-        let clean = !self.held.values().any(|hold| *hold == Hold::Releasing);
-        if clean || !kept(Rule::ReleaseBeforeAck) {
+        if self.held.is_clean() || !kept(Rule::ReleaseBeforeAck) {
             self.applied = version;
         }
-        let all_on = self.held.values().all(|hold| *hold == Hold::On);
-        let settled = |address| self.held.contains_key(&address) || self.report.cannot.contains_key(&address);
-        if all_on && self.active().table.owned_by(self.me).all(|(address, _)| settled(address)) {
-            self.plumbed = version;
+        if !self.looked.plumbed && self.held.is_all_on() {
+            self.looked.plumbed = true;
+            let settled = |address| self.held.contains(address) || self.report.cannot.contains_key(&address);
+            if self.active().table.owned_by(self.me).all(|(address, _)| settled(address)) {
+                self.plumbed = version;
+            }
         }
         let announce = self.active().table.header.orders.announce;
         if announce > self.announced {
             self.announced = announce;
             let on: Vec<IpAddr> =
-                self.held.iter().filter(|(_, hold)| **hold == Hold::On).map(|(address, _)| *address).collect();
+                self.held.iter().filter(|(_, hold)| *hold == Hold::On).map(|(address, _)| address).collect();
             if !on.is_empty() {
                 out.push(Action::Announce(on));
             }
         }
+    }
+
+    fn release_foreign(&mut self, out: &mut Vec<Action>) {
+        let table = &self.active().table;
+        let foreign = self
+            .held
+            .iter()
+            .filter(|(address, hold)| *hold != Hold::Releasing && table.owner(*address) != Some(self.me));
+        let foreign: Vec<IpAddr> = foreign.map(|(address, _)| address).collect();
+        self.release(foreign, out);
     }
 
     fn acquire(&mut self, out: &mut Vec<Action>) {
@@ -487,13 +513,14 @@ impl Member {
         let due: Vec<(IpAddr, bool)> = group
             .table
             .owned_by(self.me)
-            .filter(|(address, entry)| group.may_take(entry) && !self.held.contains_key(address))
+            .filter(|(address, entry)| group.may_take(entry) && !self.held.contains(*address))
             .filter(|(address, _)| !self.report.cannot.contains_key(address))
             .map(|(address, entry)| (address, entry.fresh))
             .collect();
         let (mut probe, mut plumb) = (Vec::new(), Vec::new());
+        self.looked.plumbed &= due.is_empty();
         for (address, fresh) in due {
-            self.held.insert(address, if fresh { Hold::Probing } else { Hold::Plumbing });
+            self.held.set(address, if fresh { Hold::Probing } else { Hold::Plumbing });
             if fresh { probe.push(address) } else { plumb.push(address) }
         }
         if !plumb.is_empty() {
@@ -527,7 +554,7 @@ impl Member {
         for (address, said) in &table.spec.vips {
             match self.config.spec.vips.get(address) {
                 // The next configuration may have dropped it. What is on stays until the table drops it too.
-                None if self.config.id.may_follow(table.config) && self.held.contains_key(address) => {}
+                None if self.config.id.may_follow(table.config) && self.held.contains(*address) => {}
                 None => {
                     cannot.insert(*address, Cannot::Unknown);
                 }
@@ -549,6 +576,7 @@ impl Member {
             report.number += 1;
             self.report = Arc::new(report);
             self.look = true;
+            (self.looked.due, self.looked.plumbed) = (false, false);
         }
     }
 
@@ -613,7 +641,7 @@ impl Member {
 
     /// What it has on the network, or is putting there or taking off.
     pub fn held(&self) -> impl Iterator<Item = IpAddr> {
-        self.held.keys().copied()
+        self.held.addresses()
     }
 
     /// Why an address is where it is; only the leader knows.
@@ -639,7 +667,7 @@ impl Member {
 
     /// Whether this member has the address on the network, or is on its way to.
     pub fn holds(&self, address: IpAddr) -> bool {
-        self.held.get(&address).is_some_and(|hold| *hold != Hold::Releasing)
+        self.held.get(address).is_some_and(|hold| hold != Hold::Releasing)
     }
 
     /// The last report that this member gave, or would give.

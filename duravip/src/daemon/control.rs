@@ -27,6 +27,8 @@ use crate::sys;
 
 /// For an answer of the leader: a few leases, and a person's patience.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// The longest answer of a leader that is unpacked: one about 10,240 addresses with long names is a tenth.
+const ANSWER_BYTES: usize = 64 << 20;
 
 /// What the commands may look at.
 #[derive(Debug, Clone)]
@@ -88,7 +90,9 @@ impl Desk {
             let Ok(question) = postcard::from_bytes::<Question>(&question) else { continue };
             let Ok(member) = self.look().await else { return };
             let answer = if view::leads(&member) { view::answer(&member, sys::now(), &question) } else { Value::Null };
-            self.inbox.send(Input::Reply(whom, number, answer.to_string().into_bytes()));
+            // Packed here: an answer about 10,240 addresses has megabytes, which would keep the loop from its heartbeats.
+            let packed = lz4_flex::block::compress_prepend_size(answer.to_string().as_bytes());
+            self.inbox.send(Input::Reply(whom, number, packed));
         }
     }
 
@@ -108,6 +112,11 @@ impl Desk {
         let (sender, receiver) = oneshot::channel();
         self.inbox.send(Input::Ask(leader, question, sender));
         let answer = tokio::time::timeout(PATIENCE, receiver).await.ok()?.ok()?;
+        let size = answer.first_chunk().map_or(0, |size| u32::from_le_bytes(*size) as usize);
+        if size > ANSWER_BYTES {
+            return None;
+        }
+        let answer = lz4_flex::block::decompress_size_prepended(&answer).ok()?;
         serde_json::from_slice(&answer).ok().filter(|answer: &Value| !answer.is_null())
     }
 

@@ -360,8 +360,8 @@ impl Group {
         let Role::Leader(lead) = &self.role else { return };
         let header = &self.table.header;
         let out = !header.electorate.contains(self.me) && !self.table.spec.members.contains_key(&self.me);
-        let owns = self.table.owned_by(self.me).next().is_some();
-        if !out || owns || lead.is_busy(self.commit, &self.table) {
+        // In this order: the owners are looked for in the whole table.
+        if !out || self.table.owned_by(self.me).next().is_some() || lead.is_busy(self.commit, &self.table) {
             return;
         }
         fx.push(Effect::Notice(Notice::Deposed(lead.term)));
