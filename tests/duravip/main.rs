@@ -3,12 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
 mod crashes;
+mod flapping;
 mod lab;
 mod network;
 mod orders;
 mod prober;
 mod services;
 mod size;
+mod two;
 #[path = "../support/wait.rs"]
 mod wait;
 
