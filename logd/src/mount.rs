@@ -1,11 +1,12 @@
 //! Whether a file system keeps what it promises: locks, renames, syncs.
 //!
 //! A journal on a mount whose locks do nothing would be opened by two nodes at once. Only a second process can find that out: the check runs this
-//! program again, as `logd check-mount --probe`, against a file that this one holds. With `--peer` two hosts do the same on a mount that they share.
+//! program again, as `logd check-mount --probe`, against a file that this one holds. With `--peer` the log daemon of another node does the same, on a
+//! mount that the two hosts share.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -13,6 +14,8 @@ use nix::fcntl::{Flock, FlockArg};
 
 /// What the check leaves in the directory while it runs.
 const PROBE: &str = ".logd-check-mount";
+/// What is written there, so that two nodes know that they see the same file.
+const TOKEN_BYTES: usize = 16;
 
 /// A mount that cannot be trusted with data.
 #[derive(Debug, thiserror::Error)]
@@ -52,23 +55,69 @@ impl Drop for Temporary {
 
 /// Checks locks between two processes, renames, and syncs in a directory.
 pub fn check(dir: &Path) -> Result<(), MountError> {
-    let wrong = |what: &str| MountError::Wrong { dir: dir.into(), what: what.into() };
+    let path = locks(dir, "another process", probe_in_child)?;
+    renames(dir, &path.0, &|what| MountError::Wrong { dir: dir.into(), what: what.into() })
+}
+
+/// Checks locks against a node that has the same mount; `probe` has it look at a file.
+pub fn check_with(
+    dir: &Path,
+    node: &str,
+    probe: impl Fn(&Path) -> Result<Glimpse, MountError>,
+) -> Result<(), MountError> {
+    let look = |path: &Path| {
+        let glimpse = probe(path)?;
+        let content = fs::read(path).map_err(io("read", path))?;
+        if glimpse.content != content {
+            let what = format!("{node} sees another file there: it has not the same mount at this path");
+            return Err(MountError::Wrong { dir: dir.into(), what });
+        }
+        Ok(glimpse.seen)
+    };
+    locks(dir, node, look).map(drop)
+}
+
+/// Holds a lock and has somebody else look, then lets it go and has him look again. Answers the file.
+fn locks(dir: &Path, other: &str, look: impl Fn(&Path) -> Result<Seen, MountError>) -> Result<Temporary, MountError> {
+    let wrong = |what: String| MountError::Wrong { dir: dir.into(), what };
     let path = dir.join(format!("{PROBE}-{}", std::process::id()));
-    let _gone = Temporary(path.clone());
+    let temporary = Temporary(path.clone());
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
-    let file = file.map_err(io("create", &path))?;
+    let mut file = file.map_err(io("create", &path))?;
+    let mut token = [0; TOKEN_BYTES];
+    getrandom::fill(&mut token).map_err(|error| io("fill", &path)(io::Error::other(error.to_string())))?;
+    file.write_all(&token).and_then(|()| file.sync_all()).map_err(io("write and sync", &path))?;
     let lock =
         Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| io("lock", &path)(errno.into()))?;
-    match probe_in_child(&path)? {
-        Seen::Held => {}
-        Seen::Free => return Err(wrong("another process got a lock that this one holds")),
+    if look(&path)? == Seen::Free {
+        return Err(wrong(format!("{other} got a lock that this one holds")));
     }
     drop(lock);
-    match probe_in_child(&path)? {
-        Seen::Free => {}
-        Seen::Held => return Err(wrong("a lock stays after it was let go")),
+    if look(&path)? == Seen::Held {
+        return Err(wrong(format!("a lock stays, as {other} sees it, after it was let go")));
     }
-    renames(dir, &path, &wrong)
+    Ok(temporary)
+}
+
+/// What another node sees of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Glimpse {
+    /// Of its lock.
+    pub seen: Seen,
+    /// Its first bytes.
+    pub content: Vec<u8>,
+}
+
+/// Looks at a file for another node. Only at those that a check makes: whoever may ask must not thereby read or lock anything else.
+pub fn glimpse(path: &Path) -> io::Result<Glimpse> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if !path.is_absolute() || !name.starts_with(PROBE) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file of check-mount"));
+    }
+    let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+    let mut content = Vec::new();
+    (&file).take(TOKEN_BYTES as u64).read_to_end(&mut content)?;
+    Ok(Glimpse { seen: probe(path)?, content })
 }
 
 /// What another process sees of a lock.

@@ -32,6 +32,8 @@ pub struct Lab {
     logd: String,
     /// The certificates that nodes show, in place of the cluster's key.
     identities: BTreeMap<String, PathBuf>,
+    /// Nodes that follow servers instead of the directory.
+    servers: BTreeMap<String, String>,
 }
 
 impl Lab {
@@ -43,24 +45,32 @@ impl Lab {
         // Addresses of this process alone: the port is always the usual one, also after a restart.
         let net = format!("127.{}.{}", 100 + lab % 100, process % 250);
         let addresses = (1..).zip(nodes).map(|(host, node)| ((*node).to_owned(), format!("{net}.{host}"))).collect();
-        let (daemons, identities) = (BTreeMap::new(), BTreeMap::new());
-        let mut lab = Self { dir, addresses, daemons, logd: String::new(), identities };
+        let mut lab = Self {
+            dir,
+            addresses,
+            daemons: BTreeMap::new(),
+            logd: String::new(),
+            identities: BTreeMap::new(),
+            servers: BTreeMap::new(),
+        };
         fs::create_dir_all(lab.path("conf/global")).unwrap();
         fs::create_dir_all(lab.path("conf/default")).unwrap();
         fs::write(lab.path("key"), "5a".repeat(32)).unwrap();
-        let mut cluster = String::new();
-        for (node, address) in &lab.addresses {
-            cluster.push_str(&format!("[node.{node}]\naddress = \"{address}\"\n"));
-        }
-        fs::write(lab.path("conf/global/cluster.toml"), cluster).unwrap();
+        lab.reach_at(&BTreeMap::new());
         lab.configure(logd);
         lab
     }
 
     /// Gives every node an identity of one cluster; the next starts use them instead of the key.
     pub fn certify(&mut self) {
-        let ca = Ca::create("lab").unwrap();
-        for (node, address) in &self.addresses {
+        let nodes: Vec<String> = self.addresses.keys().cloned().collect();
+        self.certify_by(&Ca::create("lab").unwrap(), &nodes);
+    }
+
+    /// The same for some nodes by a CA.
+    pub fn certify_by(&mut self, ca: &Ca, nodes: &[String]) {
+        for node in nodes {
+            let address = &self.addresses[node];
             let request = KeyRequest::generate(node).unwrap();
             let mut names = NodeCert::new(node, "default", NodeRole::Client);
             for reached in [address.as_str(), "localhost", "127.0.0.1"] {
@@ -72,6 +82,22 @@ impl Lab {
             identity.store(&dir).unwrap();
             self.identities.insert(node.clone(), dir);
         }
+    }
+
+    /// Writes `cluster.toml` anew, with other addresses for some nodes than the ones that they listen on.
+    pub fn reach_at(&self, others: &BTreeMap<String, String>) {
+        let mut cluster = String::new();
+        for (node, address) in &self.addresses {
+            let address = others.get(node).unwrap_or(address);
+            cluster.push_str(&format!("[node.{node}]\naddress = \"{address}\"\n"));
+        }
+        fs::write(self.path("conf/global/cluster.toml"), cluster).unwrap();
+    }
+
+    /// Has a node follow a server from its next start on.
+    pub fn follow(&mut self, node: &str, url: &str, identity: &Path) {
+        self.servers.insert(node.into(), url.into());
+        self.identities.insert(node.into(), identity.into());
     }
 
     pub fn identity(&self, node: &str) -> &Path {
@@ -94,7 +120,7 @@ impl Lab {
         fs::rename(self.path("conf/default/.new"), self.path("conf/default/logd.toml")).unwrap();
     }
 
-    fn command(&self, node: &str) -> Command {
+    pub fn command(&self, node: &str) -> Command {
         let mut command = Command::new(ECCLUSTER);
         command.env("ECCLUSTER_RUN", self.path(node).join("run")).env_remove("EC_CONF_SEARCH_PATH").arg("logd");
         command
@@ -122,8 +148,11 @@ impl Lab {
         let child = self
             .command(node)
             .envs(environment.iter().copied())
-            .args(["run", "--node", node, "--conf"])
-            .arg(self.path("conf"))
+            .args(["run", "--node", node])
+            .args(match self.servers.get(node) {
+                Some(url) => ["--server".into(), PathBuf::from(url)],
+                None => ["--conf".into(), self.path("conf")],
+            })
             .arg("--data")
             .arg(self.path(&format!("{node}/data")))
             .arg("--sinks")

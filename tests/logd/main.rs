@@ -1,11 +1,19 @@
 //! logd as it runs: nodes and managers as processes, killed, cut off and full; a checker looks for every line exactly once.
 #![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
+#[path = "../support/mod.rs"]
+mod support;
+
 mod inputs;
+mod journald;
 mod kill;
 mod lab;
 mod mounts;
+mod reading;
+mod served;
 mod sinks;
+mod story;
+mod trust;
 mod usual;
 #[path = "../support/wait.rs"]
 mod wait;

@@ -8,10 +8,10 @@ use std::process::Command;
 use crate::lab::{Client, ECCLUSTER, Lab, check_sources, compile_shim, eventually, text};
 
 /// A small file system in memory; needs root, as `.ci/run` has.
-struct Tmpfs(PathBuf);
+pub struct Tmpfs(PathBuf);
 
 impl Tmpfs {
-    fn mount(at: &Path, bytes: u64) -> Option<Self> {
+    pub fn mount(at: &Path, bytes: u64) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             eprintln!("skipped: mounting needs root");
             return None;
@@ -42,6 +42,24 @@ const NO_LOCKS: &str = "
 int flock(int fd, int operation) { (void)fd; (void)operation; return 0; }
 ";
 
+/// The same for the file that another host holds; the daemon's own check passes.
+const NO_LOCKS_OF_OTHERS: &str = "
+#define _GNU_SOURCE
+#include <sys/file.h>
+#include <dlfcn.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+int flock(int fd, int operation) {
+    char link[64], path[4096];
+    snprintf(link, sizeof link, \"/proc/self/fd/%d\", fd);
+    ssize_t bytes = readlink(link, path, sizeof path - 1);
+    path[bytes < 0 ? 0 : bytes] = 0;
+    if (strstr(path, \"/shared/\")) return 0;
+    return ((int (*)(int, int))dlsym(RTLD_NEXT, \"flock\"))(fd, operation);
+}
+";
+
 #[test]
 fn check_mount_tells_a_good_one_from_one_whose_locks_do_nothing() {
     let mut lab = Lab::new(&["n1"], "[log.a]\n");
@@ -69,6 +87,30 @@ fn check_mount_tells_a_good_one_from_one_whose_locks_do_nothing() {
     let ended = eventually("the daemon ends", || lab.ended("n1"));
     assert_eq!(ended.code(), Some(1));
     assert!(lab.log("n1").contains("cannot be trusted with data"), "{}", lab.log("n1"));
+}
+
+/// Two daemons with one directory: as two hosts with one mount are, but for the network between them.
+#[test]
+fn check_mount_asks_another_node() {
+    let mut lab = Lab::new(&["n1", "n2"], "[log.a]\n");
+    let shared = lab.path("shared");
+    fs::create_dir_all(&shared).unwrap();
+    lab.start("n1");
+    lab.start("n2");
+    let check = |lab: &Lab| lab.run("n1", &["check-mount", shared.to_str().unwrap(), "--peer", "n2"]);
+    let good = check(&lab);
+    assert!(good.status.success(), "{}", text(&good));
+    // Locks that end at the host's border: the other side gets every one.
+    lab.stop("n2");
+    let shim = compile_shim(lab.dir.path(), NO_LOCKS_OF_OTHERS);
+    lab.start_with("n2", &[("LD_PRELOAD", shim.to_str().unwrap())]);
+    let wrong = check(&lab);
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(text(&wrong).contains("n2 got a lock that this one holds"), "{}", text(&wrong));
+    // Not the same mount: n2 has nothing there.
+    let unknown = lab.run("n1", &["check-mount", shared.to_str().unwrap(), "--peer", "n9"]);
+    assert!(text(&unknown).contains("names no node n9"), "{}", text(&unknown));
+    assert_eq!(fs::read_dir(&shared).unwrap().count(), 0, "nothing is left behind");
 }
 
 /// First the node's disk, then the manager's; both go on by themselves.

@@ -148,7 +148,8 @@ impl Found {
         }
         self.last = Some((first, end_offset.max(SEGMENT_HEADER_BYTES as u64)));
         self.end = next;
-        self.next = self.next.max(if clean { next } else { next + JUMP });
+        // A segment without a record has the name that the next one would get.
+        self.next = self.next.max(if clean { next.max(first + 1) } else { next + JUMP });
         self.cut_bytes = torn_bytes;
     }
 }

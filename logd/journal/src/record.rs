@@ -150,6 +150,11 @@ impl Batch {
         Self::default()
     }
 
+    /// Makes room for records of so many bytes on disk, so that a batch of known size does not grow by doubling.
+    pub fn reserve(&mut self, bytes: usize) {
+        self.bytes.reserve(MARK_BYTES + bytes);
+    }
+
     /// Adds a record.
     pub fn push(&mut self, time_us: u64, payload: &[u8]) -> Result<()> {
         let too_long = |what, bytes, limit| JournalError::TooLong { what, bytes, limit };

@@ -206,8 +206,10 @@ impl Inner {
             if is_full(&error) {
                 self.stats.full.fetch_add(1, Ordering::Relaxed);
             }
-            // Nothing is in it, and the next try needs the name.
-            drop(fs.remove(&path));
+            // Nothing is in it, and the next try needs the name; unless it was there before.
+            if error.kind() != std::io::ErrorKind::AlreadyExists {
+                drop(fs.remove(&path));
+            }
             JournalError::io("create", &path)(error)
         })?;
         let offset = head.len() as u64;

@@ -92,7 +92,7 @@ pub(super) fn router(running: &Running) -> Router {
         current: running.current.clone(),
     };
     let process = Metrics::new(PROGRAM, &shared.home.node);
-    let [of_logs, of_metrics, of_subscriber, of_files] = std::array::from_fn(|_| shared.clone());
+    let [of_logs, of_metrics, of_subscriber, of_files, of_glimpse] = std::array::from_fn(|_| shared.clone());
     Router::new()
         .command("logs", "the journals of this node or of all, and who is behind", move |args, _| {
             logs(of_logs.clone(), args)
@@ -101,6 +101,9 @@ pub(super) fn router(running: &Running) -> Router {
             subscriber(of_subscriber.clone(), args, parts)
         })
         .command("files", "where this node's manager writes", move |_, _| files(of_files.clone()))
+        .command("glimpse", "have another node look at a file of check-mount", move |args, _| {
+            glimpse(of_glimpse.clone(), args)
+        })
         .command("metrics", "figures in the format of Prometheus", move |_, _| {
             let (shared, process) = (of_metrics.clone(), process.clone());
             async move {
@@ -217,6 +220,39 @@ async fn subscriber(shared: Shared, args: Value, parts: Parts) -> Result<Value, 
         true => Ok(Value::Null),
         false => Err(Failure::new(format!("not done on {}", failed.join(", ")))
             .hint("repeat the command; what is done already stays")),
+    }
+}
+
+/// Which node is to look at which file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GlimpseArgs {
+    /// The node.
+    pub node: String,
+    /// The file's path, here and there.
+    pub path: String,
+}
+
+/// What it saw.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GlimpseAnswer {
+    /// Somebody holds the file's lock.
+    pub held: bool,
+    /// Its first bytes.
+    pub content: Vec<u8>,
+}
+
+async fn glimpse(shared: Shared, args: Value) -> Result<Value, Failure> {
+    let GlimpseArgs { node, path } = arguments(args)?;
+    let named = [node];
+    let Some((node, Some(address))) = targets(&shared, false, &named)?.into_iter().next() else {
+        return Err(Failure::new(format!("{} is this node", named[0])).code("bad-request"));
+    };
+    let answer = ask(&shared, &node, &address, Request::Glimpse { path }).await;
+    match answer.map_err(|error| Failure::new(cluster::error::Chain(&error).to_string()))? {
+        Answer::Glimpsed { held, content } => {
+            serde_json::to_value(GlimpseAnswer { held, content }).map_err(|error| Failure::new(error.to_string()))
+        }
+        _ => Err(Failure::new("an answer of another kind came")),
     }
 }
 

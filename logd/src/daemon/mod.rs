@@ -4,7 +4,7 @@
 //! then writers and their journals; streams of managers go on until the journals are closed.
 
 mod control;
-pub use control::{LogsArgs, NodeLogs, SubscriberArgs};
+pub use control::{GlimpseAnswer, GlimpseArgs, LogsArgs, NodeLogs, SubscriberArgs};
 mod metrics;
 
 use std::net::SocketAddr;

@@ -1,7 +1,8 @@
 //! Syslog over UDP, TCP, TLS and unix datagrams.
 //!
 //! None of these has acknowledgements: what is in a socket's buffer when the daemon dies is gone. Over TCP and TLS a full journal makes senders
-//! wait; datagrams that come meanwhile are dropped by the kernel.
+//! wait; datagrams that come meanwhile are dropped by the kernel. A sender that closes its side of a connection and waits is answered with the
+//! end of the other side when everything it sent was taken (with `mode = "safe"`: is on disk), which is what logd's own sinks wait for.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use cluster::identity::ReloadingIdentity;
 use logd_journal::Batch;
 use nix::sys::socket::{setsockopt, sockopt};
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UdpSocket, UnixDatagram};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -31,7 +32,7 @@ const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 /// Datagrams of one chunk: a sync serves them together, and the first does not wait for more than are there.
 const DATAGRAMS_AT_ONCE: usize = 512;
 /// Chunks that may wait for their sync.
-const CHUNKS_UNDER_WAY: usize = 8;
+const CHUNKS_UNDER_WAY: usize = 4;
 /// A TLS client that does not finish its handshake by then is sent away.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
@@ -70,13 +71,13 @@ impl<'a> Messages<'a> {
         self.under_way.remove(0).wait().await.is_ok()
     }
 
-    async fn settle(mut self) {
-        self.send().await;
+    /// Waits until everything is on disk; false when it is not.
+    async fn settle(mut self) -> bool {
+        let mut safe = self.send().await;
         for receipt in self.under_way {
-            if receipt.wait().await.is_err() {
-                return;
-            }
+            safe &= receipt.wait().await.is_ok();
         }
+        safe
     }
 }
 
@@ -195,14 +196,16 @@ pub(super) fn start_tcp(feed: &Feed, address: SocketAddr, tls: Option<TlsAccepto
     });
 }
 
-async fn serve(mut stream: impl AsyncRead + Unpin, feed: &Feed, host: &str) {
+async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, feed: &Feed, host: &str) {
     let mut messages = Messages::new(feed);
     let mut frames = Frames::new(feed.max_line_bytes);
     let mut buffer = vec![0; READ_BYTES];
+    let mut ended = false;
     loop {
         let read: Option<io::Result<usize>> = feed.stop.run_until_cancelled(stream.read(&mut buffer)).await;
         let Some(Ok(bytes)) = read else { break };
         if bytes == 0 {
+            ended = true;
             break;
         }
         frames.feed(&buffer[..bytes], |message| messages.add(message, host, false));
@@ -211,5 +214,8 @@ async fn serve(mut stream: impl AsyncRead + Unpin, feed: &Feed, host: &str) {
         }
     }
     frames.finish(|message| messages.add(message, host, false));
-    messages.settle().await;
+    if messages.settle().await && ended {
+        // A sender that does not wait is gone already.
+        let _ = tokio::time::timeout(HANDSHAKE, stream.shutdown()).await;
+    }
 }

@@ -29,7 +29,7 @@ use crate::path::now_us;
 /// What is read at once: a few hundred usual lines, one chunk for the writer.
 const READ_BYTES: usize = 64 << 10;
 /// Chunks of one connection that may wait for their sync; when they do, it is not read further.
-const CHUNKS_UNDER_WAY: usize = 8;
+const CHUNKS_UNDER_WAY: usize = 4;
 /// What is still read when the input stops: more than a socket holds. A client that never pauses must not hold up the end.
 pub(super) const LAST_READS: u32 = 16;
 /// The first line of an acknowledged stream, without the client's id.
@@ -245,6 +245,7 @@ async fn acknowledged(
     let mut from = end + 1;
     loop {
         let now = now_us();
+        numbered.batch.reserve(filled + filled / 8);
         let found = lines.feed(&buffer[from.min(filled)..filled], |line| numbered.take(line, now));
         feed.count_cut(found.cut);
         from = 0;

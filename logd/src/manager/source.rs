@@ -19,7 +19,7 @@ use crate::wire::protocol::{Answer, BLOCK_BYTES, Place, Request};
 use crate::wire::{Link, LinkError, Trust};
 
 /// Blocks of [`BLOCK_BYTES`] that all streams together may hold, pulled and not yet written. Streams beyond it wait.
-pub const MAX_BLOCKS: usize = 48;
+pub const MAX_BLOCKS: usize = 96;
 /// What a stream without such a place may pull: enough for what comes while it waits.
 const SMALL_BYTES: u32 = 64 << 10;
 /// How long a pull waits for records.
@@ -32,6 +32,8 @@ const LIST_WAIT_MS: u32 = 10_000;
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
 /// Between attempts to reach a node.
 const RETRY: std::ops::Range<Duration> = Duration::from_millis(100)..Duration::from_secs(5);
+/// Blocks of a stream that are being written while the next one is pulled: a round of the writer then has enough to make its syncs worth while.
+const BLOCKS_UNDER_WAY: usize = 4;
 
 /// A node to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -291,9 +293,9 @@ impl Stream {
     }
 }
 
-/// Waits while two blocks are under way: the writer works on one while the next is pulled. False when a block was not written.
+/// Waits while [`BLOCKS_UNDER_WAY`] are: the writer works on some while the next is pulled. False when a block was not written.
 async fn settle(under_way: &mut Vec<oneshot::Receiver<()>>) -> bool {
-    while under_way.len() >= 2 {
+    while under_way.len() >= BLOCKS_UNDER_WAY {
         if under_way.remove(0).await.is_err() {
             return false;
         }

@@ -217,9 +217,13 @@ impl Writer {
                 tracing::debug!(source = ?work.source, "a block that does not fit is not written");
                 continue;
             }
+            let mut path = (u64::MAX, PathBuf::new());
             for (time_us, line) in records(&work.raw) {
-                let path = self.path_of(&work, &target.pattern, time_us);
-                self.files.add(&path, time_us, line, &mut fresh);
+                let second = time_us / 1_000_000;
+                if path.0 != second {
+                    path = (second, self.path_of(&work, &target.pattern, time_us));
+                }
+                self.files.add(&path.1, time_us, line, &mut fresh);
                 lines += 1;
                 bytes += line.len() as u64 + 1;
             }

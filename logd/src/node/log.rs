@@ -19,8 +19,8 @@ use super::text::TextCopy;
 use crate::path::{Names, now_us};
 
 /// Chunks that wait for the writer: enough for it to find the next group ready after a sync. An input makes chunks of about 64 KiB, so this
-/// is 1 MiB of memory per log; when it is full, inputs wait.
-const QUEUE_CHUNKS: usize = 16;
+/// is half a MiB of memory per log, and as much again while a group is written; when it is full, inputs wait.
+const QUEUE_CHUNKS: usize = 8;
 /// How long written lines may wait for their sync with `mode = "fast"`.
 const FAST_SYNC: Duration = Duration::from_millis(5);
 /// How often a full disk is tried again.

@@ -59,8 +59,7 @@ impl Syslog {
                     Ok(0) => return Ok(()),
                     // Receivers say nothing; whatever it was, it was not the end.
                     Ok(_) => {}
-                    // The end of TCP without the end of TLS: rude, and yet behind the last byte. Unread bytes would have made it a reset.
-                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                    // An end of TCP without an end of TLS is what a receiver leaves that was killed.
                     Err(error) => return Err(error),
                 }
             }

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 /// The version of all this.
 pub const VERSION: u16 = 1;
 /// What a pull gets at most, before compression, unless one record is longer.
-pub const BLOCK_BYTES: u32 = 1 << 20;
+pub const BLOCK_BYTES: u32 = 512 << 10;
 /// The largest frame: a block with one record of the largest size.
 const MAX_FRAME_BYTES: usize = 48 << 20;
 
@@ -93,6 +93,11 @@ pub enum Request {
         /// The logs.
         logs: Vec<String>,
     },
+    /// Looks at a file of `check-mount` on a mount that both nodes have.
+    Glimpse {
+        /// Its path.
+        path: String,
+    },
 }
 
 /// From the node.
@@ -130,6 +135,13 @@ pub enum Answer {
     },
     /// To `Status`.
     Status(Vec<LogStatus>),
+    /// To `Glimpse`.
+    Glimpsed {
+        /// Somebody holds its lock.
+        held: bool,
+        /// Its first bytes.
+        content: Vec<u8>,
+    },
     /// Anything that was refused.
     Refused {
         /// In words.
@@ -253,12 +265,21 @@ pub async fn read<T: for<'a> Deserialize<'a>>(
     Ok(Some((number(4), message)))
 }
 
-/// Fills blocks.
-#[derive(Debug, Default)]
+/// Fills blocks, one after the other: its buffers are kept, and make up most of what a node needs beside its lines.
+#[derive(Default)]
 pub struct BlockBuilder {
     raw: Vec<u8>,
     records: u32,
     gaps: Vec<Gap>,
+    /// Made with the first block that is worth it.
+    compressor: Option<zstd::bulk::Compressor<'static>>,
+    packed: Vec<u8>,
+}
+
+impl std::fmt::Debug for BlockBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BlockBuilder").field("records", &self.records).finish_non_exhaustive()
+    }
 }
 
 impl BlockBuilder {
@@ -281,15 +302,33 @@ impl BlockBuilder {
         self.raw.len()
     }
 
-    /// The block. Small ones are not worth compressing.
-    pub fn finish(self, next: u64, more: bool) -> Block {
-        const WORTH_BYTES: usize = 512;
+    /// The block; what is added next is another one.
+    pub fn finish(&mut self, next: u64, more: bool) -> Block {
         let raw_bytes = u32::try_from(self.raw.len()).expect("a block is bounded far below");
-        let packed = (self.raw.len() >= WORTH_BYTES).then(|| zstd::bulk::compress(&self.raw, 1).ok()).flatten();
-        let packed = packed.filter(|packed| packed.len() < self.raw.len() - self.raw.len() / 10);
-        let compressed = packed.is_some();
-        let data = packed.unwrap_or(self.raw).into();
-        Block { records: self.records, next, more, gaps: self.gaps, raw_bytes, compressed, data }
+        let compressed = self.pack();
+        let data = Bytes::copy_from_slice(if compressed { &self.packed } else { &self.raw });
+        let (records, gaps) = (std::mem::take(&mut self.records), std::mem::take(&mut self.gaps));
+        for buffer in [&mut self.raw, &mut self.packed] {
+            buffer.clear();
+            // A long record must not hold its memory for ever.
+            buffer.shrink_to(2 * BLOCK_BYTES as usize);
+        }
+        Block { records, next, more, gaps, raw_bytes, compressed, data }
+    }
+
+    /// False where compression does not pay.
+    fn pack(&mut self) -> bool {
+        const WORTH_BYTES: usize = 512;
+        if self.raw.len() < WORTH_BYTES {
+            return false;
+        }
+        if self.compressor.is_none() {
+            self.compressor = zstd::bulk::Compressor::new(1).ok();
+        }
+        let Some(compressor) = &mut self.compressor else { return false };
+        self.packed.reserve(zstd::zstd_safe::compress_bound(self.raw.len()));
+        let packed = compressor.compress_to_buffer(&self.raw, &mut self.packed);
+        packed.is_ok_and(|bytes| bytes < self.raw.len() - self.raw.len() / 10)
     }
 }
 

@@ -13,13 +13,14 @@ use logd_journal::{Item, JournalError, Position, Reader, Uuid};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::protocol::{self, Answer, BLOCK_BYTES, BlockBuilder, LogStatus, Place, Request, SubscriberStatus, VERSION};
 use super::trust::{Proved, Trust};
+use crate::mount::{self, Glimpse, Seen};
 use crate::node::{Log, Logs};
 use crate::path::now_us;
 
@@ -29,6 +30,11 @@ const MAX_CONNECTIONS: usize = 256;
 const MAX_STREAMS: usize = 4096;
 /// Answers that wait to be sent. Streams wait when the other side does not read: at most this many blocks are held.
 const ANSWERS: usize = 4;
+/// Blocks of one connection that are made or wait to be sent, [`BLOCK_BYTES`] each at most: the next one is ready when one is out. Streams beyond
+/// it wait, so that a manager that reads slowly costs a node 1 MiB, however many logs are behind.
+const BLOCKS_PER_CONNECTION: usize = 2;
+/// Blocks that are being made at once for everybody: that is work for a processor and half a dozen buffers.
+const BLOCKS_AT_ONCE: usize = 2;
 /// Requests that wait for their stream. A manager has two under way.
 const STREAM_REQUESTS: usize = 4;
 /// A connection that says nothing for this long is dead; a manager's pulls and lists come more often.
@@ -49,6 +55,10 @@ pub struct Service {
     conf: ArcSwap<Logd>,
     trust: Trust,
     leases: Mutex<HashMap<(String, String), Lease>>,
+    /// See [`BLOCKS_AT_ONCE`].
+    making: Semaphore,
+    /// What blocks are made with, while nobody does.
+    builders: Mutex<Vec<BlockBuilder>>,
 }
 
 /// Who reads as a subscriber.
@@ -64,7 +74,16 @@ impl Service {
     /// A service of the node's logs.
     pub fn new(node: &str, subcluster: &str, logs: Arc<Logs>, trust: Trust) -> Arc<Self> {
         let conf = ArcSwap::from_pointee(Logd::default());
-        Arc::new(Self { node: node.into(), subcluster: subcluster.into(), logs, conf, trust, leases: Mutex::default() })
+        Arc::new(Self {
+            node: node.into(),
+            subcluster: subcluster.into(),
+            logs,
+            conf,
+            trust,
+            leases: Mutex::default(),
+            making: Semaphore::new(BLOCKS_AT_ONCE),
+            builders: Mutex::default(),
+        })
     }
 
     /// Takes a new configuration, which says who the managers are.
@@ -130,7 +149,7 @@ impl Service {
         };
         tracing::debug!(node = caller.node, version, "connected");
         let (reader, writer) = tokio::io::split(stream);
-        let (answers, queue) = mpsc::channel::<Vec<u8>>(ANSWERS);
+        let (answers, queue) = mpsc::channel::<Frame>(ANSWERS);
         let welcome =
             Answer::Welcome { version: VERSION, node: self.node.clone(), subcluster: self.subcluster.clone() };
         let ended = stop.child_token();
@@ -139,6 +158,7 @@ impl Service {
             service: self,
             caller,
             answers,
+            blocks: Arc::new(Semaphore::new(BLOCKS_PER_CONNECTION)),
             streams: HashMap::new(),
             ended: ended.clone(),
             tasks: TaskTracker::new(),
@@ -206,6 +226,14 @@ impl Service {
         let mut sinks = conf.sinks.iter();
         let found = sinks.find(|(_, sink)| sink.subscriber == subscriber && sink.takes(log));
         found.map(|(name, _)| name.clone())
+    }
+
+    fn builder(&self) -> BlockBuilder {
+        self.builders.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    fn put_back(&self, builder: BlockBuilder) {
+        self.builders.lock().unwrap_or_else(PoisonError::into_inner).push(builder);
     }
 
     /// What the node's journals hold and who is behind; reads the disk.
@@ -310,14 +338,15 @@ fn keep_alive(stream: &TcpStream) {
 
 async fn write(
     mut writer: impl tokio::io::AsyncWrite + Unpin,
-    mut queue: mpsc::Receiver<Vec<u8>>,
+    mut queue: mpsc::Receiver<Frame>,
     ended: CancellationToken,
 ) {
     let work = async {
-        while let Some(frame) = queue.recv().await {
-            if writer.write_all(&frame).await.is_err() {
+        while let Some(Frame { bytes, place }) = queue.recv().await {
+            if writer.write_all(&bytes).await.is_err() {
                 return;
             }
+            drop((bytes, place));
             if queue.is_empty() && writer.flush().await.is_err() {
                 return;
             }
@@ -331,6 +360,12 @@ async fn write(
     let _ = tokio::time::timeout(Duration::from_secs(1), writer.shutdown()).await;
 }
 
+/// An answer, with the place among the connection's blocks that it takes until it is sent.
+struct Frame {
+    bytes: Vec<u8>,
+    place: Option<OwnedSemaphorePermit>,
+}
+
 struct Caller {
     node: String,
     proved: Proved,
@@ -339,16 +374,22 @@ struct Caller {
 struct Connection {
     service: Arc<Service>,
     caller: Caller,
-    answers: mpsc::Sender<Vec<u8>>,
+    answers: mpsc::Sender<Frame>,
+    /// See [`BLOCKS_PER_CONNECTION`].
+    blocks: Arc<Semaphore>,
     streams: HashMap<u32, mpsc::Sender<(u32, Request)>>,
     ended: CancellationToken,
     tasks: TaskTracker,
 }
 
-async fn answer(answers: &mpsc::Sender<Vec<u8>>, number: u32, message: &Answer) {
+async fn answer(answers: &mpsc::Sender<Frame>, number: u32, message: &Answer) {
+    answer_in(answers, number, message, None).await;
+}
+
+async fn answer_in(answers: &mpsc::Sender<Frame>, number: u32, message: &Answer, place: Option<OwnedSemaphorePermit>) {
     match protocol::encode(number, message) {
         // The connection has ended otherwise.
-        Ok(frame) => drop(answers.send(frame).await),
+        Ok(bytes) => drop(answers.send(Frame { bytes, place }).await),
         Err(error) => tracing::error!(%error, "an answer cannot be sent"),
     }
 }
@@ -404,6 +445,10 @@ impl Connection {
             Request::Subscribe { subscriber, logs, at_end } => {
                 self.change(number, Change::Add { subscriber, logs, at_end }).await;
             }
+            Request::Glimpse { path } => self.blocking(number, move || match mount::glimpse(path.as_ref()) {
+                Ok(Glimpse { seen, content }) => Answer::Glimpsed { held: seen == Seen::Held, content },
+                Err(error) => refused(format!("{path}: {error}")),
+            }),
             Request::Unsubscribe { subscriber, logs } => self.change(number, Change::Remove { subscriber, logs }).await,
         }
     }
@@ -475,6 +520,7 @@ impl Connection {
             reader: Some(reader),
             lost,
             answers: self.answers.clone(),
+            blocks: self.blocks.clone(),
         };
         self.tasks.spawn(served.serve(requests));
         Ok(Answer::Opened { place: Place { uuid: position.uuid.0, next: position.next }, moved })
@@ -505,7 +551,8 @@ struct Stream {
     /// Away while it is being read.
     reader: Option<Reader>,
     lost: CancellationToken,
-    answers: mpsc::Sender<Vec<u8>>,
+    answers: mpsc::Sender<Frame>,
+    blocks: Arc<Semaphore>,
 }
 
 impl Stream {
@@ -514,12 +561,12 @@ impl Stream {
             let next = self.lost.run_until_cancelled(requests.recv()).await;
             let Some(Some((number, request))) = next else { break };
             self.service.renew_lease(self.log.name(), &self.subscriber);
-            let message = match request {
+            let (message, place) = match request {
                 Request::Pull { max_bytes, wait_ms, .. } => self.pull(max_bytes, wait_ms).await,
-                Request::Checkpoint { next, .. } => self.checkpoint(next).await,
-                _ => refused("not for a stream"),
+                Request::Checkpoint { next, .. } => (self.checkpoint(next).await, None),
+                _ => (refused("not for a stream"), None),
             };
-            answer(&self.answers, number, &message).await;
+            answer_in(&self.answers, number, &message, place).await;
         }
         self.lost.cancel();
         // Whoever still asks is told.
@@ -529,34 +576,44 @@ impl Stream {
         }
     }
 
-    async fn pull(&mut self, max_bytes: u32, wait_ms: u32) -> Answer {
-        let Some(reader) = self.reader.take() else { return refused("the stream is broken") };
+    async fn pull(&mut self, max_bytes: u32, wait_ms: u32) -> (Answer, Option<OwnedSemaphorePermit>) {
+        let Some(reader) = self.reader.take() else { return (refused("the stream is broken"), None) };
         let next = reader.position().next;
         let mut synced = self.log.synced();
         let wait = Duration::from_millis(wait_ms.into()).min(LONGEST_WAIT);
         let arrival = tokio::time::timeout(wait, synced.wait_for(|synced| *synced > next));
         let _ = self.lost.run_until_cancelled(arrival).await;
+        let place = self.lost.run_until_cancelled(self.blocks.clone().acquire_owned()).await;
+        let making = self.lost.run_until_cancelled(self.service.making.acquire()).await;
         if self.lost.is_cancelled() {
-            return refused("another connection reads as this subscriber now");
+            return (refused("another connection reads as this subscriber now"), None);
         }
         let journal = Arc::clone(self.log.journal());
         let max_bytes = max_bytes.min(BLOCK_BYTES) as usize;
+        let service = Arc::clone(&self.service);
         let filled = tokio::task::spawn_blocking(move || {
             let mut reader = reader;
-            let block = fill(&mut reader, max_bytes).map(|builder| {
+            let mut builder = service.builder();
+            let block = fill(&mut builder, &mut reader, max_bytes).map(|()| {
                 let next = reader.position().next;
                 builder.finish(next, journal.synced() > next)
             });
+            if block.is_ok() {
+                service.put_back(builder);
+            }
             (reader, block)
         });
-        match filled.await {
+        let filled = filled.await;
+        drop(making);
+        let message = match filled {
             Ok((reader, Ok(block))) => {
                 self.reader = Some(reader);
                 Answer::Records(block)
             }
             Ok((_, Err(error))) => refused(cluster::error::Chain(&error).to_string()),
             Err(_) => refused("an error inside logd"),
-        }
+        };
+        (message, place.and_then(Result::ok))
     }
 
     async fn checkpoint(&self, next: u64) -> Answer {
@@ -571,8 +628,7 @@ impl Stream {
 }
 
 /// Records up to a size; one more than fits, so that a long one gets through.
-fn fill(reader: &mut Reader, max_bytes: usize) -> Result<BlockBuilder, JournalError> {
-    let mut builder = BlockBuilder::default();
+fn fill(builder: &mut BlockBuilder, reader: &mut Reader, max_bytes: usize) -> Result<(), JournalError> {
     while builder.bytes() < max_bytes {
         match reader.next_item()? {
             Some(Item::Record(record)) => builder.push(record.time_us, record.payload),
@@ -580,5 +636,5 @@ fn fill(reader: &mut Reader, max_bytes: usize) -> Result<BlockBuilder, JournalEr
             None => break,
         }
     }
-    Ok(builder)
+    Ok(())
 }

@@ -20,6 +20,29 @@ fn a_second_writer_is_refused_with_the_name_of_the_first() {
     Journal::open(dir.path(), Options::default()).unwrap();
 }
 
+/// A log that was quiet over a restart or several.
+#[test]
+fn a_journal_without_records_is_opened_again_and_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut uuids = Vec::new();
+    for _ in 0..3 {
+        let journal = Journal::open(dir.path(), Options::default()).unwrap();
+        journal.ensure_subscriber("a").unwrap();
+        uuids.push(journal.uuid());
+        journal.close().unwrap();
+    }
+    for text in ["first", "second"] {
+        let journal = Journal::open(dir.path(), Options::default()).unwrap();
+        uuids.push(journal.uuid());
+        journal.append(text.as_bytes()).unwrap();
+        journal.close().unwrap();
+    }
+    let journal = Journal::open(dir.path(), Options::default()).unwrap();
+    assert!(uuids.iter().all(|uuid| *uuid == journal.uuid()), "{uuids:?}");
+    // Numbers may be left out, and nothing is missing.
+    assert_eq!(read_all(&mut journal.reader_of("a").unwrap()), ["2=first", "3=second"]);
+}
+
 #[test]
 fn a_view_reads_what_is_synced_and_waits_for_more() {
     let dir = tempfile::tempdir().unwrap();
