@@ -11,6 +11,7 @@
 pub mod cli;
 pub mod commands;
 pub mod daemon;
+pub mod http;
 pub mod input;
 pub mod jlog;
 pub mod jlogctl;

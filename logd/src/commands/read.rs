@@ -85,7 +85,7 @@ pub struct Grep {
     invert: bool,
 }
 
-fn parse_time(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_time(text: &str) -> Result<u64, String> {
     if let Ok(ago) = text.parse::<HumanDuration>() {
         return Ok(now_us().saturating_sub(u64::try_from(ago.get().as_micros()).unwrap_or(u64::MAX)));
     }

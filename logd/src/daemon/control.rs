@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cluster::control::{Failure, Parts, Router};
 use cluster::documents::schema::cluster::Cluster;
-use cluster::documents::schema::logd::Logd;
+use cluster::documents::schema::logd::{Logd, PathPattern};
 use cluster::telemetry::Metrics;
 use futures::future::join_all;
 use serde::{Deserialize, Serialize};
@@ -39,6 +39,15 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    fn of(running: &Running) -> Self {
+        Self {
+            logs: running.logs.clone(),
+            service: running.service.clone(),
+            home: running.home().clone(),
+            current: running.current.clone(),
+        }
+    }
+
     pub(super) fn current(&self) -> std::sync::MutexGuard<'_, Current> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -85,14 +94,9 @@ pub struct LogsArgs {
 }
 
 pub(super) fn router(running: &Running) -> Router {
-    let shared = Shared {
-        logs: running.logs.clone(),
-        service: running.service.clone(),
-        home: running.home().clone(),
-        current: running.current.clone(),
-    };
-    let process = Metrics::new(PROGRAM, &shared.home.node);
-    let [of_logs, of_metrics, of_subscriber, of_files, of_glimpse] = std::array::from_fn(|_| shared.clone());
+    let shared = Shared::of(running);
+    let console = Console::new(running);
+    let [of_logs, of_subscriber, of_files, of_glimpse] = std::array::from_fn(|_| shared.clone());
     Router::new()
         .command("logs", "the journals of this node or of all, and who is behind", move |args, _| {
             logs(of_logs.clone(), args)
@@ -105,12 +109,48 @@ pub(super) fn router(running: &Running) -> Router {
             glimpse(of_glimpse.clone(), args)
         })
         .command("metrics", "figures in the format of Prometheus", move |_, _| {
-            let (shared, process) = (of_metrics.clone(), process.clone());
-            async move {
-                let rendered = tokio::task::spawn_blocking(move || metrics::render(&shared, &process)).await;
-                rendered.map(Value::String).map_err(|error| Failure::new(error.to_string()))
-            }
+            let console = console.clone();
+            async move { console.metrics().await.map(Value::String) }
         })
+}
+
+/// What HTTP reads: the same as commands do.
+#[derive(Clone)]
+pub struct Console {
+    shared: Shared,
+    process: Metrics,
+}
+
+impl Console {
+    pub(super) fn new(running: &Running) -> Self {
+        let shared = Shared::of(running);
+        let process = Metrics::new(PROGRAM, &shared.home.node);
+        Self { shared, process }
+    }
+
+    /// The journals of this node, or of every node.
+    pub(crate) async fn journals(&self, all: bool) -> Result<Value, Failure> {
+        let args = serde_json::to_value(LogsArgs { all, nodes: Vec::new() });
+        logs(self.shared.clone(), args.map_err(|error| Failure::new(error.to_string()))?).await
+    }
+
+    /// The figures in the format of Prometheus.
+    pub(crate) async fn metrics(&self) -> Result<String, Failure> {
+        let this = self.clone();
+        let rendered = tokio::task::spawn_blocking(move || metrics::render(&this.shared, &this.process)).await;
+        rendered.map_err(|error| Failure::new(error.to_string()))
+    }
+
+    /// Where this node's manager writes.
+    pub(crate) fn pattern(&self) -> Option<PathPattern> {
+        let current = self.shared.current();
+        current.logd.managers.get(&self.shared.home.node).map(|manager| manager.logfile.clone())
+    }
+
+    /// True for a node that aggregates.
+    pub(crate) fn is_manager(&self, node: &str) -> bool {
+        self.shared.service.is_manager(node)
+    }
 }
 
 fn arguments<T: for<'a> Deserialize<'a>>(args: Value) -> Result<T, Failure> {

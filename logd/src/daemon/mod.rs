@@ -4,7 +4,7 @@
 //! then writers and their journals; streams of managers go on until the journals are closed.
 
 mod control;
-pub use control::{GlimpseAnswer, GlimpseArgs, LogsArgs, NodeLogs, SubscriberArgs};
+pub use control::{Console, GlimpseAnswer, GlimpseArgs, LogsArgs, NodeLogs, SubscriberArgs};
 mod metrics;
 
 use std::net::SocketAddr;
@@ -24,6 +24,7 @@ use logd_journal::JournalError;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::http::{Access, Http};
 use crate::input::Context;
 use crate::manager::writer::WriterError;
 use crate::manager::{Home, Manager};
@@ -163,6 +164,8 @@ impl Run {
         };
         let (sinks, current) = (Sinks::default(), Arc::default());
         let mut running = Running { logs, service, home, manager: None, sinks, of_sinks, current };
+        let access = Access::new(running.home.trust.clone(), daemon.client.clone());
+        running.service.serve_http(Http::new(Console::new(&running), access));
         let ended = CancellationToken::new();
         let control = ControlServer::bind(&ServerOptions::new(PROGRAM, &daemon.node))?;
         tokio::spawn(control.serve(control::router(&running), ended.child_token()));

@@ -4,7 +4,7 @@
 //! whose end was not noticed; another node is refused as long as the first shows signs of life.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use super::protocol::{self, Answer, BLOCK_BYTES, BlockBuilder, LogStatus, Place, Request, SubscriberStatus, VERSION};
 use super::trust::{Proved, Trust};
+use crate::http::{self, Http};
 use crate::mount::{self, Glimpse, Seen};
 use crate::node::{Log, Logs};
 use crate::path::now_us;
@@ -55,6 +56,8 @@ pub struct Service {
     conf: ArcSwap<Logd>,
     trust: Trust,
     leases: Mutex<HashMap<(String, String), Lease>>,
+    /// For those who speak HTTP instead; set once the daemon has it.
+    http: OnceLock<Http>,
     /// See [`BLOCKS_AT_ONCE`].
     making: Semaphore,
     /// What blocks are made with, while nobody does.
@@ -81,6 +84,7 @@ impl Service {
             conf,
             trust,
             leases: Mutex::default(),
+            http: OnceLock::new(),
             making: Semaphore::new(BLOCKS_AT_ONCE),
             builders: Mutex::default(),
         })
@@ -89,6 +93,17 @@ impl Service {
     /// Takes a new configuration, which says who the managers are.
     pub fn configure(&self, conf: &Logd) {
         self.conf.store(Arc::new(conf.clone()));
+    }
+
+    /// Serves reading over HTTP as well.
+    pub fn serve_http(&self, http: Http) {
+        // Set before anybody can connect, and once.
+        let _ = self.http.set(http);
+    }
+
+    /// True for a node that aggregates.
+    pub(crate) fn is_manager(&self, node: &str) -> bool {
+        self.conf.load().managers.contains_key(node)
     }
 
     /// Serves until `stop`.
@@ -137,6 +152,13 @@ impl Service {
         keep_alive(&stream);
         let handshake = tokio::time::timeout(GREETING, acceptor.accept(stream)).await;
         let mut stream = handshake.map_err(|_| "no handshake in time")?.map_err(|error| error.to_string())?;
+        if stream.get_ref().1.alpn_protocol() == Some(http::PROTOCOL) {
+            let peer = self.trust.proved(stream.get_ref().1);
+            if let Some(http) = self.http.get() {
+                http.serve(stream, peer, stop).await;
+            }
+            return Ok(());
+        }
         let proved = self.trust.proved(stream.get_ref().1).ok_or("it has no certificate of this cluster")?;
         let first = tokio::time::timeout(GREETING, protocol::read::<Request>(&mut stream)).await;
         let first = first.map_err(|_| "no greeting in time")?.map_err(|error| error.to_string())?;

@@ -82,7 +82,7 @@ impl Trust {
     pub fn acceptor(&self) -> Result<TlsAcceptor, TrustError> {
         let identity = self.identity()?;
         let mut config = tls::server_config(identity.clone(), identity.current().ca_pem())?;
-        config.alpn_protocols = vec![PROTOCOL.into()];
+        config.alpn_protocols = vec![PROTOCOL.into(), crate::http::PROTOCOL.into()];
         Ok(TlsAcceptor::from(Arc::new(config)))
     }
 
