@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use cluster::identity::{Ca, KeyRequest, NodeCert, NodeRole};
 use tempfile::TempDir;
 
-pub use crate::wait::{DEADLINE, ECCLUSTER, eventually};
+pub use crate::support::{DEADLINE, ECCLUSTER, eventually};
 
 /// A seeded sequence; the same on every machine.
 pub struct Random(pub u64);

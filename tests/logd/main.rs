@@ -16,5 +16,3 @@ mod sinks;
 mod story;
 mod trust;
 mod usual;
-#[path = "../support/wait.rs"]
-mod wait;
