@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::File;
-use std::io::{BufWriter, Write as _};
+use std::io::{BufWriter, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
@@ -160,6 +160,7 @@ impl Store {
         let writing = |source| Error::io("write", &path)(source);
         let file = pack::create_pack_file(&path).map_err(writing)?;
         let count = u32::try_from(entries.len()).expect("memory holds fewer");
+        let file = InPieces { store: self, file, unsynced: 0 };
         let mut writer = PackWriter::new(BufWriter::with_capacity(64 << 10, file), count).map_err(writing)?;
         let mut index = Vec::with_capacity(entries.len());
         for (id, entry) in entries {
@@ -169,7 +170,7 @@ impl Store {
         }
         let bytes = writer.offset() + pack::TRAILER_BYTES as u64;
         let (id, file) = writer.finish().map_err(writing)?;
-        let file = file.into_inner().map_err(|error| writing(error.into_error()))?;
+        let InPieces { file, .. } = file.into_inner().map_err(|error| writing(error.into_error()))?;
         self.sync_new(&file).map_err(writing)?;
         let mut file = pack::create_pack_file(&index_path).map_err(Error::io("write", &index_path))?;
         let written = pack::write_index(&mut file, &mut index, id).and_then(|()| file.flush());
@@ -179,6 +180,32 @@ impl Store {
 
     fn sync_new(&self, file: &File) -> std::io::Result<()> {
         file.sync_all().inspect_err(|_| self.note_failed_sync())
+    }
+}
+
+/// A file that is synced while it is written: one sync of all of it would hold up every other one on the same disk.
+struct InPieces<'s> {
+    store: &'s Store,
+    file: File,
+    unsynced: usize,
+}
+
+/// What one sync writes.
+const SYNC_BYTES: usize = 256 << 10;
+
+impl Write for InPieces<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.unsynced += written;
+        if self.unsynced >= SYNC_BYTES {
+            self.unsynced = 0;
+            self.store.sync_new(&self.file)?;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
     }
 }
 

@@ -69,6 +69,9 @@ pub trait Group:
 
 impl Group for TypeConfig {}
 
+/// A follower that misses more entries than this is far behind; what it lacks is sent with care for the others.
+pub(crate) const FAR_BEHIND: u64 = 256;
+
 /// A log id from its parts.
 pub fn log_id(term: u64, node: u64, index: u64) -> LogId {
     LogId { leader_id: openraft::impls::leader_id_adv::LeaderId { term, node_id: node }, index }

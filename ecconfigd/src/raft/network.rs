@@ -3,6 +3,8 @@
 //! Appends are pipelined: up to [`WINDOW`] are on their way, answers come back in order. Heartbeats take the lane for what is urgent, and
 //! entries one of their own, so that 8 MiB of packs never stand in front of a lease. Whatever fails is "unreachable" to openraft, which then
 //! waits a little; the words go to its log. `pre_vote` really asks: openraft's own default grants, which would undo what it is there for.
+//!
+//! A follower that is far behind gets one small append at a time, with a rest after each: disks and processors belong to the commits first.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -20,8 +22,9 @@ use openraft::raft::{
 };
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 use tokio::io::AsyncReadExt as _;
+use tokio::time::Instant;
 
-use super::{LogId, RaftNode, TypeConfig, Vote, wire};
+use super::{FAR_BEHIND, LogId, RaftNode, TypeConfig, Vote, wire};
 use crate::peer::{Client, Lane, Method, PeerError, Target};
 use crate::state::Manifest;
 
@@ -29,6 +32,9 @@ use crate::state::Manifest;
 const WINDOW: usize = 32;
 /// … and their bytes: the follower's disk is the bottleneck, more would only wait in memory.
 const WINDOW_BYTES: usize = 16 << 20;
+/// After an append to a follower that is far behind nothing is sent for as long as it took, so that half of the time is left to others, and at
+/// most for this long.
+const LONGEST_REST: Duration = Duration::from_millis(100);
 /// How long a follower may take to write entries to its disk. Heartbeats have openraft's own, short time.
 const APPEND_WITHIN: Duration = Duration::from_secs(5);
 /// A piece of a snapshot.
@@ -89,12 +95,14 @@ impl Member {
         let bytes = body.len();
         let prev = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(prev);
+        let index = |id: Option<LogId>| id.map_or(0, |id| id.index);
+        let far_behind = index(last) + FAR_BEHIND < index(request.leader_commit);
         let answer = async move {
             let answer =
                 client.call_on(lane, &target, Method::APPEND, body, APPEND_WITHIN).await.map_err(unreachable)?;
             wire::read_appended(answer).map_err(unreachable)
         };
-        Ok(Started { prev, last, bytes, answer: answer.boxed() })
+        Ok(Started { prev, last, bytes, far_behind, answer: answer.boxed() })
     }
 }
 
@@ -103,6 +111,8 @@ struct Started {
     prev: Option<LogId>,
     last: Option<LogId>,
     bytes: usize,
+    /// The follower lacks much more than this.
+    far_behind: bool,
     answer: BoxFuture<'static, Rpc<AppendEntriesResponse<TypeConfig>>>,
 }
 
@@ -119,12 +129,19 @@ struct Pipeline<'s, S> {
     /// Before, after and weight of each, in the order of `answers`.
     ranges: VecDeque<(Option<LogId>, Option<LogId>, usize)>,
     bytes: usize,
+    /// Since when the one append to a follower that is far behind is on its way.
+    alone_since: Option<Instant>,
+    /// Nothing is sent before this.
+    rest_until: Option<Instant>,
 }
 
 impl<S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin> Pipeline<'_, S> {
     fn has_room(&self) -> bool {
-        let window = if self.warm { WINDOW } else { 1 };
-        !self.input_ended && self.ranges.len() < window && (self.bytes < WINDOW_BYTES || self.ranges.is_empty())
+        let window = if self.warm && self.alone_since.is_none() { WINDOW } else { 1 };
+        !self.input_ended
+            && self.rest_until.is_none()
+            && self.ranges.len() < window
+            && (self.bytes < WINDOW_BYTES || self.ranges.is_empty())
     }
 
     async fn next(&mut self) -> Option<Rpc<StreamAppendResult<TypeConfig>>> {
@@ -135,6 +152,7 @@ impl<S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin> Pipeline<'_, S>
             tokio::select! {
                 biased;
                 Some(answer) = self.answers.next() => return Some(self.take(answer)),
+                () = rest(self.rest_until) => self.rest_until = None,
                 request = self.input.next(), if self.has_room() => match request {
                     None => self.input_ended = true,
                     Some(request) => {
@@ -150,6 +168,7 @@ impl<S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin> Pipeline<'_, S>
 
     fn start(&mut self, request: AppendEntriesRequest<TypeConfig>) -> Rpc<()> {
         let mut started = self.member.start_append(request)?;
+        self.alone_since = started.far_behind.then(Instant::now);
         // Polled at once, so that it stands in the connection's queue before the next one.
         let answer = match (&mut started.answer).now_or_never() {
             Some(ready) => futures::future::ready(ready).boxed(),
@@ -164,6 +183,9 @@ impl<S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin> Pipeline<'_, S>
     fn take(&mut self, answer: Rpc<AppendEntriesResponse<TypeConfig>>) -> Rpc<StreamAppendResult<TypeConfig>> {
         let (prev, last, bytes) = self.ranges.pop_front().expect("every answer has its range");
         self.bytes -= bytes;
+        if let Some(since) = self.alone_since {
+            self.rest_until = Some(Instant::now() + since.elapsed().min(LONGEST_REST));
+        }
         let answer = answer.inspect_err(|_| self.over = true)?;
         let whole = match &answer {
             AppendEntriesResponse::Success => true,
@@ -177,6 +199,14 @@ impl<S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin> Pipeline<'_, S>
             return Err(unreachable("it finds a conflict before the first entry"));
         }
         Ok(answer.into_stream_result(prev, last))
+    }
+}
+
+/// Until then; for ever without a time.
+async fn rest(until: Option<Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -208,6 +238,8 @@ impl RaftNetworkV2<TypeConfig> for Member {
             answers: FuturesOrdered::new(),
             ranges: VecDeque::new(),
             bytes: 0,
+            alone_since: None,
+            rest_until: None,
         };
         let answers = futures::stream::unfold(pipeline, |mut pipeline| async move {
             let answer = pipeline.next().await?;

@@ -36,12 +36,14 @@ use self::segment::{HEADER_BYTES, Segment};
 pub(crate) use self::simulated::Platter;
 use self::writer::Old;
 pub(crate) use self::writer::{Request, Writer};
-use super::{Entry, Group, LogId, Vote};
+use super::{Entry, FAR_BEHIND, Group, LogId, Vote};
 
 /// Requests that wait for the writer. Openraft has a handful in flight; when it is full, openraft waits.
 const QUEUE: usize = 256;
 /// What one replication request reads at most, beyond the first entry.
 const READ_BYTES: usize = 8 << 20;
+/// … and for a follower that is far behind: what is synced there at once holds up other syncs on the same disk.
+const FAR_READ_BYTES: usize = 256 << 10;
 
 /// Why the log cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -351,7 +353,9 @@ impl<C: Group> RaftLogReader<C> for LogStore {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
-        self.read(start, end, READ_BYTES)
+        let last = locked(&self.index).last().map_or(0, |id| id.index);
+        let far_behind = start + FAR_BEHIND < last;
+        self.read(start, end, if far_behind { FAR_READ_BYTES } else { READ_BYTES })
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
