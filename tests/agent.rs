@@ -545,3 +545,27 @@ fn changes_within_the_debounce_are_taken_together() {
 fn step(dir: &Path) -> String {
     dir.join("step").display().to_string()
 }
+
+/// A freeze and a thaw are new targets that change no file: no service hears of them, and the node says that it has them.
+#[test]
+fn a_target_that_changes_nothing_is_reported_as_well() {
+    let mut node = Node::new(&["web"]);
+    node.start();
+    let has_its_target = |what: &str| {
+        let (wanted, report) = eventually(what, || {
+            let info = node.server.node("n1");
+            let report = info.reports.into_iter().find(|report| report.program == "agent")?;
+            let wanted = info.target?.serial;
+            (report.serial == wanted).then_some((wanted, report))
+        });
+        assert_eq!(report.state, ReportState::Healthy, "{what}: {report:#?}");
+        wanted
+    };
+    let first = has_its_target("the first target");
+    node.take_journal();
+    ok(eccfg(&node).args(["subcluster", "conflict", "default"]));
+    let frozen = has_its_target("the freeze");
+    ok(eccfg(&node).args(["subcluster", "resolve", "default"]));
+    assert!(first < frozen && frozen < has_its_target("the thaw"));
+    assert_eq!(node.journal(), Vec::<String>::new());
+}

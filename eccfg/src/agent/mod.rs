@@ -325,6 +325,9 @@ impl Agent {
         updater.resume().await.map_err(in_words)?;
         let Some(target) = self.goal(updater)? else { return Ok(None) };
         if updater.is_done_with(&target).map_err(in_words)? {
+            if self.config.boot.autoupdate != Autoupdate::Never {
+                updater.acknowledge(&target).map_err(in_words)?;
+            }
             return Ok(None);
         }
         tracing::debug!(serial = target.serial, "a new target");

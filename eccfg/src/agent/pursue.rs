@@ -99,6 +99,20 @@ impl Updater {
         Ok(record.underway.is_none() && record.applied == target.repos && there)
     }
 
+    /// A newer target that wants what is here already, as after a thaw, is reported as the one before was.
+    pub(crate) fn acknowledge(&mut self, target: &Target) -> Result<(), UpdateError> {
+        let record = self.record.get();
+        let fits = |report: &&NodeReport| report.state == ReportState::Healthy && report.serial < target.serial;
+        let report = record.report.as_ref().filter(fits).filter(|_| record.applied == target.repos).cloned();
+        let Some(report) = report.map(|report| NodeReport { serial: target.serial, ..report }) else { return Ok(()) };
+        self.record.update(|record| {
+            record.applied_serial = target.serial;
+            record.report = Some(report.clone());
+        })?;
+        self.reporter.send(report);
+        Ok(())
+    }
+
     /// Local edits that stood in the way may have gone.
     pub(crate) fn look_again(&mut self) {
         let forgiven = self
