@@ -65,8 +65,13 @@ async fn main() -> anyhow::Result<()> {
     let dir = tempfile::tempdir_in(".").context("a directory on a real disk")?;
     let repo: RepoName = "default".parse()?;
     let limits = CoreLimits::default();
-    let options =
-        CoreOptions { data: dir.path().to_owned(), node: "n1".parse()?, address: "127.0.0.1:1".into(), limits };
+    let options = CoreOptions {
+        data: dir.path().to_owned(),
+        node: "n1".parse()?,
+        address: "127.0.0.1:1".into(),
+        peers: BTreeMap::new(),
+        limits,
+    };
     let core = Core::bootstrap(options.clone(), first(&repo, files)?).await?;
 
     let (mut times, begin) = (Vec::new(), Instant::now());

@@ -17,6 +17,7 @@ use cluster::identity::{IdentityError, JoinToken};
 use cluster::shutdown::{Reason, Shutdown};
 use cluster::telemetry::{self, TelemetryOptions};
 use serde_json::json;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -129,9 +130,19 @@ struct Run {
     /// Where to listen, instead of where ecconfigd.toml says; repeat it for more
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Vec<HostPort>,
+    /// Where another server is now, when all have moved at once; repeat it for more. The cluster remembers the new place
+    #[arg(long, value_name = "NODE=HOST:PORT", value_parser = peer)]
+    peer: Vec<(String, HostPort)>,
     /// A file that gets one line per address once the server listens
     #[arg(long, value_name = "FILE")]
     port_file: Option<PathBuf>,
+}
+
+/// A node and where it is.
+fn peer(text: &str) -> Result<(String, HostPort), String> {
+    let (node, address) = text.split_once('=').ok_or("it is NODE=HOST:PORT")?;
+    cluster::identity::check_node_name(node).map_err(|error| error.to_string())?;
+    Ok((node.to_owned(), address.parse().map_err(|error| format!("{address}: {error}"))?))
 }
 
 /// Runs `ecconfigd` as a program. `args` are what follows the program's name; the name itself in front does no harm.
@@ -246,13 +257,16 @@ async fn run(options: Run, log: &str) -> Result<(), Failure> {
     let failed = |words: String| Failure::new(words);
     let shutdown = Shutdown::on_signals().map_err(|error| failed(format!("cannot wait for signals: {error}")))?;
     let inherited = cluster::listen::inherited().map_err(|error| failed(format!("inherited sockets: {error}")))?;
+    // From before the file is read for the first time: who changes it while the server starts is heard, too.
+    let mut reloads = shutdown.reloads();
     let mut restarting: Option<Instant> = None;
     loop {
         // Copies, so that the sockets live on when the server has to be started anew.
         let sockets: std::io::Result<Vec<_>> = inherited.iter().map(std::net::TcpListener::try_clone).collect();
         let sockets = sockets.map_err(|error| failed(format!("inherited sockets: {error}")))?;
         let listen = options.listen.clone();
-        let wanted = server::Options { data: options.data.clone(), listen, inherited: sockets, settings: None };
+        let peers = options.peer.iter().map(|(node, address)| (node.clone(), address.to_string())).collect();
+        let wanted = server::Options { data: options.data.clone(), listen, peers, inherited: sockets, settings: None };
         let server = match Server::start(wanted).await {
             Ok(server) => server,
             Err(error) if error.is_for_want_of_room() && !server::has_room(&options.data).await => {
@@ -276,7 +290,7 @@ async fn run(options: Run, log: &str) -> Result<(), Failure> {
         use_filter(&server, log);
         let (mut failure, mut again) = (None, false);
         tokio::select! {
-            () = reread_when_told(&server, &shutdown, log) => {}
+            () = reread_when_told(&server, &mut reloads, log) => {}
             reason = shutdown.requested() => tracing::info!(%reason, "stopping"),
             why = server.failed() => match why {
                 server::Failure::ForGood(why) => failure = Some(why),
@@ -308,8 +322,7 @@ async fn run(options: Run, log: &str) -> Result<(), Failure> {
 }
 
 /// Reads `ecconfigd.toml` again at every SIGHUP, for as long as the server runs.
-async fn reread_when_told(server: &Server, shutdown: &Shutdown, log: &str) {
-    let mut reloads = shutdown.reloads();
+async fn reread_when_told(server: &Server, reloads: &mut watch::Receiver<u64>, log: &str) {
     while reloads.changed().await.is_ok() {
         match server.reread() {
             Ok(Reread { changed, at_start }) => {

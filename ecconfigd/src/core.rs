@@ -100,7 +100,7 @@ fn done(outcome: Outcome, kind: &'static str, name: &str) -> Result<()> {
         Outcome::Done => Ok(()),
         Outcome::NotFound => Err(Error::NotFound { kind: kind.into(), name: name.to_owned() }),
         Outcome::Exists => Err(Error::Exists { kind: kind.into(), name: name.to_owned() }),
-        Outcome::Refused(why) => Err(Error::Invalid(why)),
+        Outcome::Refused(why) => Err(Error::NotPossible(why)),
         other => Err(Error::Internal(format!("{kind} {name} was answered {other:?}"))),
     }
 }
@@ -291,13 +291,9 @@ impl Core {
         head.ok_or_else(|| Error::Internal(format!("the answer does not name {repo}")))
     }
 
-    /// Puts the room that is left free on the disk, and the rate at which others are helped to catch up, in force.
-    pub fn adjust(&self, min_free_bytes: u64, catch_up_bytes_per_s: u64) {
-        let limits = &self.inner.options.limits;
-        if let Some(setting) = &limits.min_free_bytes {
-            setting.set(min_free_bytes);
-        }
-        limits.catch_up_bytes_per_s.set(catch_up_bytes_per_s);
+    /// Puts those limits in force that may change while the core runs: the [`Adjustable`](options::Adjustable) ones.
+    pub fn adjust(&self, fresh: &CoreLimits) {
+        self.inner.options.limits.adjust(fresh);
     }
 
     /// Why this node writes nothing, where that is so: its disk is full.

@@ -65,6 +65,9 @@ pub enum Error {
     /// A bug or a damaged repository (500).
     #[error("internal error: {0}")]
     Internal(String),
+    /// The request is fine, and the cluster is in a state that does not allow it (409): the last voter cannot go.
+    #[error("{0}")]
+    NotPossible(String),
 }
 
 /// The core's results.

@@ -4,6 +4,7 @@
 //! repetition, the replicated state comes next, and `ecconfigd.toml`, which `run` needs, is written last. Its presence means that all of
 //! it happened, and a further init is refused.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -249,6 +250,7 @@ async fn state(
         data: options.data.clone(),
         node: names.node.clone(),
         address: advertise.to_string(),
+        peers: BTreeMap::new(),
         limits: CoreLimits::default(),
     };
     let first_node = FirstNode {

@@ -3,6 +3,7 @@
 //! Start takes the data directory's lock, binds, opens the core and serves at once; `/readyz` says when the core has caught up. Stop goes
 //! the other way round: no new connections and watches, what runs is finished within its deadline, then the core is closed.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -48,6 +49,8 @@ pub struct Options {
     pub data: PathBuf,
     /// Where to listen instead of where `ecconfigd.toml` says.
     pub listen: Vec<HostPort>,
+    /// Where other servers are, by node, whatever the cluster remembers: for servers that have all moved.
+    pub peers: BTreeMap<String, String>,
     /// Sockets that listen already. With any of these, addresses of the file are not bound.
     pub inherited: Vec<std::net::TcpListener>,
     /// Settings instead of those of the file, for tests.
@@ -125,6 +128,7 @@ impl Server {
             data: options.data.clone(),
             node: node_name(&identity)?,
             address,
+            peers: options.peers,
             limits: core_limits(&settings),
         };
         let core = Core::open_with(wanted_core, identity.clone()).await?;
@@ -164,7 +168,7 @@ impl Server {
         reread.at_start.extend((config.advertise != fresh.advertise).then_some("advertise"));
         reread.changed.extend((config.log != fresh.log).then_some("log"));
         self.app.limits.set(Limits::from(&limits));
-        self.app.core.adjust(limits.min_free_bytes.bytes(), limits.catch_up_bytes_per_s.bytes());
+        self.app.core.adjust(&core_limits(&limits));
         (config.limits, config.log) = (limits, fresh.log);
         Ok(reread)
     }
@@ -284,6 +288,8 @@ fn core_limits(settings: &Settings) -> CoreLimits {
         compact_entries: settings.log_entries.into(),
         min_free_bytes: Some(settings.min_free_bytes.bytes().into()),
         catch_up_bytes_per_s: settings.catch_up_bytes_per_s.bytes().into(),
+        scrub_interval_ms: settings.scrub_interval.as_millis().into(),
+        scrub_bytes_per_s: settings.scrub_bytes_per_s.bytes().into(),
         ..CoreLimits::default()
     }
 }

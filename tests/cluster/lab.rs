@@ -205,9 +205,14 @@ impl Lab {
 
     /// Starts a machine's ecconfigd without waiting for it.
     pub fn start(&mut self, name: &str) {
+        self.start_with(name, &[]);
+    }
+
+    /// The same with further options.
+    pub fn start_with(&mut self, name: &str, options: &[&str]) {
         let machine = self.machine_mut(name);
         let mut run = machine.command(&["ecconfigd", "run", "--data"]);
-        run.arg(machine.data());
+        run.arg(machine.data()).args(options);
         let log = fs::OpenOptions::new().create(true).append(true).open(machine.dir.join("log")).unwrap();
         machine.child = Some(run.stdout(log.try_clone().unwrap()).stderr(log).stdin(Stdio::null()).spawn().unwrap());
     }
@@ -237,10 +242,15 @@ impl Lab {
 
     /// Waits until the machine that has this name now, and no earlier one, votes.
     pub fn wait_vote(&self, name: &str) {
-        eventually(&format!("{name} votes"), || {
+        self.wait_role(name, cluster::api::NodeRole::Voter);
+    }
+
+    /// Waits until the machine that has this name now is this, and there is no earlier one.
+    pub fn wait_role(&self, name: &str, role: cluster::api::NodeRole) {
+        eventually(&format!("{name} is a {role}"), || {
             let members = self.cluster_info().ok()?.members;
             let mut of_name = members.iter().filter(|member| member.node == name);
-            (of_name.next()?.role == cluster::api::NodeRole::Voter && of_name.next().is_none()).then_some(())
+            (of_name.next()?.role == role && of_name.next().is_none()).then_some(())
         });
     }
 
@@ -409,6 +419,13 @@ impl Lab {
         self.eccfg_of(&self.running(), args).output().unwrap()
     }
 
+    /// The same, as often as a machine that is so busy that the leadership moves makes it fail.
+    #[track_caller]
+    pub fn done(&self, args: &[&str]) -> String {
+        let names = self.running();
+        done(&args.join(" "), || self.eccfg_of(&names, args))
+    }
+
     /// The same, speaking to these machines in this order.
     pub fn eccfg_of(&self, names: &[&str], args: &[&str]) -> Command {
         let urls: Vec<String> = names.iter().map(|name| self.machine(name).url()).collect();
@@ -479,6 +496,27 @@ fn faketime() -> PathBuf {
     let places = fs::read_dir("/usr/lib").unwrap();
     let mut places = places.map(|entry| entry.unwrap().path().join("faketime/libfaketime.so.1"));
     places.find(|place| place.exists()).expect("libfaketime is installed: apt-get install libfaketime")
+}
+
+/// Runs a command until it succeeds. Only what may pass by itself is repeated. Answers what it printed.
+#[track_caller]
+pub fn done(what: &str, command: impl Fn() -> Command) -> String {
+    eventually(what, || {
+        let output = command().output().unwrap();
+        if output.status.success() {
+            return Some(String::from_utf8(output.stdout).unwrap());
+        }
+        assert!(passes(&output), "{what}: {output:?}");
+        None
+    })
+}
+
+/// Whether a refusal was for want of a leader, or of an answer in time.
+pub fn passes(output: &Output) -> bool {
+    const WORDS: [&str; 6] =
+        ["not available", "no server can be used", "cannot connect", "was lost", "did not answer", "error: 503"];
+    let words = String::from_utf8_lossy(&output.stderr);
+    WORDS.iter().any(|known| words.contains(known))
 }
 
 /// A command inside a namespace, with nothing of the developer's surroundings. `ip` becomes the command: its id is the process's.

@@ -7,6 +7,7 @@
 
 mod chaos;
 mod clients;
+mod damage;
 mod lab;
 #[path = "../support/linear.rs"]
 mod linear;

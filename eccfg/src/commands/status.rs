@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cluster::api::{Head, NodeInfo, NodeReport, ReportState};
+use cluster::api::{Head, MemberState, NodeInfo, NodeReport, NodeRole, ReportState};
 use repos::worktree::{ChangeKind, MountStatus, Status, WorkingCopy};
 use serde::Serialize;
 
@@ -40,6 +40,9 @@ struct Report {
     heads: BTreeMap<String, Head>,
     #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<NodeInfo>,
+    /// How the server on the node is, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server: Option<MemberState>,
     /// What this machine's agent says, asked when no server answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     agent: Option<AgentStatus>,
@@ -59,6 +62,7 @@ pub async fn run(args: &Args, cx: &mut Context<'_>) -> Result<u8, CommandError> 
         local: local.await?,
         heads: BTreeMap::new(),
         node: None,
+        server: None,
         agent: None,
         server_error: None,
     };
@@ -98,6 +102,9 @@ async fn ask_server(
         Err(error) if error.status() == Some(404) && !named => None,
         Err(error) => return Err(error.into()),
     };
+    if report.node.as_ref().is_some_and(|info| matches!(info.role, Some(NodeRole::Voter | NodeRole::Learner))) {
+        report.server = server.member_states().await?.into_iter().find(|state| state.node == node);
+    }
     Ok(())
 }
 
@@ -118,6 +125,10 @@ fn print(args: &Args, report: &Report, cx: &mut Context<'_>) -> Result<(), Comma
     }
     if let Some(node) = &report.node {
         print_node(args, node, cx)?;
+    }
+    if let Some(MemberState { node, trouble: Some(why), .. }) = &report.server {
+        let label = cx.ui.styled(Style::Red, "not in order");
+        cx.ui.line(format!("The server on {node} is {label}: {why}"))?;
     }
     if let Some(agent) = &report.agent {
         print_agent(args, agent, cx)?;

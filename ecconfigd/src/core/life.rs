@@ -178,7 +178,7 @@ impl Core {
         .await?;
         let limits = options.limits.clone();
         let config = config("eccluster", limits.compact_entries / 2).map_err(Error::internal)?;
-        let client = tls.map(|identity| peer::Client::new(identity, raft_id, &options.address));
+        let client = tls.map(|identity| peer::Client::new(identity, raft_id, &options.address, options.peers.clone()));
         let (network, machine) = (Network::new(client.clone()), Machine::new(state.clone()));
         let raft = Raft::new(raft_id, config, network, log.clone(), machine).await.map_err(Error::internal)?;
         let full = watch::Sender::new(None);

@@ -1,5 +1,6 @@
 //! What the core is given and what it tells about itself.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +20,8 @@ pub struct CoreOptions {
     pub node: NodeName,
     /// Where the other nodes reach it, `host:port`.
     pub address: String,
+    /// Where other nodes are to be looked for, by name, until they say so themselves: whatever the log says may be out of date.
+    pub peers: BTreeMap<String, String>,
     /// The sizes and times; the defaults suit.
     pub limits: CoreLimits,
 }
@@ -69,15 +72,27 @@ pub struct CoreLimits {
     /// The room on the disk below which this node is read-only; default: a log segment and 32 MiB.
     pub min_free_bytes: Option<Adjustable>,
     /// How often this node reads all of its objects and compares them with their names.
-    pub scrub_interval: Duration,
+    pub scrub_interval_ms: Adjustable,
     /// How fast it does so.
-    pub scrub_bytes_per_s: u64,
+    pub scrub_bytes_per_s: Adjustable,
     /// How fast this node sends objects to a member that catches up without the log.
     pub catch_up_bytes_per_s: Adjustable,
     /// A repository's packs are merged in the background when it has so many: every commit lets the object database look at all of them.
     pub consolidate_packs: usize,
     /// Watchers of all kinds; more are [`Error::Overloaded`](crate::error::Error::Overloaded).
     pub max_watchers: usize,
+}
+
+impl CoreLimits {
+    /// Puts those numbers of `fresh` in force that may change while the core runs.
+    pub(super) fn adjust(&self, fresh: &CoreLimits) {
+        if let (Some(setting), Some(fresh)) = (&self.min_free_bytes, &fresh.min_free_bytes) {
+            setting.set(fresh.get());
+        }
+        self.catch_up_bytes_per_s.set(fresh.catch_up_bytes_per_s.get());
+        self.scrub_interval_ms.set(fresh.scrub_interval_ms.get());
+        self.scrub_bytes_per_s.set(fresh.scrub_bytes_per_s.get());
+    }
 }
 
 impl Default for CoreLimits {
@@ -94,8 +109,8 @@ impl Default for CoreLimits {
             compact_entries: 10_000,
             min_free_bytes: None,
             catch_up_bytes_per_s: (64 << 20).into(),
-            scrub_interval: Duration::from_secs(6 * 3600),
-            scrub_bytes_per_s: 64 << 20,
+            scrub_interval_ms: (6 * 3600 * 1000).into(),
+            scrub_bytes_per_s: (64 << 20).into(),
             consolidate_packs: 40,
             max_watchers: 20_000,
         }

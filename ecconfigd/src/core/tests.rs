@@ -19,7 +19,13 @@ pub(crate) fn name(text: &str) -> RepoName {
 
 pub(crate) fn options(data: &Path) -> CoreOptions {
     let limits = CoreLimits { segment_bytes: 1 << 20, ..CoreLimits::default() };
-    CoreOptions { data: data.to_owned(), node: "n1".parse().unwrap(), address: "127.0.0.1:1".into(), limits }
+    CoreOptions {
+        data: data.to_owned(),
+        node: "n1".parse().unwrap(),
+        address: "127.0.0.1:1".into(),
+        peers: Default::default(),
+        limits,
+    }
 }
 
 pub(crate) fn author() -> Author {

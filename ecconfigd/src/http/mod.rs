@@ -141,7 +141,7 @@ async fn take_place(State(app): State<Arc<App>>, request: Request, next: Next) -
 }
 
 /// What a node says of itself and of the cluster, also while it serves nothing else.
-const ALSO_WHEN_OUT: [&str; 3] = ["/api/v1/cluster", "/api/v1/nodes", "/api/v1/doctor"];
+const ALSO_WHEN_OUT: [&str; 4] = ["/api/v1/cluster", "/api/v1/cluster/members", "/api/v1/nodes", "/api/v1/doctor"];
 
 /// A node that has taken itself out serves nothing that it holds: it may be wrong.
 async fn refuse_when_out(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {

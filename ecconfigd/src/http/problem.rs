@@ -55,6 +55,8 @@ codes! {
     Conflict = CONFLICT, "conflict", "Somebody else changed the same paths";
     /// It exists already, or its state does not allow the request.
     Exists = CONFLICT, "exists", "It exists already";
+    /// The state of the cluster does not allow the request.
+    NotPossible = CONFLICT, "not_possible", "Not possible as things are";
     /// The revision asked for is not here yet.
     NotYet = SERVICE_UNAVAILABLE, "revision_not_reached", "The revision is not here yet";
     /// An idempotency key was used for another request.
@@ -228,6 +230,7 @@ impl From<crate::error::Error> for ApiError {
             Error::NotFound { .. } => Self::new(Code::NotFound, words),
             Error::Exists { .. } => Self::new(Code::Exists, words),
             Error::Invalid(_) => Self::new(Code::BadRequest, words),
+            Error::NotPossible(_) => Self::new(Code::NotPossible, words),
             Error::TooLarge { .. } => Self::new(Code::TooLarge, words),
             Error::Overloaded { .. } => Self::new(Code::Overloaded, words),
             Error::Unavailable(_) => Self::new(Code::Unavailable, words),

@@ -1,6 +1,6 @@
 //! The calling end: connections to other members, made when they are needed and kept.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -43,6 +43,8 @@ struct Inner {
     links: Mutex<HashMap<(Target, Lane), Arc<Link>>>,
     /// Where members said they are, by number; it counts more than what the log says, which follows. As many as there are members.
     moved: Mutex<HashMap<u64, String>>,
+    /// Where the operator says that nodes are, by name; it counts less than what they say themselves.
+    told: BTreeMap<String, String>,
 }
 
 /// Makes connections.
@@ -56,8 +58,9 @@ pub(super) struct Dialer {
 
 impl Client {
     /// A client that calls as the node of this identity, which tells the others that it is reached at this address.
-    pub fn new(identity: Arc<ReloadingIdentity>, raft_id: u64, address: &str) -> Self {
-        Self::speaking(identity, raft_id, Some(address.to_owned()), VERSION)
+    /// `told` is where other nodes are to be looked for, by name, whatever the log says.
+    pub fn new(identity: Arc<ReloadingIdentity>, raft_id: u64, address: &str, told: BTreeMap<String, String>) -> Self {
+        Self::speaking(identity, raft_id, Some(address.to_owned()), told, VERSION)
     }
 
     /// The same for tests of other versions.
@@ -65,10 +68,11 @@ impl Client {
         identity: Arc<ReloadingIdentity>,
         raft_id: u64,
         address: Option<String>,
+        told: BTreeMap<String, String>,
         version: u16,
     ) -> Self {
         let dialer = Arc::new(Dialer { identity, raft_id, address, version });
-        Self { inner: Arc::new(Inner { dialer, links: Mutex::default(), moved: Mutex::default() }) }
+        Self { inner: Arc::new(Inner { dialer, links: Mutex::default(), moved: Mutex::default(), told }) }
     }
 
     fn link(&self, target: &Target, lane: Lane) -> Arc<Link> {
@@ -81,8 +85,8 @@ impl Client {
     /// The member where it said it is, if it did.
     fn found(&self, target: &Target) -> Target {
         let moved = self.inner.moved.lock().unwrap_or_else(PoisonError::into_inner);
-        let address = moved.get(&target.raft_id).unwrap_or(&target.address).clone();
-        Target { address, ..target.clone() }
+        let known = moved.get(&target.raft_id).or_else(|| self.inner.told.get(&target.node));
+        Target { address: known.unwrap_or(&target.address).clone(), ..target.clone() }
     }
 
     /// A member has said where it is.

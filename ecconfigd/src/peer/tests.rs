@@ -1,6 +1,7 @@
 //! Who is let in, and what the others are told.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,7 +29,7 @@ async fn only_members_of_the_same_version_are_answered() {
 
     // n1's own identity, as a second process would have it: a member.
     let member = identity(&group.ca, "n1", NodeRole::Voter, dir.path());
-    let client = Client::speaking(member.clone(), 1, None, super::VERSION);
+    let client = Client::speaking(member.clone(), 1, None, BTreeMap::new(), super::VERSION);
     assert_eq!(ask(&client, &target).await.unwrap().len(), 24);
 
     // An unknown method is refused, and the connection lives on.
@@ -40,7 +41,7 @@ async fn only_members_of_the_same_version_are_answered() {
     assert!(ask(&client, &target).await.is_ok());
 
     // Another version is told so, on both sides.
-    let other = Client::speaking(member.clone(), 1, None, 9);
+    let other = Client::speaking(member.clone(), 1, None, BTreeMap::new(), 9);
     let refused = words(ask(&other, &target).await);
     assert!(refused.contains("version 1") && refused.contains('9'), "{refused}");
 
@@ -52,14 +53,26 @@ async fn only_members_of_the_same_version_are_answered() {
     // A certificate of the cluster is not enough …
     for role in [NodeRole::Client, NodeRole::Voter] {
         let dir = tempfile::tempdir().unwrap();
-        let stranger = Client::speaking(identity(&group.ca, "stranger", role, dir.path()), 5, None, super::VERSION);
+        let stranger = Client::speaking(
+            identity(&group.ca, "stranger", role, dir.path()),
+            5,
+            None,
+            BTreeMap::new(),
+            super::VERSION,
+        );
         let refused = words(ask(&stranger, &target).await);
         assert!(refused.contains("stranger is not member 5"), "{refused}");
     }
     // … and one of another cluster ends in the handshake, whatever it says.
     let dir = tempfile::tempdir().unwrap();
     let elsewhere = Ca::create("elsewhere").unwrap();
-    let stranger = Client::speaking(identity(&elsewhere, "n1", NodeRole::Voter, dir.path()), 1, None, super::VERSION);
+    let stranger = Client::speaking(
+        identity(&elsewhere, "n1", NodeRole::Voter, dir.path()),
+        1,
+        None,
+        BTreeMap::new(),
+        super::VERSION,
+    );
     assert!(matches!(ask(&stranger, &target).await, Err(PeerError::Unreachable { .. })));
     group.stop().await;
 }

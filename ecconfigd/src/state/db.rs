@@ -100,7 +100,7 @@ impl<E: Into<redb::Error>> From<E> for StateError {
 
 impl StateError {
     /// Whether the data is bad, and not the disk or this build.
-    pub(super) fn is_damage(&self) -> bool {
+    pub(crate) fn is_damage(&self) -> bool {
         matches!(self, StateError::Database { .. } | StateError::Damaged { .. })
             || matches!(self, StateError::Db(error) if matches!(**error, redb::Error::Corrupted(_)))
     }
@@ -342,6 +342,19 @@ impl State {
     /// A suspect was looked at, and is whole.
     pub(crate) fn is_whole(&self, repo: &RepoName) {
         locked(&self.suspects).remove(repo);
+    }
+
+    /// Compares the database's file with its checksums, while it is in use. Blocks; entries are applied meanwhile.
+    pub(crate) fn check_database(&self) -> Result<(), StateError> {
+        let _no_checkpoint = self.alone();
+        let before = self.durable().0;
+        match self.home.check() {
+            Err(error) if error.is_damage() => {}
+            other => return other,
+        }
+        // Once more, because a snapshot may have been installed while it was read, which is waited for here.
+        let again = self.home.check();
+        if self.durable().0 == before { again } else { Ok(()) }
     }
 
     /// A new directory for bad data.

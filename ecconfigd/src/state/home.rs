@@ -2,7 +2,8 @@
 //!
 //! redb checks its pages when it is told to and not when it reads them, and damaged pages can make it panic. So the whole file is checked
 //! when it is opened, before anything else reads it. What is damaged there is moved aside; the newest snapshot and the log behind it are
-//! the same state, and where they are not enough the other members are.
+//! the same state, and where they are not enough the other members are. While it is open the same check runs now and then over what is
+//! durable ([`shadow`]).
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
@@ -16,12 +17,17 @@ use redb::{Database, DatabaseError, StorageError};
 
 use super::aside;
 use super::db::{State, StateError};
+use super::shadow::Shadow;
+use super::snapshot::FILE_NAME as SNAPSHOT;
 use crate::outside::Outside;
 
 pub(super) const FILE: &str = "state.redb";
 const FRESH: &str = "state.redb.fresh";
 /// redb's cache: the whole state of a usual cluster fits.
 const CACHE_BYTES: usize = 32 << 20;
+
+/// … and that of the look at an open one, which reads every page once.
+const CHECK_BYTES: usize = 1 << 20;
 
 /// Where the database lies, and how another one takes its place.
 pub(crate) trait Home: Send + Sync + 'static {
@@ -30,6 +36,11 @@ pub(crate) trait Home: Send + Sync + 'static {
 
     /// The fresh one takes the present one's place, which is kept in this directory.
     fn exchange(&self, aside: &Path) -> Result<(), StateError>;
+
+    /// Compares what is durable of the present one with its checksums, while it is open. Nobody may commit durably meanwhile.
+    fn check(&self) -> Result<(), StateError> {
+        Ok(())
+    }
 }
 
 /// A file in the data directory.
@@ -60,6 +71,15 @@ impl Home for FileHome {
         fs::rename(self.data.join(FRESH), self.data.join(FILE)).map_err(&failed)?;
         File::open(&self.data).and_then(|dir| dir.sync_all()).map_err(&failed)
     }
+
+    fn check(&self) -> Result<(), StateError> {
+        let path = self.data.join(FILE);
+        let shadow = Shadow::of(&path).map_err(self.io("check"))?;
+        understood(&path, || {
+            Database::builder().set_cache_size(CHECK_BYTES).create_with_backend(shadow)?.check_integrity()
+        })
+        .map(drop)
+    }
 }
 
 /// Whether a directory holds state already.
@@ -87,11 +107,20 @@ pub(super) fn open(data: &Path, max_watchers: usize, outside: Arc<dyn Outside>) 
     from_snapshot(State::open_on(db, home(), data, max_watchers, outside)?)
 }
 
+/// A snapshot that is damaged as well is set aside: where the log is not enough without it, whoever compares the two says what to do.
 fn from_snapshot(state: Arc<State>) -> Result<Arc<State>, StateError> {
-    if let Some((_, manifest)) = state.current_snapshot()? {
-        state.install_snapshot(manifest)?;
+    let found = state.current_snapshot();
+    let installed = found.and_then(|found| found.map_or(Ok(()), |(_, manifest)| state.install_snapshot(manifest)));
+    match installed {
+        Err(StateError::Io { source, .. }) if is_damage(&source) => {
+            tracing::error!("{source}; it is set aside");
+            let path = state.data.join(SNAPSHOT);
+            let failed = |source| StateError::Io { action: "set aside", path: path.clone(), source };
+            fs::rename(&path, state.aside("snapshot")?.join(SNAPSHOT)).map_err(failed)?;
+            Ok(state)
+        }
+        other => other.map(|()| state),
     }
-    Ok(state)
 }
 
 /// Opens or makes a database that nobody else may read: it holds password hashes.
@@ -107,16 +136,20 @@ fn create(path: &Path) -> Result<Database, DatabaseError> {
 
 /// Opens a database after every page of it was compared with its checksum.
 fn open_checked(path: &Path) -> Result<Database, StateError> {
-    let opened = catch_unwind(AssertUnwindSafe(|| -> Result<Database, DatabaseError> {
+    understood(path, || {
         let exists = path.exists();
         let mut db = create(path)?;
         if exists && !db.check_integrity()? {
             tracing::warn!(path = %path.display(), "the state database was repaired");
         }
         Ok(db)
-    }));
+    })
+}
+
+/// Tells damage from other failures.
+fn understood<T>(path: &Path, work: impl FnOnce() -> Result<T, DatabaseError>) -> Result<T, StateError> {
     let damaged = |reason: String| StateError::Database { path: path.to_owned(), reason };
-    match opened {
+    match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Err(DatabaseError::Storage(StorageError::Corrupted(reason)))) => Err(damaged(reason)),
         Ok(Err(DatabaseError::Storage(StorageError::Io(error)))) if is_damage(&error) => {
             Err(damaged(error.to_string()))

@@ -14,6 +14,7 @@ mod home;
 mod keys;
 mod model;
 mod names;
+mod shadow;
 mod snapshot;
 #[cfg(test)]
 mod tests;

@@ -28,7 +28,7 @@ use crate::sim::mutants::{self, Mutant};
 
 const MAGIC: &[u8; 6] = b"ECSNAP";
 const VERSION: u16 = 1;
-const FILE_NAME: &str = "snapshot";
+pub(super) const FILE_NAME: &str = "snapshot";
 /// No key, value or meta of ours comes near; a damaged length must not allocate the machine away.
 const MAX_FIELD_BYTES: u32 = 64 << 20;
 

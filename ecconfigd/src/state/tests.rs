@@ -554,3 +554,42 @@ fn the_leadership_is_pinned_to_one_node() {
     assert_eq!(apply(&state, entry(3, vec![unpin("n1"), pin("n2")], vec![])), [Done, Done]);
     assert_eq!(state.view().pin, Some("n2".parse().unwrap()));
 }
+
+/// While entries are applied and checkpoints cut, the check sees nothing wrong; a flipped byte of a durable page it does see.
+#[test]
+fn the_database_is_checked_while_it_is_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path());
+    let log = story();
+    let last = log.len() as u64;
+    state.apply(&log).unwrap();
+    state.checkpoint().unwrap();
+    std::thread::scope(|scope| {
+        let checking = scope.spawn(|| {
+            for _ in 0..20 {
+                state.check_database().unwrap();
+            }
+        });
+        for index in last + 1.. {
+            apply(&state, entry(index, vec![create(&format!("r{index}"))], vec![]));
+            if index % 5 == 0 {
+                state.checkpoint().unwrap();
+            }
+            if checking.is_finished() {
+                break;
+            }
+        }
+    });
+    state.checkpoint().unwrap();
+    let path = dir.path().join("state.redb");
+    let sound = std::fs::read(&path).unwrap();
+    let needle = b"repo/r";
+    let places = sound.windows(needle.len()).enumerate().filter(|(_, window)| window == needle);
+    let mut spoiled = sound.clone();
+    places.for_each(|(at, _)| spoiled[at] ^= 1);
+    std::fs::write(&path, &spoiled).unwrap();
+    let error = state.check_database().unwrap_err();
+    assert!(error.is_damage() && error.to_string().contains("state.redb is damaged"), "{error}");
+    std::fs::write(&path, &sound).unwrap();
+    state.check_database().unwrap();
+}

@@ -131,6 +131,10 @@ limits! {
     wait: HumanDuration = HumanDuration::from_secs(300), at least HumanDuration::from_secs(1);
     /// How fast this server sends objects to another one that is far behind, in a second.
     catch_up_bytes_per_s: HumanSize = HumanSize::from_mib(64), at least HumanSize::from_kib(64);
+    /// How often this server reads all of its objects and compares them with their names.
+    scrub_interval: HumanDuration = HumanDuration::from_secs(6 * 3_600), at least HumanDuration::from_secs(1);
+    /// How fast it does so, in a second.
+    scrub_bytes_per_s: HumanSize = HumanSize::from_mib(64), at least HumanSize::from_kib(64);
     /// Room on the disk that is left free: with less, the server reads and does not write.
     min_free_bytes: HumanSize = HumanSize::from_mib(96), at least HumanSize::from_mib(1);
     /// Entries of the log that are kept for servers that were away; who misses more gets a snapshot and the missing objects.

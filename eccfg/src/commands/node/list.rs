@@ -1,6 +1,7 @@
 //! `eccfg node list`.
 
 use cluster::api::{MemberState, NodeInfo, ReportState};
+use serde::Serialize;
 
 use crate::commands::{Context, Need};
 use crate::error::CommandError;
@@ -23,18 +24,32 @@ pub async fn run(args: &Args, cx: &mut Context<'_>) -> Result<u8, CommandError> 
     let server = cx.server(wc.as_ref(), Need::Reader).await?;
     let mut nodes = server.nodes().await?;
     nodes.retain(|node| args.subcluster.as_ref().is_none_or(|wanted| &node.subcluster == wanted));
+    let states = server.member_states().await?;
     if cx.ui.json() {
-        cx.ui.json_document(&nodes)?;
+        let shown: Vec<_> = nodes.iter().map(|node| Shown { node, server: of(node, &states) }).collect();
+        cx.ui.json_document(&shown)?;
         return Ok(0);
     }
-    let states = server.member_states().await?;
     let heading = ["NODE", "SUBCLUSTER", "ROLE", "ADDRESS", "CONFIGURATION", "SERVER"].map(str::to_owned).to_vec();
-    let rows = nodes.iter().map(|node| row(node, states.iter().find(|state| state.node == node.name)));
+    let rows = nodes.iter().map(|node| row(node, of(node, &states)));
     let rows: Vec<Vec<String>> = std::iter::once(heading).chain(rows).collect();
     for line in columns(&rows) {
         cx.ui.line(line)?;
     }
     Ok(0)
+}
+
+/// A node and how the server on it is, where there is one.
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    node: &'a NodeInfo,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server: Option<&'a MemberState>,
+}
+
+fn of<'a>(node: &NodeInfo, states: &'a [MemberState]) -> Option<&'a MemberState> {
+    states.iter().find(|state| state.node == node.name)
 }
 
 fn row(node: &NodeInfo, state: Option<&MemberState>) -> Vec<String> {

@@ -28,6 +28,13 @@ fn flip(path: &Path) {
     std::fs::write(path, bytes).unwrap();
 }
 
+/// Changes bytes all over a database: the middle alone may be free.
+fn spoil(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes.iter_mut().skip(5000).step_by(1000).for_each(|byte| *byte ^= 0x20);
+    std::fs::write(path, bytes).unwrap();
+}
+
 fn kept_aside(member: &Member) -> Vec<String> {
     let entries = std::fs::read_dir(member.data().join("damaged")).into_iter().flatten();
     let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -104,11 +111,7 @@ async fn spoiled_files_are_found_and_replaced() {
     group.member_mut(&node).kill().await;
     let data = group.member(&node).data().to_owned();
     packs(&data).iter().for_each(|path| flip(path));
-    // Anywhere in it: the middle alone may be free.
-    let database = data.join("state.redb");
-    let mut bytes = std::fs::read(&database).unwrap();
-    bytes.iter_mut().skip(5000).step_by(1000).for_each(|byte| *byte ^= 0x20);
-    std::fs::write(&database, bytes).unwrap();
+    spoil(&data.join("state.redb"));
     let revision = group.commit("default/meanwhile", "1").await;
     group.member_mut(&node).start().await;
     assert!(group.member(&node).core().out().is_some());
@@ -123,6 +126,29 @@ async fn spoiled_files_are_found_and_replaced() {
     group.stop().await;
 }
 
+/// Database and snapshot are gone, and the log begins behind them: it says what to do, and starts nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_made_again_is_told_with_the_way_out() {
+    let limits = CoreLimits { checkpoint_entries: 1, compact_entries: 4, ..CoreLimits::default() };
+    let mut group = Group::with(1, limits).await;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let mut number = 0;
+    while group.member("n1").purged() == 0 {
+        assert!(tokio::time::Instant::now() < deadline, "the log is never compacted");
+        number += 1;
+        group.commit(&format!("default/{number}"), "text").await;
+    }
+    let member = group.member_mut("n1");
+    member.stop().await;
+    let data = member.data().to_owned();
+    spoil(&data.join("state.redb"));
+    flip(&data.join("snapshot"));
+    let error = Core::open(member.options()).await.err().unwrap().to_string();
+    assert!(error.contains("eccfg node replace") && error.contains("neither the database nor the snapshot"), "{error}");
+    let kept = kept_aside(member);
+    assert!(["-state", "-snapshot"].iter().all(|what| kept.iter().any(|name| name.ends_with(what))), "{kept:?}");
+}
+
 /// Where there is nobody to ask it says so and what to do, and answers nothing from what is left.
 #[tokio::test]
 async fn alone_it_stays_out_and_says_what_to_do() {
@@ -131,6 +157,7 @@ async fn alone_it_stays_out_and_says_what_to_do() {
         data: dir.path().to_owned(),
         node: "n1".parse().unwrap(),
         address: "n1:2027".into(),
+        peers: Default::default(),
         limits: CoreLimits::default(),
     };
     let core = Core::bootstrap(options(), first()).await.unwrap();

@@ -86,6 +86,7 @@ impl Member {
             data: self.dir.path().to_owned(),
             node: self.name.parse().unwrap(),
             address: self.address.to_string(),
+            peers: Default::default(),
             limits: self.limits.clone(),
         }
     }

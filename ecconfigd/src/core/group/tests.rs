@@ -159,3 +159,47 @@ async fn a_node_whose_disk_is_full_reads_and_the_others_go_on() {
     group.member(&full).core().wait_revision(&name("default"), after, PATIENCE).await.unwrap();
     group.stop().await;
 }
+
+/// With two voters nobody can be blamed for a difference, so both go on; and nothing is thawed before it is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_thawed_while_replicas_differ() {
+    let group = Group::start(2).await;
+    let repo = name("default");
+    group.leader().await.core().set_frozen(&repo, true).await.unwrap();
+    group.converge().await;
+    let other = group.member("n2").core().inner.proposer.state.clone();
+    other.spoil_hash();
+    for member in &group.members {
+        let error = member.core().set_frozen(&repo, false).await.unwrap_err().to_string();
+        assert!(error.contains("has another state than this node"), "{}: {error}", member.name);
+        assert!(member.core().repo(&repo).unwrap().frozen && member.core().out().is_none());
+    }
+    // Once more, and it is as it was.
+    other.spoil_hash();
+    group.member("n2").core().set_frozen(&repo, false).await.unwrap();
+    group.commit("default/a", "1").await;
+    group.stop().await;
+}
+
+/// What such a member lacks is sent in another way: one append at a time, with rests.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_missed_many_entries_gets_them_all() {
+    use crate::commit::Propose as _;
+    use crate::raft::command::Op;
+
+    let mut group = Group::start(3).await;
+    let leader = group.leader().await.name.clone();
+    let away = group.members.iter().map(|member| member.name.clone()).find(|name| *name != leader).unwrap();
+    group.member_mut(&away).kill().await;
+    let core = group.leader().await.core().clone();
+    let (first, wanted) = (core.view().applied_index(), 2 * crate::raft::FAR_BEHIND);
+    while core.view().applied_index() < first + wanted {
+        let ticks = (0..64).map(|_| core.inner.proposer.one(Op::Tick));
+        futures::future::join_all(ticks).await;
+    }
+    let revision = group.commit("default/a", "1").await;
+    group.member_mut(&away).start().await;
+    group.member(&away).core().wait_revision(&name("default"), revision, PATIENCE).await.unwrap();
+    group.converge().await;
+    group.stop().await;
+}

@@ -1,8 +1,8 @@
 //! Reading all objects now and then, and fetching again what is not as it should be.
 //!
 //! Reasons to look: a start that found a damaged pack, an object that was read and was not what its name says, somebody who asks, and time.
-//! Two things are compared: the packs with their checksums, which notices every changed bit, and everything that refs reach with
-//! its name, which notices what is missing. Both are held to a rate.
+//! Three things are compared: the state's database with its checksums; the packs with theirs, which notices every changed bit; and everything
+//! that refs reach with its name, which notices what is missing. The last two are held to a rate.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -25,6 +25,8 @@ const ROUNDS: usize = 6;
 pub(in crate::core) struct Scrubbed {
     pub(in crate::core) objects: u64,
     pub(in crate::core) bytes: u64,
+    /// What is wrong with the state's database.
+    state: Option<String>,
     /// In words, the first few.
     pub(in crate::core) problems: Vec<String>,
     pub(in crate::core) took: Duration,
@@ -71,10 +73,15 @@ impl Core {
         tell: impl FnMut(&RepoName, Verified) -> bool + Send + 'static,
     ) -> Result<Scrubbed, String> {
         let (state, stopping) = (self.inner.proposer.state.clone(), self.inner.stopping.clone());
-        let mut pace = Pace::new(self.inner.options.limits.scrub_bytes_per_s);
+        let mut pace = Pace::new(self.inner.options.limits.scrub_bytes_per_s.get());
         let mut tell = tell;
         let work = tokio::task::spawn_blocking(move || {
             let (began, mut found) = (Instant::now(), Scrubbed::default());
+            match state.check_database() {
+                Err(error) if error.is_damage() => found.state = Some(error.to_string()),
+                other => other.map_err(|error| error.to_string())?,
+            }
+            found.state.clone().into_iter().for_each(|why| found.note(why));
             // Packs that come later belong to refs that come later.
             let view = state.view();
             for (name, repo) in view.repos.iter() {
@@ -111,7 +118,9 @@ impl Core {
         });
         let found = work.await.map_err(|error| error.to_string())??;
         *locked(&self.health().scrubbed) = Some(found.clone());
-        if let Some(first) = found.problems.first() {
+        if let Some(why) = &found.state {
+            self.go_out(Part::State, why.clone()).await;
+        } else if let Some(first) = found.problems.first() {
             self.go_out(Part::Objects, format!("its objects are damaged: {first}")).await;
             self.health().doubt_objects();
         }
@@ -132,7 +141,8 @@ pub(in crate::core) async fn keep(core: Core) {
     let (health, state) = (core.health(), core.inner.proposer.state.clone());
     let stopping = core.inner.stopping.clone();
     let mut reads: BTreeMap<RepoName, u64> = BTreeMap::new();
-    let mut next_scrub = tokio::time::Instant::now() + core.inner.options.limits.scrub_interval;
+    let interval = || Duration::from_millis(core.inner.options.limits.scrub_interval_ms.get());
+    let mut scrubbed = tokio::time::Instant::now();
     let mut pause = FIRST_PAUSE;
     let mut wait = Duration::ZERO;
     loop {
@@ -147,10 +157,10 @@ pub(in crate::core) async fn keep(core: Core) {
         }
         if !health.is_out_for(Part::Objects) {
             let doubted = damaged_reads(&core, &mut reads);
-            if !doubted && tokio::time::Instant::now() < next_scrub {
+            if !doubted && scrubbed.elapsed() < interval() {
                 continue;
             }
-            next_scrub = tokio::time::Instant::now() + core.inner.options.limits.scrub_interval;
+            scrubbed = tokio::time::Instant::now();
             match core.scrub(|_, _| true).await {
                 Ok(found) => tracing::debug!(?found, "read all objects"),
                 Err(error) => tracing::warn!("not all objects could be read: {error}"),

@@ -37,7 +37,8 @@ fn text(error: impl std::fmt::Display) -> String {
 /// Fetches and installs. An error says why not; what is here is as before then.
 pub(super) async fn renew(core: &Core) -> Result<(), String> {
     let inner = &core.inner;
-    let alone = "there is nobody to take it from. Restore the data directory from a backup";
+    let alone = "there is nobody to take it from. A restart makes the database again from its snapshot and log; where they are damaged, too, \
+                 restore the data directory from a backup";
     let client = inner.client.as_ref().ok_or(alone)?;
     let from = core.other_members();
     if from.is_empty() {
