@@ -13,9 +13,10 @@ use cluster::subscription::{Snapshot, Wanted, WantedError};
 const LISTS: &str = "cidr/lists/";
 
 /// What this program reads.
-pub fn wanted(node: &str) -> Result<Wanted, WantedError> {
-    let patterns = [node, "default", "global"].map(|directory| format!("{directory}/{LISTS}*"));
-    Wanted::documents(["cidr.toml", "cluster.toml"]).files(patterns.iter().map(String::as_str))
+pub fn wanted() -> Result<Wanted, WantedError> {
+    // Of every directory: the node's groups are in `cluster.toml`, and may change.
+    let pattern = format!("*/{LISTS}*");
+    Wanted::documents(["cidr.toml", "cluster.toml"]).files([pattern.as_str()])
 }
 
 /// A configuration in use.

@@ -5,6 +5,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod member;
+mod shell;
+
 use std::io::{Read as _, Write as _};
 use std::net::{TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
@@ -21,23 +24,36 @@ struct Node {
     name: String,
     home: PathBuf,
     conf: PathBuf,
+    /// Of a cluster's member: options instead of the directory and the cluster key.
+    member: Vec<String>,
     child: Option<Child>,
 }
 
 impl Node {
     fn start(top: &Path, conf: &Path, name: &str) -> Node {
+        Self::start_with(top, conf, name, Vec::new())
+    }
+
+    fn start_with(top: &Path, conf: &Path, name: &str, member: Vec<String>) -> Node {
         let home = top.join(name);
         std::fs::create_dir_all(&home).unwrap();
-        let mut node = Node { name: name.into(), home, conf: conf.into(), child: None };
+        let mut node = Node { name: name.into(), home, conf: conf.into(), member, child: None };
         node.spawn();
         node
     }
 
     fn run_command(&self) -> Command {
         let mut command = eccluster(&self.home);
-        command.args(["cidr", "run", "--node", &self.name, "--listen", "127.0.0.1:0", "--conf"]).arg(&self.conf);
-        command.arg("--data").arg(self.home.join("data")).arg("--identity").arg(self.home.join("no-identity"));
-        command.arg("--port-file").arg(self.home.join("ports")).arg("--logs").arg(self.home.join("logs"));
+        command.args(["cidr", "run", "--node", &self.name, "--listen", "127.0.0.1:0"]);
+        // So little memory that a long sorted answer comes in many passes: a query that somebody can end.
+        command.args(["--query-memory-mib", "2"]);
+        command.arg("--data").arg(self.home.join("data")).arg("--port-file").arg(self.home.join("ports"));
+        if !self.member.is_empty() {
+            command.args(&self.member);
+            return command;
+        }
+        command.arg("--conf").arg(&self.conf).arg("--identity").arg(self.home.join("no-identity"));
+        command.arg("--logs").arg(self.home.join("logs"));
         let key = self.conf.parent().unwrap().join("key");
         if key.exists() {
             command.arg("--cluster-key").arg(key);
@@ -61,6 +77,12 @@ impl Node {
         let ports = std::fs::read_to_string(self.home.join("ports")).unwrap();
         let line = ports.lines().find(|line| line.starts_with("udp:") != prefix.is_empty()).unwrap();
         line.trim_start_matches("udp:").to_owned()
+    }
+
+    /// Where HTTP is served.
+    fn addresses(&self) -> Vec<String> {
+        let ports = std::fs::read_to_string(self.home.join("ports")).unwrap();
+        ports.lines().filter(|line| !line.starts_with("udp:")).map(str::to_owned).collect()
     }
 
     fn port(&self) -> u16 {

@@ -16,7 +16,7 @@ use std::time::Duration;
 use clap::Args;
 use cluster::control::Server as ControlServer;
 use cluster::documents::schema::values::HostPort;
-use cluster::identity::{Identity, ReloadingIdentity};
+use cluster::identity::ReloadingIdentity;
 use cluster::shutdown::{Drained, Shutdown};
 use cluster::subscription::{Daemon, DaemonOptions};
 use tokio_util::sync::CancellationToken;
@@ -59,12 +59,8 @@ pub struct RunOptions {
 /// Runs until a signal ends it.
 pub async fn run(options: RunOptions) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let shutdown = Shutdown::on_signals()?;
-    let node = match &options.daemon.node {
-        Some(node) => node.clone(),
-        None => Identity::load(&options.daemon.identity)?.node().to_owned(),
-    };
     let Daemon { node, subcluster, data, identity, client, cluster_key, mut subscription, lock } =
-        options.daemon.open(PROGRAM, settings::wanted(&node)?, &shutdown).await?;
+        options.daemon.open(PROGRAM, settings::wanted()?, &shutdown).await?;
     let identity = match (identity, &cluster_key) {
         (None, Some(key)) => {
             let subcluster = subcluster.as_deref().unwrap_or("default");

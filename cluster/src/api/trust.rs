@@ -219,6 +219,19 @@ pub enum CallerKind {
     Node,
 }
 
+/// What a user may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum AccountRole {
+    /// Everything.
+    Admin,
+    /// Read and change.
+    Committer,
+    /// Read.
+    Reader,
+}
+
 /// Who the server takes the caller for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -235,6 +248,9 @@ pub struct Whoami {
     /// The node's role.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<NodeRole>,
+    /// The user's role.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<AccountRole>,
 }
 
 /// Liveness or readiness.

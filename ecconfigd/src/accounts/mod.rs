@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use cluster::api::{CallerKind, NodeRole, Whoami};
+use cluster::api::{AccountRole, CallerKind, NodeRole, Whoami};
 use cluster::identity::Peer;
 use http::{HeaderMap, header};
 
@@ -123,8 +123,13 @@ impl Caller {
     pub fn whoami(&self) -> Whoami {
         let by = self.by.as_str().to_owned();
         match &self.who {
-            Who::User { name, .. } => {
-                Whoami { kind: CallerKind::User, name: name.clone(), by, subcluster: None, role: None }
+            Who::User { name, role, .. } => {
+                let account = Some(match role {
+                    Role::Admin => AccountRole::Admin,
+                    Role::Committer => AccountRole::Committer,
+                    Role::Reader => AccountRole::Reader,
+                });
+                Whoami { kind: CallerKind::User, name: name.clone(), by, subcluster: None, role: None, account }
             }
             Who::Node { name, subcluster, role } => Whoami {
                 kind: CallerKind::Node,
@@ -132,6 +137,7 @@ impl Caller {
                 by,
                 subcluster: Some(subcluster.to_string()),
                 role: Some(*role),
+                account: None,
             },
         }
     }
