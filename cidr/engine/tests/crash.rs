@@ -439,3 +439,45 @@ fn a_query_ends_when_it_is_told_to() {
         assert!(asked.get() <= after + 1);
     }
 }
+
+#[test]
+fn windows_left_beside_their_packed_day_count_once_and_its_damage_is_found() {
+    let mut random = Random(6);
+    let (dir, windows) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let model = base(&mut random, dir.path(), 50);
+    copy_dir(dir.path(), windows.path());
+    let now = first_day().start() + 40 * DAY_S;
+    let done = open(dir.path()).maintain(now, |_| Care::default(), &|| false).unwrap();
+    let is_window =
+        |path: &PathBuf| SERIES.iter().any(|series| path.file_name().unwrap().to_string_lossy().starts_with(series));
+    let windows_of = |dir: &Path| {
+        let files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|path| path.is_file() && is_window(path)).collect::<Vec<_>>()
+    };
+    assert!(done.days > 0 && windows_of(dir.path()).is_empty(), "{done:?}");
+    // As if the removal of the windows' names had been lost, and then the list.
+    for path in windows_of(windows.path()) {
+        fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+    }
+    fs::remove_file(dir.path().join("manifest")).unwrap();
+    let repaired = Store::repair(dir.path(), &common::QuickDisk, &options().owner).unwrap();
+    assert!(repaired.damaged.is_empty() && repaired.superseded >= 50, "{repaired:?}");
+    let store = open(dir.path());
+    assert_eq!(answers(&store), expected(&model));
+    assert!(windows_of(dir.path()).is_empty(), "leftovers are removed");
+    drop(store);
+
+    let nodes = fs::read_dir(dir.path().join("condensed")).unwrap().map(|entry| entry.unwrap().path());
+    let packed =
+        nodes.filter(|path| path.to_string_lossy().contains(".1d.")).max_by_key(|path| path.metadata().unwrap().len());
+    let packed = packed.unwrap();
+    let sound = fs::read(&packed).unwrap();
+    for _ in 0..150 {
+        let mut damaged = sound.clone();
+        let byte = random.below(sound.len() as u64) as usize;
+        damaged[byte] ^= 1 << random.below(8);
+        fs::write(&packed, &damaged).unwrap();
+        let found = open(dir.path()).verify(&|| false).unwrap().damage;
+        assert!(found.iter().any(|(path, _)| *path == packed), "byte {byte}: {found:?}");
+    }
+}
