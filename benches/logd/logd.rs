@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::loss::{self, Loss, Victim};
 use super::{Outcome, cpu, disk_bytes, line, peak_kib, wait_for};
 
 /// Services that write at once.
@@ -56,9 +57,8 @@ fn send(socket: &Path, client: u64, lines: u64) {
     }
 }
 
-pub fn run(lines: u64) -> Outcome {
-    let temporary = tempfile::tempdir().unwrap();
-    let dir = temporary.path();
+/// Writes what both daemons follow. A subscriber that never reads: the journal keeps everything, so that its size can be measured.
+fn configure(dir: &Path) {
     std::fs::create_dir_all(dir.join("conf/global")).unwrap();
     std::fs::create_dir_all(dir.join("conf/default")).unwrap();
     std::fs::write(dir.join("key"), "5a".repeat(32)).unwrap();
@@ -67,13 +67,76 @@ pub fn run(lines: u64) -> Outcome {
         "[node.n1]\naddress = \"127.88.0.1\"\n[node.m1]\naddress = \"127.88.0.2\"\n",
     )
     .unwrap();
-    // A subscriber that never reads: the journal keeps everything, so that its size can be measured.
     let conf = format!(
         "[log.mainlog]\nsubscribers = [\"m1\", \"never\"]\n[managers.m1]\nlogfile = \"{}/out/%{{l}}.%{{n}}\"\n",
         dir.display()
     );
     std::fs::write(dir.join("conf/default/logd.toml"), conf).unwrap();
-    let mut children = [start(dir, "n1", "127.88.0.1"), start(dir, "m1", "127.88.0.2")];
+}
+
+const NODES: [(&str, &str); 2] = [("n1", "127.88.0.1"), ("m1", "127.88.0.2")];
+
+/// Sends, kills one end, starts it again; every line is sent until it is acknowledged.
+pub fn loss(victim: Victim) -> Loss {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path();
+    configure(dir);
+    let mut children = NODES.map(|(node, address)| start(dir, node, address));
+    let socket: PathBuf = dir.join("n1/run/log/mainlog");
+    wait_for("the node's socket", || socket.exists());
+    let file = dir.join("out/mainlog.n1");
+    let begun = Instant::now();
+    let sending = std::thread::spawn(move || {
+        let mut acknowledged = 0;
+        while begun.elapsed() < loss::SENDING {
+            // The next connection begins behind what was acknowledged; what was sent twice is dropped by its number.
+            if send_some(&socket, &mut acknowledged, begun).is_err() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        acknowledged
+    });
+    wait_for("the time to die", || begun.elapsed() >= loss::DEATH);
+    let place = victim.place();
+    children[place].kill().unwrap();
+    children[place].wait().unwrap();
+    children[place] = start(dir, NODES[place].0, NODES[place].1);
+    let handed_over = sending.join().unwrap();
+    let loss = Loss::count("logd, fsync at both ends", victim, handed_over, &file);
+    for child in &mut children {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    loss
+}
+
+/// Line `n` has the number `n + 1`, because numbers begin with 1.
+fn send_some(socket: &Path, acknowledged: &mut u64, begun: Instant) -> std::io::Result<()> {
+    let mut stream = UnixStream::connect(socket)?;
+    writeln!(stream, "ECLOG 1 loss")?;
+    let mut answers = BufReader::new(stream.try_clone()?);
+    let mut sent = *acknowledged;
+    while begun.elapsed() < loss::SENDING {
+        let mut out = Vec::new();
+        while sent < *acknowledged + WINDOW {
+            sent += 1;
+            out.extend_from_slice(format!("{sent} {}\n", line(sent - 1)).as_bytes());
+        }
+        stream.write_all(&out)?;
+        let mut answer = String::new();
+        if answers.read_line(&mut answer)? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        *acknowledged = answer.trim_end().strip_prefix("ack ").unwrap().parse().unwrap();
+    }
+    Ok(())
+}
+
+pub fn run(lines: u64) -> Outcome {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path();
+    configure(dir);
+    let mut children = NODES.map(|(node, address)| start(dir, node, address));
     let socket: PathBuf = dir.join("n1/run/log/mainlog");
     wait_for("the node's socket", || socket.exists());
     let file = dir.join("out/mainlog.n1");

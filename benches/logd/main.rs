@@ -4,10 +4,11 @@
 //!
 //! Both get the same lines over unix or loopback sockets as fast as they take them, and both are measured until the manager's file has the last one. CPU is
 //! user and system time of both processes. logd is asked for acknowledgements after fsync at both ends; rsyslog runs as people run it, and
-//! once more with every queue file and output synced.
+//! once more with every queue file and output synced. At the end either side of both is killed under load, and what is missing is counted.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 mod logd;
+mod loss;
 mod rsyslog;
 
 use std::path::Path;
@@ -107,6 +108,12 @@ fn main() {
                 rsyslog.run(5_000, true).print();
             }
             None => println!("rsyslog: not here (RSYSLOGD, RSYSLOG_MODULES)"),
+        }
+    }
+    for victim in loss::Victim::BOTH {
+        logd::loss(victim).print();
+        if let Some(rsyslog) = rsyslog::Rsyslog::find() {
+            rsyslog.loss(victim).print();
         }
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::loss::{self, Loss, Victim};
 use super::{Outcome, cpu, line, peak_kib, wait_for};
 
 pub struct Rsyslog {
@@ -37,9 +38,8 @@ impl Rsyslog {
             .unwrap()
     }
 
-    pub fn run(&self, lines: u64, synced: bool) -> Outcome {
-        let temporary = tempfile::tempdir().unwrap();
-        let dir = temporary.path();
+    /// What both ends are told, and the port that takes lines.
+    fn configure(dir: &Path, synced: bool) -> ([String; 2], [u16; 2]) {
         let [tcp, relp] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
         for sub in ["node", "manager"] {
             std::fs::create_dir_all(dir.join(sub)).unwrap();
@@ -64,6 +64,49 @@ impl Rsyslog {
              template(name=\"raw\" type=\"string\" string=\"%rawmsg%\\n\")\naction(type=\"omfile\" file=\"{0}/out\" template=\"raw\" sync=\"{sync}\")\n",
             dir.display()
         );
+        ([node, manager], [tcp, relp])
+    }
+
+    /// Sends, kills one end, starts it again. A line counts as handed over when it was written to a connection that still stood.
+    pub fn loss(&self, victim: Victim) -> Loss {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = temporary.path();
+        let (conf, [tcp, relp]) = Self::configure(dir, false);
+        let mut children = [self.start(dir, "node", &conf[0]), self.start(dir, "manager", &conf[1])];
+        wait_for("rsyslog listens", || TcpStream::connect(("127.0.0.1", tcp)).is_ok());
+        wait_for("its manager listens", || TcpStream::connect(("127.0.0.1", relp)).is_ok());
+        let begun = Instant::now();
+        let sending = std::thread::spawn(move || {
+            let (mut stream, mut sent) = (TcpStream::connect(("127.0.0.1", tcp)).ok(), 0);
+            while begun.elapsed() < loss::SENDING {
+                let text: String = (sent..sent + 100).map(|number| line(number) + "\n").collect();
+                if stream.as_mut().is_some_and(|open| open.write_all(text.as_bytes()).is_ok()) {
+                    sent += 100;
+                } else {
+                    std::thread::sleep(Duration::from_millis(5));
+                    stream = TcpStream::connect(("127.0.0.1", tcp)).ok();
+                }
+            }
+            sent
+        });
+        wait_for("the time to die", || begun.elapsed() >= loss::DEATH);
+        let place = victim.place();
+        children[place].kill().unwrap();
+        children[place].wait().unwrap();
+        children[place] = self.start(dir, ["node", "manager"][place], &conf[place]);
+        let handed_over = sending.join().unwrap();
+        let loss = Loss::count("rsyslog, RELP", victim, handed_over, &dir.join("out"));
+        for child in &mut children {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        loss
+    }
+
+    pub fn run(&self, lines: u64, synced: bool) -> Outcome {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = temporary.path();
+        let ([node, manager], [tcp, relp]) = Self::configure(dir, synced);
         let mut children = [self.start(dir, "node", &node), self.start(dir, "manager", &manager)];
         wait_for("rsyslog listens", || TcpStream::connect(("127.0.0.1", tcp)).is_ok());
         wait_for("its manager listens", || TcpStream::connect(("127.0.0.1", relp)).is_ok());

@@ -28,6 +28,9 @@ max_idle = "1s"
 logfile = "{out}/n2/%{l}"
 "#;
 
+/// Between two groups of lines of a sender.
+const PACE: Duration = Duration::from_millis(10);
+
 fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(otherwise)
 }
@@ -89,7 +92,8 @@ struct Filler(PathBuf);
 
 impl Filler {
     fn fill(path: PathBuf) -> Self {
-        let _ = fs::write(&path, vec![b'x'; 64 << 20]);
+        let mut file = fs::File::create(&path).unwrap();
+        while file.write_all(&[b'x'; 64 << 10]).is_ok() {}
         Self(path)
     }
 }
@@ -106,7 +110,8 @@ fn every_line_once_whatever_happens() {
     eprintln!("EC_LOGD_SEED={seed} EC_LOGD_STORY_S={seconds}");
     let mut random = Random(seed);
     let mut lab = Lab::new(&["n1", "n2", "m1"], CONF);
-    let room = (24 + seconds / 4) << 20;
+    // Twice what the senders below can fill in that time: a disk is full when the story says so, not before.
+    let room = (24 + seconds) << 20;
     let mounts = ["n1/data", "m1/data", "out"].map(|name| Tmpfs::mount(&lab.path(name), room));
     let disks: Vec<PathBuf> = ["n1/data", "out"]
         .iter()
@@ -140,6 +145,8 @@ fn every_line_once_whatever_happens() {
                 while !stop.load(Ordering::Relaxed) {
                     last += 20;
                     client.send_until(last);
+                    // Not for the sake of order: for that of the disks.
+                    std::thread::sleep(PACE);
                 }
                 last
             });
