@@ -174,17 +174,22 @@ impl Lab {
 
     /// The join alone.
     pub fn join_with(&self, name: &str, token: &str, options: &[&str]) {
-        assert_success(&self.try_join(name, token, options));
+        done("a join", || self.joining(name, token, options));
     }
 
     pub fn try_join(&self, name: &str, token: &str, options: &[&str]) -> Output {
+        self.joining(name, token, options).output().unwrap()
+    }
+
+    fn joining(&self, name: &str, token: &str, options: &[&str]) -> Command {
         let machine = self.machine(name);
         let listen = format!("{}:{PORT}", machine.address);
         let mut join = machine.command(&["ecconfigd", "join", "--node", name, "--listen", &listen, "--token", token]);
         for other in self.machines.iter().filter(|other| other.child.is_some()) {
             join.args(["--server", &other.url()]);
         }
-        join.args(options).arg("--data").arg(machine.data()).output().unwrap()
+        join.args(options).arg("--data").arg(machine.data());
+        join
     }
 
     pub fn token(&self) -> String {

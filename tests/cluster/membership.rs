@@ -236,9 +236,9 @@ fn a_machine_that_moved_is_found_by_the_others() {
     }
 }
 
-/// All machines are carried elsewhere: none finds another where it was, until one is told.
+/// All machines are carried elsewhere: none finds another where it was, until they are told.
 #[test]
-fn machines_that_all_moved_find_each_other_when_one_is_told() {
+fn machines_that_all_moved_find_each_other_when_they_are_told() {
     if !possible() {
         return;
     }
@@ -247,11 +247,10 @@ fn machines_that_all_moved_find_each_other_when_one_is_told() {
     let names = ["n1", "n2", "n3"];
     names.iter().for_each(|name| lab.kill(name));
     names.iter().for_each(|name| lab.renumber(name));
-    let at = |lab: &Lab, name: &str| format!("{name}={}:2027", lab.machine(name).address);
-    let peers = [at(&lab, "n1"), at(&lab, "n3")];
-    lab.start("n1");
-    lab.start("n3");
-    lab.start_with("n2", &["--peer", &peers[0], "--peer", &peers[1]]);
+    let peers = names.map(|name| format!("{name}={}:2027", lab.machine(name).address));
+    // To each the same, itself among them.
+    let options: Vec<&str> = peers.iter().flat_map(|peer| ["--peer", peer]).collect();
+    names.iter().for_each(|name| lab.start_with(name, &options));
     names.iter().for_each(|name| lab.wait_ready(name));
     let known = |lab: &Lab| {
         let info = lab.cluster_info().ok()?;
