@@ -22,6 +22,8 @@ use std::collections::BTreeMap;
 use cidr_engine::{Committed, Counts, Error, Origin, Stamp, Store, Window};
 
 const VERSION: u8 = 1;
+/// Versions are counted up; a record that begins with more than this is none.
+const LAST_VERSION: u8 = 31;
 const MAGIC: &[u8; 4] = b"ECW1";
 /// A record is cut here: a message holds at least one, and a server takes no larger messages.
 const RECORD_BYTES: usize = 8 << 20;
@@ -79,7 +81,7 @@ impl Portion {
     pub fn decode(record: &[u8]) -> Result<Self, Malformed> {
         let mut input = Input(record);
         if input.take(1)? != [VERSION] {
-            return Err(Malformed("another version"));
+            return Err(Malformed("the record is not of version 1, a newer cidr made it"));
         }
         let name_bytes = usize::from(input.take(1)?[0]);
         let series = std::str::from_utf8(input.take(name_bytes)?).map_err(|_| Malformed("the name"))?.to_owned();
@@ -195,6 +197,13 @@ impl HandIn {
             out.extend_from_slice(record);
         }
         out
+    }
+
+    /// The later version that one of the records is of, if one is. Such a message has to wait for a server that can read it: what makes no
+    /// sense at all is dropped, and this would be.
+    pub fn later_version(&self) -> Option<u8> {
+        let versions = self.records.iter().filter_map(|(_, record)| record.first().copied());
+        versions.into_iter().find(|version| (VERSION + 1..=LAST_VERSION).contains(version))
     }
 
     /// Reads a message.
@@ -326,6 +335,19 @@ mod tests {
         merge(&store, "n2", &message(2, 1..2)).unwrap();
         merge(&store, "n1", &message(3, 1..2)).unwrap();
         assert_eq!(sum(&store), 30 + 4);
+    }
+
+    #[test]
+    fn a_record_of_another_version_is_refused_with_words() {
+        let mut record = portion("spam", 600, &[(1, 1)]).encode().remove(0);
+        record[0] = 2;
+        let error = Portion::decode(&record).unwrap_err().to_string();
+        assert!(error.contains("not of version 1"), "{error}");
+        let hand_in = |record: &[u8]| HandIn { journal: [0; 16], next: 2, records: vec![(1, record.to_vec())] };
+        assert_eq!(hand_in(&record).later_version(), Some(2));
+        assert_eq!(hand_in(b"nonsense").later_version(), None);
+        record[0] = 1;
+        assert_eq!(hand_in(&record).later_version(), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod ca_key;
 mod catchup;
 mod certify;
 mod disk;
-mod forward;
+pub(crate) mod forward;
 #[cfg(test)]
 pub(crate) mod group;
 pub(crate) mod health;

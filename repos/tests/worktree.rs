@@ -21,6 +21,20 @@ fn with(on_overlap: OnOverlap) -> StageOptions {
 }
 
 #[test]
+fn a_working_copy_of_a_newer_version_is_refused_with_words_and_left_alone() {
+    let mut world = World::new();
+    world.commit("default", &[put("a", "a\n")]);
+    world.update().unwrap();
+    let root = world.root().to_owned();
+    let file = root.with_file_name(format!(".{}.eccfg", root.file_name().unwrap().to_str().unwrap())).join("copy.json");
+    let newer = std::fs::read_to_string(&file).unwrap().replace("\"version\": 1", "\"version\": 2");
+    std::fs::write(&file, &newer).unwrap();
+    let words = WorkingCopy::open(&root).err().unwrap().to_string();
+    assert!(words.contains("copy.json has version 2") && words.contains("newer"), "{words}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), newer);
+}
+
+#[test]
 fn first_checkout_is_an_ordinary_clean_working_tree() {
     let mut world = World::new();
     assert_eq!(world.wc.base("default").unwrap(), None);

@@ -127,6 +127,12 @@ async fn hand_over(service: &Arc<Service>, server: &str, message: &HandIn) -> Re
 /// Merges a message of a node into the store. Blocks for the disk.
 pub fn receive(service: &Service, node: &str, message: &HandIn) -> Result<Merged, String> {
     let store = service.store().ok_or_else(|| format!("{} keeps no counts", service.node))?;
+    if let Some(version) = message.later_version() {
+        return Err(format!(
+            "{node} hands in windows of version {version}, {} knows 1: run the same cidr, or a newer one, here",
+            service.node
+        ));
+    }
     let merged = merge(&store, node, message).map_err(|error| Chain(&error).to_string())?;
     service.meters.merged.inc_by(merged.records);
     service.meters.repeated.inc_by(merged.repeated);

@@ -21,6 +21,8 @@ use crate::documents::MemoryFiles;
 use crate::files::{self, FileError};
 
 const FILE: &str = "configuration.cache";
+/// What all versions begin with.
+const NAME: &str = "eccluster configuration ";
 const HEADER: &str = "eccluster configuration 1 ";
 /// More than the files of one subscription may be, in base64.
 const LIMIT_BYTES: u64 = 512 << 20;
@@ -78,8 +80,13 @@ fn encode(content: &Content) -> Vec<u8> {
 
 fn decode(bytes: &[u8], node: &str) -> Result<(MemoryFiles, Version), String> {
     let text = std::str::from_utf8(bytes).map_err(|_| "it is not text")?;
-    let (sum, body) =
-        text.strip_prefix(HEADER).and_then(|rest| rest.split_once('\n')).ok_or("it has another format")?;
+    let (sum, body) = text.strip_prefix(HEADER).and_then(|rest| rest.split_once('\n')).ok_or_else(|| {
+        let version = text.strip_prefix(NAME).and_then(|rest| rest.split(' ').next());
+        version.map_or_else(
+            || "it is no configuration".to_owned(),
+            |version| format!("it has version {version}, this build knows 1: a newer build wrote it"),
+        )
+    })?;
     if hex::encode(Sha256::digest(body)) != sum {
         return Err("its checksum is wrong".into());
     }
@@ -90,4 +97,16 @@ fn decode(bytes: &[u8], node: &str) -> Result<(MemoryFiles, Version), String> {
     let decoded = stored.files.into_iter().map(|(path, data)| Ok((path, STANDARD.decode(data)?)));
     let files = decoded.collect::<Result<_, base64::DecodeError>>().map_err(|error| error.to_string())?;
     Ok((MemoryFiles(files), stored.version))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_version_is_not_used_and_said() {
+        let refused = |text: &str| decode(text.as_bytes(), "n1").map(|_| ()).expect_err("it is not ours");
+        assert!(refused("eccluster configuration 2 abc\n{}").contains("version 2, this build knows 1"));
+        assert!(refused("something else").contains("no configuration"));
+    }
 }

@@ -10,6 +10,8 @@ use cluster::files::{self, FileError};
 use duravip_core::Stored;
 
 const MAGIC: &[u8; 8] = b"ECVIPST1";
+/// What all versions begin with; the digit behind it is the version.
+const NAME: &[u8; 7] = b"ECVIPST";
 /// A few hundred bytes, and 12 more for each pinned address.
 const LIMIT_BYTES: u64 = 16 << 20;
 
@@ -24,6 +26,14 @@ pub enum StoreError {
     Damaged {
         /// The file.
         path: PathBuf,
+    },
+    /// It was written by another version of this program.
+    #[error("{} has version {version}, this build knows 1: it was written by a newer duravip, run that", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// The version found.
+        version: char,
     },
     /// It cannot be put into bytes.
     #[error("the state cannot be encoded")]
@@ -47,6 +57,9 @@ impl Store {
         let Some(bytes) = files::read_limited(&self.path, LIMIT_BYTES)? else { return Ok(None) };
         let damaged = || StoreError::Damaged { path: self.path.clone() };
         let (head, body) = bytes.split_at_checked(12).ok_or_else(damaged)?;
+        if head[..7] == *NAME && head[..8] != *MAGIC {
+            return Err(StoreError::Version { path: self.path.clone(), version: head[7].into() });
+        }
         let sound = &head[..8] == MAGIC && head[8..] == crc32c::crc32c(body).to_le_bytes();
         if !sound {
             return Err(damaged());
@@ -90,7 +103,14 @@ mod tests {
         for at in 0..bytes.len() {
             bytes[at] ^= 1;
             std::fs::write(&store.path, &bytes).unwrap();
-            assert!(matches!(store.load(), Err(StoreError::Damaged { .. })), "byte {at}");
+            match store.load() {
+                Err(StoreError::Damaged { .. }) => assert_ne!(at, 7, "the digit of the version"),
+                Err(error @ StoreError::Version { .. }) => {
+                    let words = error.to_string();
+                    assert!(at == 7 && words.contains("state has version 0, this build knows 1"), "byte {at}: {words}");
+                }
+                other => panic!("byte {at}: {other:?}"),
+            }
             bytes[at] ^= 1;
         }
     }

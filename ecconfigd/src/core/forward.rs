@@ -11,7 +11,6 @@ use openraft::ReadPolicy;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use repos::PackLimits;
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
 use super::{Core, peers};
 use crate::commit::{
@@ -20,6 +19,8 @@ use crate::commit::{
 use crate::error::{Error, Result};
 use crate::peer::{Method, PeerError, Refusal, RefusalCode, Target};
 use crate::raft::command::{Op, Outcome};
+#[cfg(test)]
+use crate::sim::mutants::{self, Mutant};
 use crate::state::{Author, RepoName, State};
 
 /// Larger requests take a connection of their own, so that nothing waits behind them.
@@ -33,7 +34,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// A write. The order of the variants is part of the protocol.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) enum Write {
+pub(crate) enum Write {
     Commit(Box<CommitRequest>),
     Create(Box<NewRepo>),
     Push(Box<ForwardedPush>),
@@ -46,7 +47,7 @@ pub(super) enum Write {
 
 /// A push without its quarantine, which stays on the node that received it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct ForwardedPush {
+pub(crate) struct ForwardedPush {
     repo: RepoName,
     author: Author,
     commands: Vec<PushCommand>,
@@ -56,7 +57,7 @@ pub(super) struct ForwardedPush {
 
 /// What became of a write.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Written {
+pub(crate) enum Written {
     Committed(CommitAnswer),
     Pushed(PushOutcome),
     Outcomes(Vec<Outcome>),
@@ -64,14 +65,14 @@ pub(super) enum Written {
 
 /// The leader's answer.
 #[derive(Serialize, Deserialize)]
-struct Answer {
+pub(crate) struct Answer {
     /// What the leader had applied when it answered: the asked node waits until it has, too.
-    applied: u64,
-    result: Result<Written>,
+    pub(crate) applied: u64,
+    pub(crate) result: Result<Written>,
 }
 
 /// How an attempt failed.
-enum Failure {
+pub(crate) enum Failure {
     /// For good: the answer is no.
     No(Error),
     /// Nothing was done.
@@ -80,7 +81,7 @@ enum Failure {
     Unknown(Error),
 }
 
-enum Leader {
+pub(crate) enum Leader {
     Here,
     There(Target),
     Nobody,
@@ -89,6 +90,10 @@ enum Leader {
 impl Write {
     /// Whether doing it twice is the same as once.
     fn is_repeatable(&self) -> bool {
+        #[cfg(test)]
+        if mutants::is_on(Mutant::RepeatsAll) {
+            return true;
+        }
         match self {
             Write::Commit(request) => request.idempotency_key.is_some(),
             Write::Create(_) | Write::Push(_) => false,
@@ -109,13 +114,13 @@ impl Write {
 }
 
 impl ForwardedPush {
-    pub(super) fn new(request: PushRequest, pack: PushPack) -> Self {
+    pub(crate) fn new(request: PushRequest, pack: PushPack) -> Self {
         let PushRequest { repo, author, commands, atomic, .. } = request;
         Self { repo, author, commands, atomic, pack }
     }
 
     /// The push as if it had been received here: the pack goes through a quarantine, so that everything is judged again by whoever leads.
-    fn unpack(self, state: &State) -> Result<PushJob> {
+    pub(crate) fn unpack(self, state: &State) -> Result<PushJob> {
         let store = match state.view().repos.get(&self.repo) {
             Some(repo) => repo.store.clone(),
             None => return Err(Error::no_repo(&self.repo)),
@@ -143,21 +148,21 @@ fn other_answer<T>(written: &Written) -> Result<T> {
 }
 
 impl Written {
-    pub(super) fn committed(self) -> Result<CommitAnswer> {
+    pub(crate) fn committed(self) -> Result<CommitAnswer> {
         match self {
             Written::Committed(answer) => Ok(answer),
             other => other_answer(&other),
         }
     }
 
-    pub(super) fn pushed(self) -> Result<PushOutcome> {
+    pub(crate) fn pushed(self) -> Result<PushOutcome> {
         match self {
             Written::Pushed(outcome) => Ok(outcome),
             other => other_answer(&other),
         }
     }
 
-    fn outcomes(self) -> Result<Vec<Outcome>> {
+    pub(crate) fn outcomes(self) -> Result<Vec<Outcome>> {
         match self {
             Written::Outcomes(outcomes) => Ok(outcomes),
             other => other_answer(&other),
@@ -175,7 +180,108 @@ impl Propose for Core {
     }
 }
 
-impl Core {
+/// What delivering a write needs of the node that was asked.
+pub(crate) trait Way: Sync {
+    /// Who leads, as far as this node knows.
+    fn leader(&self) -> Leader;
+
+    /// Up to where this node has applied the log.
+    fn applied_index(&self) -> u64;
+
+    /// Does it here; only the leader can.
+    fn here(&self, write: Write) -> impl Future<Output = Result<Written>> + Send;
+
+    /// Whether a majority follows this node, and everything that they had acknowledged is applied here.
+    fn confirm(&self) -> impl Future<Output = Result<()>> + Send;
+
+    /// Hands it, as postcard, to whoever leads.
+    fn there(&self, leader: &Target, write: Bytes) -> impl Future<Output = Result<Written, Failure>> + Send;
+
+    /// The time since some point.
+    fn clock(&self) -> Duration;
+
+    /// Waits before the next attempt.
+    fn pause(&self, pause: Duration) -> impl Future<Output = ()> + Send;
+
+    /// Whether nothing is to be tried again, because this node stops.
+    fn stops(&self) -> bool;
+}
+
+/// Has it done by whoever leads. The answer comes after it is applied here.
+pub(crate) async fn deliver(way: &impl Way, write: Write) -> Result<Written> {
+    let begun = way.clock();
+    let repeatable = write.is_repeatable();
+    let mut encoded: Option<Bytes> = None;
+    loop {
+        let attempt = match way.leader() {
+            Leader::Here => as_leader(way, &write).await,
+            Leader::There(target) => {
+                let body = match &encoded {
+                    Some(body) => body.clone(),
+                    None => encoded.insert(postcard::to_allocvec(&write).map_err(Error::internal)?.into()).clone(),
+                };
+                way.there(&target, body).await
+            }
+            Leader::Nobody => Err(Failure::NotDone(Error::Unavailable("there is no leader at the moment".into()))),
+        };
+        let error = match attempt {
+            Ok(written) => return Ok(written),
+            Err(Failure::NotDone(error)) => error,
+            Err(Failure::Unknown(error)) if repeatable => error,
+            Err(Failure::No(error) | Failure::Unknown(error)) => return Err(error),
+        };
+        if way.clock().saturating_sub(begun) > LEADERLESS || way.stops() {
+            return Err(error);
+        }
+        tracing::debug!(%error, "a write is tried again");
+        way.pause(PAUSE).await;
+    }
+}
+
+/// Does it here, and refuses only what the cluster would refuse.
+///
+/// A refusal is judged by what this node has applied, without the log. That may be too old: this node may have led until a moment ago, or
+/// have begun to lead before it has applied what the last leader had acknowledged. So a refusal counts if a majority still follows this
+/// node, and nothing was applied meanwhile that it had not known.
+async fn as_leader(way: &impl Way, write: &Write) -> Result<Written, Failure> {
+    let known = way.applied_index();
+    let refusal = match way.here(write.clone()).await {
+        Ok(written) => return Ok(written),
+        Err(error @ Error::Unavailable(_)) => return Err(Failure::Unknown(error)),
+        Err(error) => error,
+    };
+    way.confirm().await.map_err(Failure::NotDone)?;
+    if way.applied_index() == known {
+        return Err(Failure::No(refusal));
+    }
+    // Judged again by something that is as new as the request, whatever is applied from now on.
+    way.here(write.clone()).await.map_err(|error| match error {
+        Error::Unavailable(_) => Failure::Unknown(error),
+        error => Failure::No(error),
+    })
+}
+
+/// The leader's answer to what another node handed over; an error says that nothing was done.
+pub(crate) async fn handed_over(way: &impl Way, write: &Write) -> Result<Answer> {
+    let result = match as_leader(way, write).await {
+        Ok(written) => Ok(written),
+        Err(Failure::NotDone(error)) => return Err(error),
+        Err(Failure::No(error) | Failure::Unknown(error)) => Err(error),
+    };
+    Ok(Answer { applied: way.applied_index(), result })
+}
+
+impl Answer {
+    /// What the asked node makes of it.
+    pub(crate) fn settle(self) -> Result<Written, Failure> {
+        self.result.map_err(|error| match error {
+            Error::Unavailable(_) => Failure::Unknown(error),
+            error => Failure::No(error),
+        })
+    }
+}
+
+impl Way for Core {
     fn leader(&self) -> Leader {
         let metrics = self.inner.proposer.raft.metrics().borrow_watched().clone();
         match metrics.current_leader {
@@ -188,65 +294,11 @@ impl Core {
         }
     }
 
-    /// Has it done by whoever leads. The answer comes after it is applied here.
-    pub(super) async fn write(&self, write: Write) -> Result<Written> {
-        // What the leader would do with it could not be read here.
-        self.refuse_read_only()?;
-        let begun = Instant::now();
-        let repeatable = write.is_repeatable();
-        let mut encoded: Option<Bytes> = None;
-        loop {
-            let attempt = match self.leader() {
-                Leader::Here => self.write_as_leader(&write).await,
-                Leader::There(target) => {
-                    let body = match &encoded {
-                        Some(body) => body.clone(),
-                        None => encoded.insert(postcard::to_allocvec(&write).map_err(Error::internal)?.into()).clone(),
-                    };
-                    self.write_there(&target, body).await
-                }
-                Leader::Nobody => Err(Failure::NotDone(Error::Unavailable("there is no leader at the moment".into()))),
-            };
-            let error = match attempt {
-                Ok(written) => return Ok(written),
-                Err(Failure::NotDone(error)) => error,
-                Err(Failure::Unknown(error)) if repeatable => error,
-                Err(Failure::No(error) | Failure::Unknown(error)) => return Err(error),
-            };
-            if begun.elapsed() > LEADERLESS || self.inner.stopping.is_cancelled() {
-                return Err(error);
-            }
-            tracing::debug!(%error, "a write is tried again");
-            tokio::time::sleep(PAUSE).await;
-        }
+    fn applied_index(&self) -> u64 {
+        self.view().applied_index()
     }
 
-    /// Does it here, and refuses only what the cluster would refuse.
-    ///
-    /// A refusal is judged by what this node has applied, without the log. That may be too old: this node may have led until a moment ago, or
-    /// have begun to lead before it has applied what the last leader had acknowledged. So a refusal counts if a majority still follows this
-    /// node, and nothing was applied meanwhile that it had not known.
-    async fn write_as_leader(&self, write: &Write) -> Result<Written, Failure> {
-        let known = self.view().applied_index();
-        let refusal = match self.write_here(write.clone()).await {
-            Ok(written) => return Ok(written),
-            Err(error @ Error::Unavailable(_)) => return Err(Failure::Unknown(error)),
-            Err(error) => error,
-        };
-        let current = self.inner.proposer.raft.ensure_linearizable(ReadPolicy::ReadIndex).await;
-        current.map_err(|error| Failure::NotDone(Error::Unavailable(error.to_string())))?;
-        if self.view().applied_index() == known {
-            return Err(Failure::No(refusal));
-        }
-        // Judged again by something that is as new as the request, whatever is applied from now on.
-        self.write_here(write.clone()).await.map_err(|error| match error {
-            Error::Unavailable(_) => Failure::Unknown(error),
-            error => Failure::No(error),
-        })
-    }
-
-    /// Does it here; only the leader can.
-    async fn write_here(&self, write: Write) -> Result<Written> {
+    async fn here(&self, write: Write) -> Result<Written> {
         match write {
             Write::Commit(request) => self.ask(|answer| Job::Commit(request, answer)).await.map(Written::Committed),
             Write::Create(new) => self.ask(|answer| Job::Create(new, answer)).await.map(Written::Committed),
@@ -260,6 +312,36 @@ impl Core {
                 self.inner.proposer.propose(ops, attachments).await.map(Written::Outcomes)
             }
         }
+    }
+
+    async fn confirm(&self) -> Result<()> {
+        let current = self.inner.proposer.raft.ensure_linearizable(ReadPolicy::ReadIndex).await;
+        current.map(drop).map_err(|error| Error::Unavailable(error.to_string()))
+    }
+
+    async fn there(&self, leader: &Target, write: Bytes) -> Result<Written, Failure> {
+        self.write_there(leader, write).await
+    }
+
+    fn clock(&self) -> Duration {
+        self.inner.proposer.state.outside().monotonic()
+    }
+
+    async fn pause(&self, pause: Duration) {
+        tokio::time::sleep(pause).await;
+    }
+
+    fn stops(&self) -> bool {
+        self.inner.stopping.is_cancelled()
+    }
+}
+
+impl Core {
+    /// Has it done by whoever leads. The answer comes after it is applied here.
+    pub(super) async fn write(&self, write: Write) -> Result<Written> {
+        // What the leader would do with it could not be read here.
+        self.refuse_read_only()?;
+        deliver(self, write).await
     }
 
     async fn write_there(&self, leader: &Target, body: Bytes) -> Result<Written, Failure> {
@@ -298,10 +380,7 @@ impl Core {
                 "a forwarded write was answered before it was applied here: {error}"
             );
         }
-        answer.result.map_err(|error| match error {
-            Error::Unavailable(_) => Failure::Unknown(error),
-            error => Failure::No(error),
-        })
+        answer.settle()
     }
 
     /// What another node handed over.
@@ -315,12 +394,7 @@ impl Core {
         }
         let write: Write = postcard::from_bytes(&body).map_err(Refusal::bad)?;
         drop(body);
-        let result = match self.write_as_leader(&write).await {
-            Ok(written) => Ok(written),
-            Err(Failure::NotDone(error)) => return Err(Refusal::new(RefusalCode::NotNow, error)),
-            Err(Failure::No(error) | Failure::Unknown(error)) => Err(error),
-        };
-        let answer = Answer { applied: self.view().applied_index(), result };
+        let answer = handed_over(self, &write).await.map_err(|error| Refusal::new(RefusalCode::NotNow, error))?;
         serde_json::to_vec(&answer).map(Bytes::from).map_err(Refusal::failed)
     }
 
@@ -330,5 +404,37 @@ impl Core {
         let answer = self.forwarded(body).await?;
         stream.send(answer).await.map_err(Refusal::failed)?;
         stream.finish().await.map_err(Refusal::failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeMap;
+
+    use cluster::api::RevisionSpec;
+
+    use super::*;
+    use crate::commit::RepoChange;
+
+    /// The protocol is a promise between builds: these bytes are version 1.
+    #[test]
+    fn version_1_is_these_bytes() {
+        let bytes = |write: &Write| hex::encode(postcard::to_allocvec(write).unwrap());
+        assert_eq!(
+            bytes(&Write::Ops { ops: vec![Op::Tick], attachments: vec![Bytes::from_static(b"a")] }),
+            "03010e010161"
+        );
+        let change = RepoChange { base: RevisionSpec::Number(47), changes: Vec::new() };
+        let commit = CommitRequest {
+            author: Author { user: "u".into(), name: "N".into(), email: "e".into() },
+            message: "m".into(),
+            idempotency_key: Some("k".into()),
+            repos: BTreeMap::from([("default".parse().unwrap(), change)]),
+        };
+        let commit = Write::Commit(Box::new(commit));
+        assert_eq!(bytes(&commit), "000175014e0165016d01016b010764656661756c7402343700");
+        let answer = Answer { applied: 3, result: Ok(Written::Outcomes(vec![Outcome::Done])) };
+        assert_eq!(serde_json::to_string(&answer).unwrap(), r#"{"applied":3,"result":{"Ok":{"Outcomes":["Done"]}}}"#);
     }
 }

@@ -17,7 +17,8 @@ use super::mutants::{self, Mutant};
 use super::node::Node;
 use super::rng::Rng;
 use super::runtime::{Scheduler, now, sleep_us};
-use crate::commit::{CommitRequest, Job, NewRepo, Propose as _, RepoChange};
+use crate::commit::{CommitRequest, Job, NewRepo, RepoChange};
+use crate::core::forward::Write;
 use crate::error::Error;
 use crate::raft::command::{ChangeSet, IdempotencyKey, NewRevision, Op, Outcome, RefUpdate, RepoUpdate};
 use crate::state::{Author, Head, RepoName};
@@ -78,7 +79,7 @@ impl Client {
     }
 
     pub(super) fn node(&mut self) -> Option<Node> {
-        if self.rng.chance(800)
+        if self.rng.chance(600)
             && let Some(leader) = self.world.leader()
         {
             return Some(leader);
@@ -95,10 +96,15 @@ impl Client {
     ) -> Option<T> {
         sleep_us(self.world.net().client_delay_us()).await;
         let (answer, answered) = oneshot::channel();
-        let scope = node.scope.clone();
+        let (scope, disk) = (node.scope.clone(), node.disk.clone());
         // The handle must not outlive the node.
         drop(node);
-        scope.spawn(async move { drop(answer.send(work.await)) });
+        scope.spawn(async move {
+            // Who has taken itself out serves nothing.
+            if disk.out().is_none() {
+                drop(answer.send(work.await));
+            }
+        });
         let patience = std::time::Duration::from_millis(PATIENCE_MS);
         let answer = Scheduler::timeout(patience, answered).await.ok()?.ok();
         sleep_us(self.world.net().client_delay_us()).await;
@@ -288,9 +294,10 @@ impl Client {
     }
 
     async fn propose(&mut self, node: Node, ops: Vec<Op>) -> Vec<Answer> {
-        let proposer = node.proposer.clone();
-        let outcomes = self.ask(node, async move { proposer.propose(ops, Vec::new()).await }).await;
-        let Some(Ok(outcomes)) = outcomes else { return Vec::new() };
+        let (to, world) = (node.clone(), self.world.clone());
+        let write = Write::Ops { ops, attachments: Vec::new() };
+        let written = self.ask(node, async move { to.deliver(world, write).await?.outcomes() }).await;
+        let Some(Ok(outcomes)) = written else { return Vec::new() };
         let answer = |outcome| match outcome {
             Outcome::Changed(heads) | Outcome::Replayed(heads) => Answer::Done(heads),
             _ => Answer::Refused,
@@ -322,15 +329,9 @@ impl Client {
 
     /// Hands it to the node's Committer.
     async fn commit_objects(&mut self, node: Node, request: CommitRequest) -> Answer {
-        let queue = node.queue.clone();
-        let answer = self
-            .ask(node, async move {
-                let (answer, answered) = oneshot::channel();
-                queue.put(Job::Commit(Box::new(request), answer))?;
-                drop(queue);
-                answered.await.map_err(|_| Error::Unavailable("no answer".into()))?
-            })
-            .await;
+        let (to, world) = (node.clone(), self.world.clone());
+        let write = Write::Commit(Box::new(request));
+        let answer = self.ask(node, async move { to.deliver(world, write).await?.committed() }).await;
         match answer {
             Some(Ok(answer)) => {
                 let repos = answer.repos.into_iter();

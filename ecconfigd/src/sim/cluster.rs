@@ -9,6 +9,7 @@ use futures::FutureExt;
 use openraft::RaftLogReader;
 use openraft::async_runtime::watch::WatchReceiver as _;
 
+use super::damage::Damage;
 use super::disk::Disk;
 use super::history::History;
 use super::invariants::{refs_follow_log, replicas_equal};
@@ -30,6 +31,8 @@ pub(super) struct World {
     inner: Arc<Mutex<Inner>>,
     net: Net,
     pub(super) plan: Arc<Plan>,
+    /// Where all disks are: its name differs from run to run, and has no place in a trace.
+    dir: Arc<str>,
 }
 
 struct Inner {
@@ -51,6 +54,8 @@ struct Place {
     behaviour: Behaviour,
     drift_permille: i64,
     starts: u64,
+    /// Why it will never run again: its log was spoiled.
+    lost: Option<String>,
     /// Up to where the node's state was looked at.
     seen: Option<u64>,
     /// The newest checkpoint that was noticed.
@@ -58,7 +63,7 @@ struct Place {
 }
 
 impl World {
-    pub(super) fn new(plan: Plan, net: Net) -> World {
+    pub(super) fn new(plan: Plan, net: Net, dir: &Path) -> World {
         let rng = Rng::new(plan.seed).fork(11);
         let inner = Inner {
             places: BTreeMap::new(),
@@ -70,7 +75,7 @@ impl World {
             stopping: false,
             rng,
         };
-        World { inner: Arc::new(Mutex::new(inner)), net, plan: Arc::new(plan) }
+        World { inner: Arc::new(Mutex::new(inner)), net, plan: Arc::new(plan), dir: dir.to_string_lossy().into() }
     }
 
     pub(super) fn net(&self) -> Net {
@@ -84,7 +89,7 @@ impl World {
         let mut inner = locked(&self.inner);
         let mut text = String::new();
         write!(text, "{:>9.3} ", now().as_micros() as f64 / 1000.0).expect("a string takes everything");
-        text.push_str(&line());
+        text.push_str(&line().replace(&*self.dir, ""));
         for byte in text.bytes() {
             inner.digest = (inner.digest ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
@@ -165,6 +170,7 @@ impl World {
                 behaviour,
                 drift_permille,
                 starts: 0,
+                lost: None,
                 seen: None,
                 durable: None,
             },
@@ -177,7 +183,7 @@ impl World {
             let mut inner = locked(&self.inner);
             let compact_entries = self.plan.compact_entries;
             let rng = Rng::new(self.plan.seed).fork(100 + id);
-            let free = |place: &&mut Place| place.node.is_none() && !place.starting;
+            let free = |place: &&mut Place| place.node.is_none() && !place.starting && place.lost.is_none();
             let Some(place) = inner.places.get_mut(&id).filter(free) else { return };
             place.starts += 1;
             place.starting = true;
@@ -208,6 +214,12 @@ impl World {
                 }
                 self.look(id);
             }
+            Ok(Err(why)) if self.plan.damage.is_some_and(|damage| damage != Damage::Row) && self.is_damaged(id) => {
+                self.note(|| format!("n{id} is lost: {why}"));
+                if let Some(place) = locked(&self.inner).places.get_mut(&id) {
+                    place.lost = Some(why);
+                }
+            }
             Ok(Err(why)) => self.fail(format!("n{id} cannot start: {why}")),
             Err(_) => self.fail(format!("n{id} ended while it started")),
         }
@@ -234,6 +246,16 @@ impl World {
         self.crash(id);
         let place = locked(&self.inner).places.remove(&id);
         drop(place);
+    }
+
+    fn is_damaged(&self, id: u64) -> bool {
+        locked(&self.inner).places.get(&id).is_some_and(|place| place.disk.is_damaged())
+    }
+
+    /// Machines that refuse to start, because what they had is spoiled.
+    pub(super) fn lost(&self) -> Vec<u64> {
+        let inner = locked(&self.inner);
+        inner.places.iter().filter(|(_, place)| place.lost.is_some()).map(|(id, _)| *id).collect()
     }
 
     pub(super) fn node(&self, id: u64) -> Option<Node> {

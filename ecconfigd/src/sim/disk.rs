@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use redb::{Database, StorageBackend};
@@ -15,6 +16,7 @@ use redb::{Database, StorageBackend};
 use super::mutants::{self, Mutant};
 use super::rng::Rng;
 use super::runtime::locked;
+use crate::core::health::Part;
 use crate::state::{Home, StateError};
 
 const SECTOR: usize = 512;
@@ -68,6 +70,14 @@ impl Volume {
     /// Whether [`Volume::fail_after`] was called since the last crash.
     pub(super) fn is_broken(&self) -> bool {
         locked(&self.image).writes_left.is_some()
+    }
+
+    /// Flips a bit; answers where.
+    pub(super) fn flip(&self, rng: &mut Rng) -> Option<u64> {
+        let mut image = locked(&self.image);
+        let at = rng.between(0, (image.bytes.len() as u64).checked_sub(1)?);
+        image.bytes[at as usize] ^= 1 << rng.between(0, 7);
+        Some(at)
     }
 
     /// Ends what is open, and loses some of what was not synced.
@@ -177,8 +187,23 @@ pub(super) struct SimHome {
 }
 
 impl Home for SimHome {
+    fn open(&self) -> Result<Database, StateError> {
+        let volume = self.disk.volume();
+        let exists = !locked(&volume.image).bytes.is_empty() && !mutants::is_on(Mutant::TrustsPages);
+        let open = || Database::builder().set_cache_size(1 << 20).create_with_backend(volume.open());
+        crate::state::open_checked(&self.disk.dir.join("state.redb"), exists, open)
+    }
+
+    fn set_aside(&self, _aside: &Path) -> Result<(), StateError> {
+        if !self.disk.is_damaged() {
+            return Err(StateError::Poisoned("a sound database was set aside".into()));
+        }
+        *locked(&self.disk.volume) = self.disk.fresh_volume();
+        Ok(())
+    }
+
     fn fresh(&self) -> Result<Database, StateError> {
-        let fresh = Volume::default();
+        let fresh = self.disk.fresh_volume();
         let db = Database::builder().set_cache_size(1 << 20).create_with_backend(fresh.open())?;
         *locked(&self.disk.fresh) = fresh;
         Ok(db)
@@ -197,6 +222,10 @@ pub(super) struct Disk {
     volume: Mutex<Volume>,
     fresh: Mutex<Volume>,
     synced: Mutex<Synced>,
+    /// What the node holds against itself: the product's `out.json`.
+    out: Mutex<Option<Part>>,
+    /// Something that was safe was spoiled.
+    pub(super) damaged: AtomicBool,
 }
 
 /// What is known to be on the platters.
@@ -204,13 +233,45 @@ pub(super) struct Disk {
 struct Synced {
     /// The log's newest segment, and up to where it was synced.
     log: (u64, u64),
+    /// The same at the sync before that one.
+    log_before: (u64, u64),
     packs: BTreeSet<PathBuf>,
     uploads: BTreeMap<PathBuf, u64>,
 }
 
 impl Disk {
     pub(super) fn new(dir: PathBuf) -> Disk {
-        Disk { dir, volume: Mutex::default(), fresh: Mutex::default(), synced: Mutex::default() }
+        Disk {
+            dir,
+            volume: Mutex::default(),
+            fresh: Mutex::default(),
+            synced: Mutex::default(),
+            out: Mutex::default(),
+            damaged: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn out(&self) -> Option<Part> {
+        *locked(&self.out)
+    }
+
+    pub(super) fn set_out(&self, out: Option<Part>) {
+        *locked(&self.out) = out;
+    }
+
+    pub(super) fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Relaxed)
+    }
+
+    /// An empty one of the same life.
+    fn fresh_volume(&self) -> Volume {
+        let volume = Volume::default();
+        locked(&volume.image).epoch = self.volume().epoch();
+        volume
+    }
+
+    pub(super) fn log_synced_before(&self) -> (u64, u64) {
+        locked(&self.synced).log_before
     }
 
     /// The file below the database.
@@ -220,7 +281,10 @@ impl Disk {
 
     /// The log was synced up to this place of this segment, and everything before that.
     pub(super) fn log_synced(&self, segment: u64, end: u64) {
-        locked(&self.synced).log = (segment, end);
+        let mut synced = locked(&self.synced);
+        if synced.log != (segment, end) {
+            synced.log_before = std::mem::replace(&mut synced.log, (segment, end));
+        }
     }
 
     /// A checkpoint succeeded: packs and uploads that are there are there for good.

@@ -12,7 +12,10 @@
 
 mod clients;
 mod cluster;
+mod damage;
 mod disk;
+mod forward;
+mod health;
 mod history;
 mod invariants;
 #[path = "../../../tests/support/linear.rs"]

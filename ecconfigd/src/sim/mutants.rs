@@ -27,12 +27,20 @@ pub(crate) enum Mutant {
     ThinSnapshot,
     /// Packs are merged, and the merged one is not synced before the others go.
     MergesUnsynced,
+    /// A node that differs from the others does not care.
+    NeverDoubts,
+    /// Packs are not compared with their checksums when a node starts.
+    TrustsPacks,
+    /// The pages of the database are not compared with their checksums when a node starts.
+    TrustsPages,
+    /// A node hands over again what may have happened, whether it has a key or not.
+    RepeatsAll,
     /// A node answers reads without asking the others.
     StaleRead,
 }
 
 impl Mutant {
-    pub(super) const ALL: [Mutant; 11] = [
+    pub(super) const ALL: [Mutant; 15] = [
         Mutant::AckBeforeSync,
         Mutant::AckBeforeQuorum,
         Mutant::NoStaleCheck,
@@ -43,6 +51,10 @@ impl Mutant {
         Mutant::UnsyncedPacks,
         Mutant::ThinSnapshot,
         Mutant::MergesUnsynced,
+        Mutant::NeverDoubts,
+        Mutant::TrustsPacks,
+        Mutant::TrustsPages,
+        Mutant::RepeatsAll,
         Mutant::StaleRead,
     ];
 }

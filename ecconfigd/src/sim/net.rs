@@ -21,11 +21,14 @@ use openraft::{AnyError, AsyncRuntime as _, OptionalSend, RPCTypes, RaftNetworkF
 use openraft_rt_sim::SimRuntime;
 use tokio::sync::oneshot;
 
+use super::health::Packs;
 use super::mutants::{self, Mutant};
 use super::rng::Rng;
 use super::runtime::{Scheduler, Scope, SimConfig, locked, now, sleep_us};
+use crate::commit::{Proposer, Queue};
+use crate::core::health::Part;
 use crate::raft::{Raft, RaftNode, SnapshotMeta, Vote};
-use crate::state::{Manifest, RepoName, State};
+use crate::state::{Manifest, State};
 
 /// A node that can be called.
 #[derive(Clone)]
@@ -34,6 +37,8 @@ pub(super) struct Peer {
     pub(super) state: Arc<State>,
     pub(super) scope: Arc<Scope>,
     pub(super) disk: Arc<super::disk::Disk>,
+    pub(super) proposer: Proposer<SimConfig>,
+    pub(super) queue: Queue,
 }
 
 /// How the network behaves at the moment.
@@ -61,7 +66,7 @@ struct Inner {
 }
 
 /// Why a call has no answer.
-enum Lost {
+pub(super) enum Lost {
     Refused,
     Timeout(Duration),
 }
@@ -130,15 +135,32 @@ impl Net {
         locked(&self.inner).peers.get(&id).cloned()
     }
 
-    /// Calls a node: `work` runs there.
-    async fn call<T, W>(&self, (from, to): (u64, u64), ttl: Duration, work: W) -> Result<T, Lost>
+    /// Calls a node: `work` runs there, and now and then a second time.
+    pub(super) async fn call<T, W>(&self, link: (u64, u64), ttl: Duration, work: W) -> Result<T, Lost>
+    where
+        T: Send + 'static,
+        W: FnOnce(Peer) -> BoxFuture<'static, Option<T>> + Clone + Send + 'static,
+    {
+        let copies = if self.duplicated() { 2 } else { 1 };
+        self.call_with(copies, link, ttl, work).await
+    }
+
+    /// The same at most once, as over a connection.
+    pub(super) async fn call_once<T, W>(&self, link: (u64, u64), ttl: Duration, work: W) -> Result<T, Lost>
+    where
+        T: Send + 'static,
+        W: FnOnce(Peer) -> BoxFuture<'static, Option<T>> + Clone + Send + 'static,
+    {
+        self.call_with(1, link, ttl, work).await
+    }
+
+    async fn call_with<T, W>(&self, copies: usize, (from, to): (u64, u64), ttl: Duration, work: W) -> Result<T, Lost>
     where
         T: Send + 'static,
         W: FnOnce(Peer) -> BoxFuture<'static, Option<T>> + Clone + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
         let answer = Arc::new(Mutex::new(Some(answer)));
-        let copies = if self.duplicated() { 2 } else { 1 };
         for _ in 0..copies {
             let Some(us) = self.fate(from, to) else { continue };
             let (net, work, answer) = (self.clone(), work.clone(), answer.clone());
@@ -217,7 +239,13 @@ impl RaftNetworkV2<SimConfig> for Link {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<SimConfig>, RPCError<SimConfig>> {
         let work = move |peer: Peer| -> BoxFuture<'static, _> {
-            Box::pin(async move { peer.raft.append_entries(rpc).await.ok() })
+            Box::pin(async move {
+                // Its state is being replaced.
+                if !rpc.entries.is_empty() && peer.disk.out() == Some(Part::State) {
+                    return None;
+                }
+                peer.raft.append_entries(rpc).await.ok()
+            })
         };
         let done = self.net.call((self.from, self.to), option.hard_ttl(), work).await;
         match done {
@@ -255,7 +283,7 @@ impl RaftNetworkV2<SimConfig> for Link {
         _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<SimConfig>, StreamingError<SimConfig>> {
-        let parcel = Arc::new(Parcel::pack(snapshot, self.net.peer(self.from)));
+        let parcel = Arc::new(Parcel::pack(snapshot, self.net.peer(self.from).as_ref()));
         let work = move |peer: Peer| -> BoxFuture<'static, _> { Box::pin(receive(peer, vote, parcel)) };
         let done = self.net.call((self.from, self.to), option.hard_ttl() * 4, work).await;
         done.map_err(|lost| match lost {
@@ -280,44 +308,55 @@ impl RaftNetworkV2<SimConfig> for Link {
 }
 
 /// A snapshot as bytes, with the objects its refs need.
-struct Parcel {
-    meta: SnapshotMeta,
+pub(super) struct Parcel {
+    pub(super) meta: SnapshotMeta,
     manifest: Vec<u8>,
-    packs: Vec<(RepoName, Vec<u8>)>,
+    packs: Packs,
 }
 
 impl Parcel {
-    fn pack(mut snapshot: openraft::alias::SnapshotOf<SimConfig, Manifest>, from: Option<Peer>) -> Parcel {
+    pub(super) fn pack(mut snapshot: openraft::alias::SnapshotOf<SimConfig, Manifest>, from: Option<&Peer>) -> Parcel {
         let mut manifest = Vec::new();
         snapshot.snapshot.file.read_to_end(&mut manifest).expect("the manifest can be read");
+        Parcel { meta: snapshot.meta, manifest, packs: from.map(Parcel::packs).unwrap_or_default() }
+    }
+
+    /// All packs of a member.
+    pub(super) fn packs(from: &Peer) -> Packs {
         let mut packs = Vec::new();
-        let view = from.map(|peer| peer.state.view());
-        for (name, repo) in view.iter().flat_map(|view| view.repos.iter()) {
+        for (name, repo) in from.state.view().repos.iter() {
             repo.store.write_held().expect("the simulated machine writes");
             for pack in repo.store.packs().expect("packs can be listed") {
                 packs.push((name.clone(), std::fs::read(&pack.path).expect("a pack can be read")));
             }
         }
-        Parcel { meta: snapshot.meta, manifest, packs }
+        packs
     }
 
-    /// Objects first and for good, so that what the manifest names is there when it is installed.
-    fn unpack(&self, peer: &Peer) -> Manifest {
-        for (name, pack) in &self.packs {
-            let store = peer.state.make_store(name).expect("a store can be made");
-            store.install_pack(pack).expect("a pack of another node is sound");
+    /// For good: what a snapshot names is there when it is installed.
+    pub(super) fn install(packs: &Packs, peer: &Peer) -> Result<(), String> {
+        for (name, pack) in packs {
+            let known = peer.state.view().repos.get(name).map(|repo| repo.store.clone());
+            let store = known.unwrap_or_else(|| peer.state.make_store(name).expect("a store can be made"));
+            store.install_pack(pack).map_err(|error| format!("a pack of another node: {error}"))?;
             store.sync().expect("the simulated machine syncs");
             peer.disk.packs_synced(name);
         }
+        Ok(())
+    }
+
+    /// Objects first.
+    pub(super) fn unpack(&self, peer: &Peer) -> Result<Manifest, String> {
+        Parcel::install(&self.packs, peer)?;
         let mut file = tempfile::tempfile_in(&peer.disk.dir).expect("a temporary file can be made");
         file.write_all(&self.manifest).expect("the file can be written");
         std::io::Seek::rewind(&mut file).expect("a file can be rewound");
-        Manifest { file }
+        Ok(Manifest { file })
     }
 }
 
 async fn receive(peer: Peer, vote: Vote, parcel: Arc<Parcel>) -> Option<SnapshotResponse<SimConfig>> {
-    let manifest = parcel.unpack(&peer);
+    let manifest = parcel.unpack(&peer).ok()?;
     let snapshot = Snapshot { meta: parcel.meta.clone(), snapshot: manifest };
     peer.raft.install_full_snapshot(vote, snapshot).await.ok()
 }

@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use redb::Database;
 
 use super::cluster::World;
 use super::disk::Disk;
@@ -18,6 +17,7 @@ use super::net::{Links, Peer};
 use super::rng::Rng;
 use super::runtime::{Scope, SimConfig, locked, now, sleep_us};
 use crate::commit::{Proposer, Queue};
+use crate::core::health::Part;
 use crate::outside::Outside;
 use crate::raft::log::LogStore;
 use crate::raft::machine::Machine;
@@ -132,15 +132,8 @@ impl Node {
             epoch: disk.volume().epoch(),
             world: world.clone(),
         });
-        let db = Database::builder().set_cache_size(1 << 20).create_with_backend(disk.volume().open());
-        let db = db.map_err(|error| format!("the database does not open: {error}"))?;
-        let state = State::open_on(
-            db,
-            Box::new(super::disk::SimHome { disk: disk.clone() }),
-            &disk.dir,
-            MAX_WATCHERS,
-            machinery.clone(),
-        );
+        let home = Arc::new(super::disk::SimHome { disk: disk.clone() });
+        let state = crate::state::open_in(home, &disk.dir, MAX_WATCHERS, machinery.clone());
         let state = state.map_err(|error| format!("the state does not open: {error}"))?;
         let opened = LogStore::open_unwritten(&disk.dir.join("raft"), SEGMENT_BYTES);
         let (log, writer, requests) = opened.map_err(|error| format!("the log does not open: {error}"))?;
@@ -148,6 +141,7 @@ impl Node {
         scope.spawn(writer.run_simulated(requests, platter));
         let view = state.view();
         log.covers(view.applied_index(), view.membership.membership().voter_ids().any(|voter| voter != id))?;
+        log.continues(view.applied_index())?;
         drop(view);
         let config = config("sim", compact_entries / 2).map_err(|error| error.to_string())?;
         let links = Links { net: world.net(), from: id };
@@ -157,12 +151,26 @@ impl Node {
         let (queue, committer) = Queue::new(proposer.clone(), Default::default(), 64);
         scope.spawn(committer);
         let node = Node { id, scope: scope.clone(), raft, state, log, proposer, queue, machinery, disk };
+        if world.plan.objects || world.plan.damage.is_some() {
+            if !node.state.suspects().is_empty() {
+                // The log may bring again what they lack; until that is known nothing of them is served.
+                node.go_out(&world, Part::Objects, "packs were damaged").await;
+            }
+            scope.spawn(node.clone().keep_healthy(world.clone(), rng.fork(3)));
+        }
         scope.spawn(node.clone().maintain(compact_entries, rng.fork(2), world));
         Ok(node)
     }
 
     pub(super) fn peer(&self) -> Peer {
-        Peer { raft: self.raft.clone(), state: self.state.clone(), scope: self.scope.clone(), disk: self.disk.clone() }
+        Peer {
+            raft: self.raft.clone(),
+            state: self.state.clone(),
+            scope: self.scope.clone(),
+            disk: self.disk.clone(),
+            proposer: self.proposer.clone(),
+            queue: self.queue.clone(),
+        }
     }
 
     pub(super) fn behave(&self, change: impl FnOnce(&mut Behaviour)) {

@@ -1,5 +1,6 @@
 //! What a seed means: everything about a run that is decided before it begins.
 
+use super::damage::Damage;
 use super::net::Weather;
 use super::rng::Rng;
 
@@ -26,6 +27,8 @@ pub(super) struct Plan {
     pub(super) calm_ms: (u64, u64),
     /// Members come and go.
     pub(super) membership: bool,
+    /// What one of the disks holds is spoiled once.
+    pub(super) damage: Option<Damage>,
 }
 
 impl Plan {
@@ -51,6 +54,7 @@ impl Plan {
             compact_entries: rng.between(6, 40),
             calm_ms: (20, rng.between(60, 300)),
             membership: rng.chance(350),
+            damage: Damage::of(seed, objects),
         }
     }
 }

@@ -10,13 +10,13 @@ use repos::{Content, Draft, NewCommit, Oid, PackLimits, Reader, RefName, RepoPat
 use tokio::sync::oneshot;
 
 use super::clients::{Client, author, repo};
+use super::cluster::World;
 use super::history::{Ack, Push, interval};
 use super::linear;
 use super::node::Node;
 use super::runtime::now;
-use crate::commit::{
-    ChunkSource, Job, Propose as _, Proposer, PushCommand, PushJob, PushOutcome, PushPack, PushRequest, Queue,
-};
+use crate::commit::{ChunkSource, Job, Propose as _, PushCommand, PushJob, PushOutcome, PushPack, PushRequest};
+use crate::core::forward::{ForwardedPush, Write};
 use crate::error::{Error, Result};
 use crate::state::RepoName;
 
@@ -43,7 +43,7 @@ impl ChunkSource for Pieces {
 impl Client {
     /// One push to a node, made on what that node shows.
     pub(super) async fn push(&mut self) {
-        let Some(node) = self.node() else { return };
+        let Some(node) = self.node().filter(|node| node.disk.out().is_none()) else { return };
         let name = repo("default");
         let label = self.next_message();
         let made = self.make(&node, &name, &label);
@@ -55,9 +55,9 @@ impl Client {
         let atomic = self.rng.chance(500);
         let piece_bytes = if self.rng.chance(500) { Some(self.rng.between(100, 900) as usize) } else { None };
         let (commands, message, invoked) = (work.commands.clone(), work.message.clone(), now());
-        let (queue, proposer) = (node.queue.clone(), node.proposer.clone());
         let request = Sent { repo: name.clone(), work, atomic, piece_bytes };
-        let answer = self.ask(node, request.push(queue, proposer)).await;
+        let (to, world) = (node.clone(), self.world.clone());
+        let answer = self.ask(node, request.push(to, world)).await;
         self.pushed(&label, name, commands, message, invoked, answer);
     }
 
@@ -159,7 +159,8 @@ struct Sent {
 
 impl Sent {
     /// What the server does with a push, from the quarantine on.
-    async fn push(self, queue: Queue, proposer: Proposer<super::runtime::SimConfig>) -> Result<PushOutcome> {
+    async fn push(self, node: Node, world: World) -> Result<PushOutcome> {
+        let proposer = node.proposer.clone();
         let Sent { repo, work, atomic, piece_bytes } = self;
         let store = proposer.state.view().repos.get(&repo).map(|repo| repo.store.clone());
         let store = store.ok_or_else(|| Error::no_repo(&repo))?;
@@ -178,10 +179,18 @@ impl Sent {
             };
         }
         let request = PushRequest { repo, author: author(), commands: work.commands, atomic, quarantine };
-        let (answer, answered) = oneshot::channel();
-        queue.put(Job::Push(Box::new(PushJob { request, pack }), answer))?;
-        drop(queue);
-        let result = answered.await.map_err(|_| Error::Unavailable("no answer".into()))?;
+        let leads = proposer.raft.is_leader();
+        let result = if leads {
+            // Judged over the quarantine that it was received in.
+            let (answer, answered) = oneshot::channel();
+            let put = node.queue.put(Job::Push(Box::new(PushJob { request, pack }), answer));
+            drop(node);
+            put?;
+            answered.await.map_err(|_| Error::Unavailable("no answer".into()))?
+        } else {
+            let write = Write::Push(Box::new(ForwardedPush::new(request, pack)));
+            node.deliver(world, write).await?.pushed()
+        };
         if let Some(id) = upload
             && !result.as_ref().is_ok_and(|outcome| outcome.refs.iter().any(|(_, result)| result.is_ok()))
         {

@@ -11,6 +11,7 @@ use openraft_rt_sim::SimRuntime;
 
 use super::clients::{Client, first_state};
 use super::cluster::World;
+use super::damage::{self, Damage};
 use super::invariants::{
     acknowledged_stays, key_applied_once, objects_are_whole, one_commit_per_revision, pushes_as_told,
     reads_are_linearizable, refused_never_happens, replicas_equal, watch_gap_free,
@@ -22,7 +23,7 @@ use super::plan::Plan;
 use super::rng::Rng;
 use super::runtime::{Scheduler, locked, now, sleep_us};
 use super::subscribers::{self, Inbox};
-use super::{linear, nemesis};
+use super::{health, linear, nemesis};
 use crate::commit::Propose as _;
 use crate::raft::RaftNode;
 use crate::raft::command::Op;
@@ -52,7 +53,7 @@ pub(super) fn run(plan: Plan, mutant: Option<Mutant>) -> Report {
     let dir = dir.expect("a temporary directory can be made");
     let seed = plan.seed;
     let net = Net::new(Rng::new(seed).fork(2), plan.weather.clone());
-    let world = World::new(plan, net);
+    let world = World::new(plan, net, dir.path());
     let mut runtime = SimRuntime::with_seed(seed);
     // A run that comes to a standstill or turns in circles panics in the runtime.
     let told = catch_unwind(AssertUnwindSafe(|| runtime.block_on(story(&world, dir.path()))));
@@ -86,8 +87,12 @@ async fn story(world: &World, dir: &Path) -> u64 {
     }
     if first_state(world).await {
         let inboxes = [subscribers::start(world, 1, &[]), subscribers::start(world, 2, &["a"])];
+        if world.plan.damage == Some(Damage::Row) {
+            drop(Scheduler::spawn(health::ticks(world.clone())));
+        }
         busy(world, dir).await;
         nemesis::heal(world).await;
+        nemesis::take_out_the_lost(world).await;
         let members = agree(world).await;
         compare(world, &members);
         for inbox in &inboxes {
@@ -119,6 +124,7 @@ async fn busy(world: &World, dir: &Path) {
         tasks.push(Scheduler::spawn(Client::new(world.clone(), number).run()));
     }
     tasks.push(Scheduler::spawn(nemesis::faults(world.clone())));
+    tasks.push(Scheduler::spawn(damage::strike(world.clone())));
     if world.plan.membership {
         tasks.push(Scheduler::spawn(nemesis::membership(world.clone(), dir.to_owned())));
     }
@@ -159,14 +165,21 @@ async fn agree(world: &World) -> Vec<Node> {
         let ids: Vec<u64> = membership.membership().nodes().map(|(id, _)| *id).collect();
         let nodes: Vec<Node> = ids.iter().filter_map(|id| world.node(*id)).collect();
         let applied: Vec<_> = nodes.iter().map(|node| node.state.view().applied.map(|id| id.index)).collect();
-        if nodes.len() == ids.len() && applied.iter().all(|index| *index == applied[0] && *index >= barrier) {
+        let well = nodes.iter().all(|node| node.disk.out().is_none()) && !row_is_left(world, &nodes);
+        if well && nodes.len() == ids.len() && applied.iter().all(|index| *index == applied[0] && *index >= barrier) {
             world.note(|| format!("agreed at {:?}: {ids:?}", applied[0]));
             return nodes;
         }
-        state = format!("members {ids:?}, indexes {applied:?}");
+        let out: Vec<_> = nodes.iter().filter_map(|node| Some((node.id, node.disk.out()?))).collect();
+        state = format!("members {ids:?}, indexes {applied:?}, out {out:?}");
         sleep_us(20_000).await;
     }
     Vec::new()
+}
+
+/// Whether a row that nobody wrote is in the table of some and not of others.
+fn row_is_left(world: &World, nodes: &[Node]) -> bool {
+    world.plan.damage == Some(Damage::Row) && nodes.windows(2).any(|two| two[0].state.dump() != two[1].state.dump())
 }
 
 /// Everything that can only be said at the end.

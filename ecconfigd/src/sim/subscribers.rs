@@ -60,9 +60,12 @@ fn connect(node: Node, world: &World, inbox: &Inbox, last: u64) -> mpsc::Receive
         let inbox = locked(inbox);
         (inbox.repo.clone(), inbox.globs.clone())
     };
-    let (state, scope, world) = (node.state.clone(), node.scope.clone(), world.clone());
+    let (state, scope, disk, world) = (node.state.clone(), node.scope.clone(), node.disk.clone(), world.clone());
     drop(node);
     scope.spawn(async move {
+        if disk.out().is_some() {
+            return;
+        }
         let Ok(mut watch) = Watch::new(state, name, Some(last), globs) else { return };
         loop {
             let next = Scheduler::select2(sender.closed(), watch.next()).await;

@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
+use super::damage::Damage;
 use super::mutants::Mutant;
+use super::net::Weather;
 use super::plan::Plan;
 use super::run::{Report, run};
 
@@ -74,7 +76,7 @@ fn one_seed() {
     let Some(seed) = number("ECC_SIM_SEED") else { return };
     let mutant = std::env::var("ECC_SIM_MUTANT").ok();
     let mutant = mutant.map(|name| Mutant::ALL.into_iter().find(|m| format!("{m:?}") == name).unwrap());
-    let plan = if mutant.is_some() { with_a_bug(seed) } else { Plan::new(seed) };
+    let plan = mutant.map_or_else(|| Plan::new(seed), |mutant| with_a_bug(seed, mutant));
     let report = run(Plan { verbose: true, ..plan }, mutant);
     println!("digest {:016x}", report.digest);
     assert!(report.failure.is_none(), "{}", describe(&report));
@@ -90,9 +92,18 @@ fn a_seed_replays() {
     }
 }
 
-/// Longer than usual: a bug is looked for once, and the first seeds should find it.
-fn with_a_bug(seed: u64) -> Plan {
-    Plan { busy_ms: 1500, ..Plan::new(seed) }
+/// Longer than usual, and with what the bug is about: it is looked for once, and the first seeds should find it.
+fn with_a_bug(seed: u64, mutant: Mutant) -> Plan {
+    let plan = Plan { busy_ms: 1500, ..Plan::new(seed) };
+    match mutant {
+        Mutant::UnsyncedPacks | Mutant::MergesUnsynced => Plan { objects: true, ..plan },
+        Mutant::TrustsPacks => Plan { objects: true, damage: Some(Damage::Pack), ..plan },
+        Mutant::TrustsPages => Plan { damage: Some(Damage::Database), ..plan },
+        // Answers have to get lost.
+        Mutant::RepeatsAll => Plan { weather: Weather { loss_permille: 150, ..plan.weather.clone() }, ..plan },
+        Mutant::NeverDoubts => Plan { damage: Some(Damage::Row), ..plan },
+        _ => plan,
+    }
 }
 
 /// Every bug is found within the seeds of CI.
@@ -105,7 +116,7 @@ fn every_mutant_is_caught() {
         }
         let began = Instant::now();
         let caught = (0..4 * SEEDS).find_map(|seed| {
-            let report = run(with_a_bug(seed), Some(mutant));
+            let report = run(with_a_bug(seed, mutant), Some(mutant));
             report.failure.map(|what| (seed, what))
         });
         let (seed, what) = caught.unwrap_or_else(|| panic!("{mutant:?} was not caught by any seed"));

@@ -126,7 +126,9 @@ impl State {
     /// A row that no entry wrote.
     pub(crate) fn spoil_table(&self) {
         let _alone = self.apply.lock().unwrap_or_else(PoisonError::into_inner);
-        let write = self.db.load().begin_write().expect("the database can be written");
+        let mut write = self.db.load().begin_write().expect("the database can be written");
+        // Durable with the next checkpoint, as everything else.
+        write.set_durability(redb::Durability::None).expect("nothing is written yet");
         let key: &[u8] = b"user/nobody";
         write.open_table(TABLE).expect("it has the table").insert(key, key).expect("it takes a row");
         write.commit().expect("it can be written");

@@ -31,6 +31,12 @@ const CHECK_BYTES: usize = 1 << 20;
 
 /// Where the database lies, and how another one takes its place.
 pub(crate) trait Home: Send + Sync + 'static {
+    /// The database, after every page of it was compared with its checksum; an empty one where there is none.
+    fn open(&self) -> Result<Database, StateError>;
+
+    /// Moves a database that cannot be used into this directory.
+    fn set_aside(&self, aside: &Path) -> Result<(), StateError>;
+
     /// An empty database beside the present one.
     fn fresh(&self) -> Result<Database, StateError>;
 
@@ -56,6 +62,15 @@ impl FileHome {
 }
 
 impl Home for FileHome {
+    fn open(&self) -> Result<Database, StateError> {
+        let path = self.data.join(FILE);
+        checked(&path, path.exists(), || create(&path))
+    }
+
+    fn set_aside(&self, aside: &Path) -> Result<(), StateError> {
+        fs::rename(self.data.join(FILE), aside.join(FILE)).map_err(self.io("set aside"))
+    }
+
     fn fresh(&self) -> Result<Database, StateError> {
         let path = self.data.join(FRESH);
         match fs::remove_file(&path) {
@@ -88,10 +103,13 @@ pub fn has_state(data: &Path) -> bool {
 }
 
 /// Opens the state of a data directory, or what can be made again of it.
-pub(super) fn open(data: &Path, max_watchers: usize, outside: Arc<dyn Outside>) -> Result<Arc<State>, StateError> {
-    let home = || Box::new(FileHome { data: data.to_owned() });
-    let whole =
-        open_checked(&data.join(FILE)).and_then(|db| State::open_on(db, home(), data, max_watchers, outside.clone()));
+pub(crate) fn open(
+    home: Arc<dyn Home>,
+    data: &Path,
+    max_watchers: usize,
+    outside: Arc<dyn Outside>,
+) -> Result<Arc<State>, StateError> {
+    let whole = home.open().and_then(|db| State::open_on(db, home.clone(), data, max_watchers, outside.clone()));
     let why = match whole {
         // A crash in the middle of an exchange leaves no database.
         Ok(state) if state.view().applied.is_none() => return from_snapshot(state),
@@ -101,10 +119,9 @@ pub(super) fn open(data: &Path, max_watchers: usize, outside: Arc<dyn Outside>) 
     };
     tracing::error!("{why}; the database is set aside and made again from the newest snapshot and the log");
     let failed = |source| StateError::Io { action: "set aside", path: data.join(FILE), source };
-    let kept = aside::place(data, "state").map_err(failed)?;
-    fs::rename(data.join(FILE), kept.join(FILE)).map_err(failed)?;
-    let db = open_checked(&data.join(FILE))?;
-    from_snapshot(State::open_on(db, home(), data, max_watchers, outside)?)
+    home.set_aside(&aside::place(data, "state").map_err(failed)?)?;
+    let db = home.open()?;
+    from_snapshot(State::open_on(db, home, data, max_watchers, outside)?)
 }
 
 /// A snapshot that is damaged as well is set aside: where the log is not enough without it, whoever compares the two says what to do.
@@ -134,11 +151,14 @@ fn create(path: &Path) -> Result<Database, DatabaseError> {
     Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(FileBackend::new(file)?)
 }
 
-/// Opens a database after every page of it was compared with its checksum.
-fn open_checked(path: &Path) -> Result<Database, StateError> {
+/// Opens a database, and compares every page of one that exists with its checksum. `path` is for words only.
+pub(crate) fn checked(
+    path: &Path,
+    exists: bool,
+    open: impl FnOnce() -> Result<Database, DatabaseError>,
+) -> Result<Database, StateError> {
     understood(path, || {
-        let exists = path.exists();
-        let mut db = create(path)?;
+        let mut db = open()?;
         if exists && !db.check_integrity()? {
             tracing::warn!(path = %path.display(), "the state database was repaired");
         }

@@ -26,6 +26,8 @@ pub(crate) use hashes::Hash;
 #[cfg(test)]
 pub(crate) use home::Home;
 pub use home::has_state;
+#[cfg(test)]
+pub(crate) use home::{checked as open_checked, open as open_in};
 pub use model::{
     Author, CertificateRecord, Head, MemberRecord, NodeKind, NodeRecord, NodeTokenRecord, RepoRecord, ReportRecord,
     RevisionRecord, Role, TargetRecord, TokenRecord, UserRecord, rfc3339,

@@ -91,7 +91,7 @@ impl Link {
                 Ok(link)
             }
             Answer::Welcome { version: VERSION, node: other, .. } => Err(failed(format!("{other} answered"))),
-            Answer::Welcome { version, .. } => Err(failed(format!("it speaks version {version}"))),
+            Answer::Welcome { version, .. } => Err(failed(protocol::other_version(version))),
             other => Err(link.unexpected(&other)),
         }
     }

@@ -230,6 +230,13 @@ pub enum FrameError {
     Malformed(String),
 }
 
+/// What is said to a version that is not ours.
+pub(super) fn other_version(theirs: u16) -> String {
+    format!(
+        "this end speaks version {VERSION} of the log protocol, the other end speaks {theirs}: run the same logd, or a newer one, on both"
+    )
+}
+
 /// A frame, ready to send.
 pub fn encode<T: Serialize>(request: u32, message: &T) -> Result<Vec<u8>, FrameError> {
     let mut frame = vec![0; 8];
@@ -365,6 +372,26 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// The protocol is a promise between builds: these bytes are version 1.
+    #[test]
+    fn version_1_is_these_bytes() {
+        let place = Place { uuid: [7; 16], next: 300 };
+        let open = Request::Open { stream: 2, log: "mail".into(), subscriber: "m1".into(), from: Some(place) };
+        let welcome = Answer::Welcome { version: 1, node: "n1".into(), subcluster: "default".into() };
+        let bytes = |frame: Result<Vec<u8>, FrameError>| hex::encode(frame.unwrap());
+        assert_eq!(bytes(encode(7, &Request::Hello { version: 1, node: "n1".into() })), HELLO);
+        assert_eq!(bytes(encode(8, &open)), OPEN);
+        assert_eq!(bytes(encode(9, &Request::Status)), STATUS);
+        assert_eq!(bytes(encode(7, &welcome)), WELCOME);
+        assert_eq!(bytes(encode(8, &Answer::Refused { message: "no".into() })), REFUSED);
+    }
+
+    const HELLO: &str = "09000000070000000001026e31";
+    const OPEN: &str = "21000000080000000202046d61696c026d310107070707070707070707070707070707ac02";
+    const STATUS: &str = "050000000900000006";
+    const WELCOME: &str = "11000000070000000001026e310764656661756c74";
+    const REFUSED: &str = "080000000800000007026e6f";
 
     proptest! {
         #[test]

@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use cluster::documents::schema::logd::{Logd, MASTER};
 use logd_journal::{Item, JournalError, Position, Reader, Uuid};
 use nix::sys::socket::{setsockopt, sockopt};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
@@ -160,16 +160,15 @@ impl Service {
             return Ok(());
         }
         let proved = self.trust.proved(stream.get_ref().1).ok_or("it has no certificate of this cluster")?;
-        let first = tokio::time::timeout(GREETING, protocol::read::<Request>(&mut stream)).await;
-        let first = first.map_err(|_| "no greeting in time")?.map_err(|error| error.to_string())?;
-        let Some((number, Request::Hello { version, node })) = first else { return Err("no greeting".into()) };
+        let greeting = tokio::time::timeout(GREETING, greeting(&mut stream)).await;
+        let (number, node) = greeting.map_err(|_| "no greeting in time")??;
         let caller = match proved {
             Proved::Node { node: certified, .. } if certified != node => {
                 return Err(format!("{certified} calls itself {node}"));
             }
             proved => Caller { node, proved },
         };
-        tracing::debug!(node = caller.node, version, "connected");
+        tracing::debug!(node = caller.node, "connected");
         let (reader, writer) = tokio::io::split(stream);
         let (answers, queue) = mpsc::channel::<Frame>(ANSWERS);
         let welcome =
@@ -356,6 +355,20 @@ fn keep_alive(stream: &TcpStream) {
     let _ = setsockopt(stream, sockopt::TcpKeepIdle, &10);
     let _ = setsockopt(stream, sockopt::TcpKeepInterval, &5);
     let _ = setsockopt(stream, sockopt::TcpKeepCount, &4);
+}
+
+/// The first request: its number, and who calls. Another version is told so.
+async fn greeting(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Result<(u32, String), String> {
+    let first = protocol::read::<Request>(stream).await.map_err(|error| error.to_string())?;
+    let Some((number, Request::Hello { version, node })) = first else { return Err("no greeting".into()) };
+    if version == VERSION {
+        return Ok((number, node));
+    }
+    let message = protocol::other_version(version);
+    let refused = protocol::encode(number, &Answer::Refused { message: message.clone() });
+    let refused = refused.map_err(|error| error.to_string())?;
+    stream.write_all(&refused).await.map_err(|error| error.to_string())?;
+    Err(message)
 }
 
 async fn write(
@@ -659,4 +672,23 @@ fn fill(builder: &mut BlockBuilder, reader: &mut Reader, max_bytes: usize) -> Re
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn another_version_is_told_so() {
+        let (mut here, mut there) = tokio::io::duplex(4096);
+        let hello = |version| protocol::encode(7, &Request::Hello { version, node: "n1".into() }).unwrap();
+        there.write_all(&hello(VERSION)).await.unwrap();
+        assert_eq!(greeting(&mut here).await.unwrap(), (7, "n1".into()));
+        there.write_all(&hello(9)).await.unwrap();
+        let refused = greeting(&mut here).await.unwrap_err();
+        assert!(refused.contains("version 1") && refused.contains("speaks 9"), "{refused}");
+        let (number, answer) = protocol::read::<Answer>(&mut there).await.unwrap().unwrap();
+        assert!(number == 7 && matches!(answer, Answer::Refused { message } if message == refused));
+    }
 }

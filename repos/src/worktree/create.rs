@@ -6,12 +6,10 @@ use super::error::{At, Result, WorktreeError};
 use super::fault;
 use super::fsx;
 use super::gitdir;
-use super::inner::{self, Inner, SAVED, Settings, locate, path_of, state_name, store_path};
+use super::inner::{self, Inner, SAVED, Settings, VERSION, locate, path_of, state_name, store_path};
 use super::stage::exchange_error;
 use super::types::{CreateOptions, Mount};
 use crate::Store;
-
-const VERSION: u32 = 1;
 
 /// The outer mount first, names and places checked.
 fn check_mounts(mounts: &[Mount]) -> Result<Vec<Mount>> {

@@ -102,6 +102,14 @@ pub enum WorktreeError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A working copy of another version of this program.
+    #[error("{} has version {version}, this build knows 1: it was made by a newer eccfg, run that", path.display())]
+    Version {
+        /// The file that says so.
+        path: PathBuf,
+        /// The version found.
+        version: u32,
+    },
     /// The object store failed.
     #[error("object store")]
     Store(#[from] crate::Error),

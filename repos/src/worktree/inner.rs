@@ -43,6 +43,22 @@ pub(crate) struct Settings {
     pub ownership: Ownership,
 }
 
+/// The version of `copy.json` and of the layout that it stands for.
+pub(crate) const VERSION: u32 = 1;
+
+/// Refuses what a newer build wrote, before anything else in it is looked at.
+fn read_settings(file: &Path, bytes: &[u8]) -> Result<Settings> {
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let damaged = |err: serde_json::Error| WorktreeError::Damaged { path: file.to_owned(), reason: err.to_string() };
+    match serde_json::from_slice(bytes).map_err(damaged)? {
+        Version { version: VERSION } => serde_json::from_slice(bytes).map_err(damaged),
+        Version { version } => Err(WorktreeError::Version { path: file.to_owned(), version }),
+    }
+}
+
 /// What the trees held when they were last looked at, by their ids.
 #[derive(Default)]
 pub(crate) struct Cache {
@@ -111,8 +127,7 @@ impl Inner {
             // Its making was interrupted before the tree was in place, or somebody has removed the tree.
             return Err(WorktreeError::NotAWorkingCopy(root));
         }
-        let settings: Settings = serde_json::from_slice(&bytes)
-            .map_err(|err| WorktreeError::Damaged { path: file, reason: err.to_string() })?;
+        let settings = read_settings(&file, &bytes)?;
         let stores = settings
             .mounts
             .iter()

@@ -26,7 +26,7 @@ use self::verdict::{Verdict, judge};
 use super::{Core, peers};
 use crate::error::{Error, Result};
 use crate::peer::{Method, Refusal, Target};
-use crate::state::Hash;
+use crate::state::{Hash, State};
 
 /// How often the members are asked. A round is one small message to each.
 const LOOK: Duration = Duration::from_secs(1);
@@ -77,24 +77,72 @@ struct Marker {
 }
 
 /// The question of [`Method::HASHES`].
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub(super) struct Ask {
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Ask {
     /// Indexes whose running hash is wanted.
-    pub(super) hashes: Vec<u64>,
+    pub(crate) hashes: Vec<u64>,
     /// Indexes whose digest is wanted.
-    pub(super) digests: Vec<u64>,
+    pub(crate) digests: Vec<u64>,
 }
 
 /// Its answer. What the asked node does not have, or not any more, is left out.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
-pub(super) struct Told {
-    pub(super) applied: u64,
+pub(crate) struct Told {
+    pub(crate) applied: u64,
     #[serde(default)]
-    pub(super) out: Option<String>,
+    pub(crate) out: Option<String>,
     #[serde(default)]
-    pub(super) hashes: BTreeMap<u64, String>,
+    pub(crate) hashes: BTreeMap<u64, String>,
     #[serde(default)]
-    pub(super) digests: BTreeMap<u64, String>,
+    pub(crate) digests: BTreeMap<u64, String>,
+}
+
+impl Told {
+    /// Of this state.
+    pub(crate) fn of(state: &State, ask: &Ask, out: Option<String>) -> Told {
+        let known = |indexes: &[u64], find: &dyn Fn(u64) -> Option<Hash>| {
+            let found = indexes.iter().take(MAX_ASKED).filter_map(|index| Some((*index, hex::encode(find(*index)?))));
+            found.collect()
+        };
+        Told {
+            applied: state.view().applied_index(),
+            out,
+            hashes: known(&ask.hashes, &|index| state.hash_at(index)),
+            digests: known(&ask.digests, &|index| state.digest_at(index)),
+        }
+    }
+}
+
+/// Judges a node by what it and the others told: an error says why it is wrong; otherwise what nobody can be blamed for, if anything.
+pub(crate) fn judge_all(
+    raft_id: u64,
+    voters: &[u64],
+    own: &Told,
+    told: &BTreeMap<u64, Told>,
+) -> std::result::Result<Option<String>, String> {
+    let mut disputed = None;
+    let sides: [(&str, Side); 2] = [("hash", |told| &told.hashes), ("table", |told| &told.digests)];
+    for (what, side) in sides {
+        for (index, hash) in side(own) {
+            // Who is out does not count: it says itself that it is wrong.
+            let trusted = told.iter().filter(|(id, told)| voters.contains(id) && told.out.is_none());
+            let hashes = trusted.filter_map(|(_, told)| decode(side(told).get(index)?)).collect::<Vec<_>>();
+            let Some(own) = decode(hash) else { continue };
+            match judge(own, voters.contains(&raft_id), &hashes, voters.len()) {
+                Verdict::Equal | Verdict::OthersDiffer => {}
+                Verdict::Wrong { with } => {
+                    let of = voters.len();
+                    return Err(format!(
+                        "its state differs from that of {with} of {of} voters at entry {index} ({what})"
+                    ));
+                }
+                Verdict::Disputed => {
+                    disputed = Some(format!("replicas differ at entry {index} ({what}), and none has a majority"));
+                }
+            }
+        }
+    }
+    Ok(disputed)
 }
 
 /// One of the two kinds of hashes.
@@ -300,17 +348,7 @@ impl Core {
     }
 
     pub(super) fn own_hashes(&self, ask: &Ask) -> Told {
-        let state = &self.inner.proposer.state;
-        let known = |indexes: &[u64], find: &dyn Fn(u64) -> Option<Hash>| {
-            let found = indexes.iter().take(MAX_ASKED).filter_map(|index| Some((*index, hex::encode(find(*index)?))));
-            found.collect()
-        };
-        Told {
-            applied: state.view().applied_index(),
-            out: self.health().outage().map(|outage| outage.why),
-            hashes: known(&ask.hashes, &|index| state.hash_at(index)),
-            digests: known(&ask.digests, &|index| state.digest_at(index)),
-        }
+        Told::of(&self.inner.proposer.state, ask, self.health().outage().map(|outage| outage.why))
     }
 
     /// Asks members, all at once. Who does not answer in time is left out.
@@ -350,30 +388,10 @@ impl Core {
     async fn judge(&self, own: &Told, told: &BTreeMap<u64, Told>) {
         let membership = self.inner.proposer.state.view().membership.clone();
         let voters: Vec<u64> = membership.voter_ids().collect();
-        let votes = voters.contains(&self.inner.raft_id);
-        let mut disputed = None;
-        let sides: [(&str, Side); 2] = [("hash", |told| &told.hashes), ("table", |told| &told.digests)];
-        for (what, side) in sides {
-            for (index, hash) in side(own) {
-                // Who is out does not count: it says itself that it is wrong.
-                let trusted = told.iter().filter(|(id, told)| voters.contains(id) && told.out.is_none());
-                let hashes = trusted.filter_map(|(_, told)| decode(side(told).get(index)?)).collect::<Vec<_>>();
-                let Some(own) = decode(hash) else { continue };
-                match judge(own, votes, &hashes, voters.len()) {
-                    Verdict::Equal | Verdict::OthersDiffer => {}
-                    Verdict::Wrong { with } => {
-                        let of = voters.len();
-                        let why =
-                            format!("its state differs from that of {with} of {of} voters at entry {index} ({what})");
-                        return self.go_out(Part::State, why).await;
-                    }
-                    Verdict::Disputed => {
-                        disputed = Some(format!("replicas differ at entry {index} ({what}), and none has a majority"));
-                    }
-                }
-            }
+        match judge_all(self.inner.raft_id, &voters, own, told) {
+            Err(why) => self.go_out(Part::State, why).await,
+            Ok(disputed) => self.health().note_dispute(disputed),
         }
-        self.health().note_dispute(disputed);
     }
 
     /// Whether the members have the same state, heads and all, as this one: all that can be reached, and among them a majority of the voters.

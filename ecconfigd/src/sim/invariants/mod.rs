@@ -10,4 +10,5 @@ pub(super) mod reads_are_linearizable;
 pub(super) mod refs_follow_log;
 pub(super) mod refused_never_happens;
 pub(super) mod replicas_equal;
+pub(super) mod right_nodes_stay;
 pub(super) mod watch_gap_free;
