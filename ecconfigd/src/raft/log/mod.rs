@@ -273,8 +273,9 @@ fn recover(dir: &Path, segment_bytes: u64, stats: Arc<LogStats>) -> Result<Write
         })?;
         old.push(Old { segment, highest_index });
     }
-    index.forget_committed_unless_here();
+    // What is on disk, so that the next group takes it back there where it is not believed.
     let committed = index.committed;
+    index.forget_committed_unless_here();
     let index = Arc::new(Mutex::new(index));
     let dir_path = dir.to_owned();
     let (segment, highest_index, room) = match old.pop() {

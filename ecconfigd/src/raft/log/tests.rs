@@ -373,6 +373,19 @@ async fn run_step(log: &mut LogStore, model: &mut Model, dir: &Path, step: Step)
     assert_eq!(RaftLogStorage::<TypeConfig>::read_committed(log).await.unwrap(), model.committed);
 }
 
+/// A purge must not bring it back: everything below one counts as committed.
+#[tokio::test]
+async fn what_was_not_believed_once_is_not_believed_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = LogStore::open(dir.path(), 4096).unwrap();
+    let mut model = Model::default();
+    let one = Step::Append { count: 1, bytes: 0 };
+    let steps = [one.clone(), Step::Committed, Step::Truncate { back: 1 }, one, Step::Reopen];
+    for step in steps.into_iter().chain([Step::Purge { share: 0 }, Step::Reopen]) {
+        run_step(&mut log, &mut model, dir.path(), step).await;
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
