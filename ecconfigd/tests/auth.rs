@@ -36,7 +36,7 @@ async fn passwords_and_tokens() {
     let whoami = |client: reqwest::RequestBuilder| async { client.send().await.unwrap() };
     let base = || server.anonymous(Method::GET, "/api/v1/whoami");
     let me: Value = whoami(base().basic_auth("admin", Some(&server.password))).await.json().await.unwrap();
-    assert_eq!(me, json!({"kind": "user", "name": "admin", "by": "password"}));
+    assert_eq!(me, json!({"kind": "user", "name": "admin", "by": "password", "account_role": "admin"}));
 
     let made = server.post("/api/v1/tokens", &json!({"name": "ci", "ttl": "1h"})).await;
     assert_eq!((made.status().as_u16(), made.headers()["cache-control"].to_str().unwrap()), (201, "no-store"));

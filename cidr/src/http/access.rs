@@ -43,7 +43,7 @@ enum Login {
 
 impl Login {
     fn of(whoami: &Whoami) -> Self {
-        match whoami.account {
+        match whoami.account_role {
             Some(AccountRole::Admin | AccountRole::Committer) => Self::Write,
             // A server that says no role is an older one.
             Some(AccountRole::Reader) | None => Self::Read,

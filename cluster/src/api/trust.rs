@@ -250,7 +250,7 @@ pub struct Whoami {
     pub role: Option<NodeRole>,
     /// The user's role.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub account: Option<AccountRole>,
+    pub account_role: Option<AccountRole>,
 }
 
 /// Liveness or readiness.

@@ -124,12 +124,12 @@ impl Caller {
         let by = self.by.as_str().to_owned();
         match &self.who {
             Who::User { name, role, .. } => {
-                let account = Some(match role {
+                let account_role = Some(match role {
                     Role::Admin => AccountRole::Admin,
                     Role::Committer => AccountRole::Committer,
                     Role::Reader => AccountRole::Reader,
                 });
-                Whoami { kind: CallerKind::User, name: name.clone(), by, subcluster: None, role: None, account }
+                Whoami { kind: CallerKind::User, name: name.clone(), by, subcluster: None, role: None, account_role }
             }
             Who::Node { name, subcluster, role } => Whoami {
                 kind: CallerKind::Node,
@@ -137,7 +137,7 @@ impl Caller {
                 by,
                 subcluster: Some(subcluster.to_string()),
                 role: Some(*role),
-                account: None,
+                account_role: None,
             },
         }
     }
