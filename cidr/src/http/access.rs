@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn readers_ask_and_committers_add() {
         let login = |json: &str| Login::of(&serde_json::from_str(json).unwrap());
-        let user = |role: &str| login(&format!(r#"{{"kind":"user","name":"a","by":"token","account":"{role}"}}"#));
+        let user = |role: &str| login(&format!(r#"{{"kind":"user","name":"a","by":"token","account_role":"{role}"}}"#));
         assert_eq!([user("admin"), user("committer"), user("reader")], [Login::Write, Login::Write, Login::Read]);
         assert_eq!(login(r#"{"kind":"user","name":"a","by":"password"}"#), Login::Read);
         assert!(Login::Nothing < Login::Read && Login::Read < Login::Write);
