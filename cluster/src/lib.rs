@@ -1,5 +1,6 @@
 //! What every daemon needs: identity and TLS, configuration documents, gate, subscription, control socket, telemetry. Knows neither git nor Raft.
 
+pub mod accounts;
 pub mod api;
 pub mod command_line;
 pub mod control;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use cluster::accounts::Accounts;
 use cluster::control::Server as ControlServer;
 use cluster::documents::schema::values::HostPort;
 use cluster::identity::ReloadingIdentity;
@@ -82,8 +83,8 @@ pub async fn run(options: RunOptions) -> Result<(), Box<dyn std::error::Error + 
         let thread = std::thread::Builder::new().name("windows".into());
         (thread.spawn(move || windows::write(&service, &finished, &giving_up))?, hurry)
     };
-    let access = http::Access::new(identity, client);
-    let inputs = sockets.serve(&service, access, &shutdown);
+    let accounts = Accounts::new(identity, client);
+    let inputs = sockets.serve(&service, accounts, &shutdown);
     let stop = shutdown.token();
     shutdown.spawn(windows::cut(service.clone(), stop.clone()));
     shutdown.spawn(deliver::deliver(service.clone(), stop.clone()));
@@ -186,11 +187,11 @@ impl Sockets {
     fn serve(
         self,
         service: &Arc<Service>,
-        access: http::Access,
+        accounts: Option<Accounts>,
         shutdown: &Shutdown,
     ) -> Vec<tokio::task::JoinHandle<()>> {
         let stop = shutdown.token();
-        let router = http::router(service.clone(), access);
+        let router = http::router(service.clone(), accounts);
         let mut tasks = Vec::new();
         for listener in self.http {
             tracing::info!(address = %listener.address(), tls = listener.is_secure(), "listening");

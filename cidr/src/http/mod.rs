@@ -10,13 +10,13 @@ mod words;
 
 use std::sync::Arc;
 
+use ::cluster::accounts::Accounts;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http::header::CONTENT_TYPE;
 
-pub use access::Access;
 pub use listen::Listener;
 pub use words::Refusal;
 
@@ -30,12 +30,12 @@ const BODY_BYTES: usize = 16 << 20;
 #[derive(Clone)]
 pub struct App {
     service: Arc<Service>,
-    access: Arc<Access>,
+    accounts: Option<Arc<Accounts>>,
 }
 
 /// All routes.
-pub fn router(service: Arc<Service>, access: Access) -> Router {
-    let app = App { service, access: Arc::new(access) };
+pub fn router(service: Arc<Service>, accounts: Option<Accounts>) -> Router {
+    let app = App { service, accounts: accounts.map(Arc::new) };
     let people = Router::new()
         .route("/query", get(query::query))
         .route("/series", get(query::series))

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use cluster::accounts::Accounts;
 use cluster::control::{ControlError, Server as ControlServer, ServerOptions};
 use cluster::documents::ConfError;
 use cluster::documents::schema::cluster::Cluster;
@@ -24,7 +25,7 @@ use logd_journal::JournalError;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::http::{Access, Http};
+use crate::http::Http;
 use crate::input::Context;
 use crate::manager::writer::WriterError;
 use crate::manager::{Home, Manager};
@@ -164,8 +165,8 @@ impl Run {
         };
         let (sinks, current) = (Sinks::default(), Arc::default());
         let mut running = Running { logs, service, home, manager: None, sinks, of_sinks, current };
-        let access = Access::new(running.home.trust.clone(), daemon.client.clone());
-        running.service.serve_http(Http::new(Console::new(&running), access));
+        let accounts = Accounts::new(daemon.identity.clone(), daemon.client.clone());
+        running.service.serve_http(Http::new(Console::new(&running), accounts));
         let ended = CancellationToken::new();
         let control = ControlServer::bind(&ServerOptions::new(PROGRAM, &daemon.node))?;
         tokio::spawn(control.serve(control::router(&running), ended.child_token()));

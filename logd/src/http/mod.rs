@@ -14,6 +14,7 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use cluster::accounts::Accounts;
 use cluster::api::Problem;
 use cluster::control::Failure;
 use http::StatusCode;
@@ -30,8 +31,6 @@ use tower::Service as _;
 use crate::daemon::Console;
 use crate::wire::trust::Proved;
 
-pub use access::Access;
-
 /// What is agreed on by ALPN.
 pub const PROTOCOL: &[u8] = b"http/1.1";
 /// A request's head has this long.
@@ -45,7 +44,7 @@ const FOLLOWERS: usize = 32;
 #[derive(Clone)]
 struct App {
     console: Console,
-    access: Arc<Access>,
+    accounts: Option<Arc<Accounts>>,
     scans: Arc<Semaphore>,
     followers: Arc<Semaphore>,
 }
@@ -61,11 +60,11 @@ impl std::fmt::Debug for Http {
 }
 
 impl Http {
-    /// Reads what `console` knows, for those whom `access` lets in.
-    pub fn new(console: Console, access: Access) -> Self {
+    /// Reads what `console` knows, for nodes and for the cluster's accounts.
+    pub fn new(console: Console, accounts: Option<Accounts>) -> Self {
         let app = App {
             console,
-            access: Arc::new(access),
+            accounts: accounts.map(Arc::new),
             scans: Arc::new(Semaphore::new(SCANS)),
             followers: Arc::new(Semaphore::new(FOLLOWERS)),
         };
