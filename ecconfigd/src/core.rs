@@ -389,10 +389,12 @@ impl Core {
             RevisionSpec::Number(number) if *number == view.record.head.revision && *number > 0 => {
                 return Ok(Resolved { commit: view.record.head.commit, revision: Some(*number) });
             }
-            RevisionSpec::Number(number) => {
-                let record = self.revision(repo, *number).await?;
-                return Ok(Resolved { commit: record.commit, revision: Some(*number) });
-            }
+            RevisionSpec::Number(number) => match self.revision(repo, *number).await {
+                Ok(record) => return Ok(Resolved { commit: record.commit, revision: Some(*number) }),
+                // One abbreviated commit id in a hundred has no letter.
+                Err(Error::NotFound { .. }) if *number >= 1_000_000 => number.to_string(),
+                Err(error) => return Err(error),
+            },
             RevisionSpec::Commit(hex) => hex.clone(),
         };
         let missing = || Error::NotFound { kind: "commit".into(), name: format!("{spec} in {repo}") };

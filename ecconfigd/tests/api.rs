@@ -73,8 +73,10 @@ async fn files_and_trees_are_read_at_any_revision() {
     }
     let commit = server.json(&format!("/api/v1/repos/default/commits/r{one}")).await;
     let hex = commit["commit"].as_str().unwrap();
-    let old = server.get(&format!("/api/v1/repos/default/files/default/a.txt?revision={}", &hex[..10])).await;
-    assert_eq!(old.text().await.unwrap(), "one\n");
+    for digits in 7..20 {
+        let old = server.get(&format!("/api/v1/repos/default/files/default/a.txt?revision={}", &hex[..digits])).await;
+        assert_eq!(old.text().await.unwrap(), "one\n", "{}", &hex[..digits]);
+    }
 
     let page = server.get("/api/v1/repos/default/files/default/sub/b.html").await;
     assert_eq!(page.headers()["content-type"], "text/plain; charset=utf-8", "a browser must not run it");
@@ -135,6 +137,23 @@ async fn history_names_revisions() {
     let detail = server.json(&format!("/api/v1/repos/default/commits/{three}")).await;
     assert_eq!(detail["diff"]["patch"], patch);
     assert_eq!(server.get("/api/v1/repos/default/commits/main").await.status(), 404);
+}
+
+/// One in 27 has no letter among its first seven digits.
+#[tokio::test]
+async fn an_abbreviated_commit_may_look_like_a_number() {
+    let server = TestServer::start().await;
+    for attempt in 0..1000 {
+        let revision = server.commit("default", &[("default/a", &format!("{attempt}\n"))]).await;
+        let commit = server.json(&format!("/api/v1/repos/default/commits/r{revision}")).await;
+        let short = &commit["commit"].as_str().unwrap()[..7];
+        let found = server.json(&format!("/api/v1/repos/default/commits/{short}")).await;
+        assert_eq!(found["revision"], revision, "{short}");
+        if short.bytes().all(|byte| byte.is_ascii_digit()) {
+            return;
+        }
+    }
+    panic!("a thousand commits, and every one has a letter");
 }
 
 #[tokio::test]

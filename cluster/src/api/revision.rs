@@ -32,14 +32,16 @@ pub struct BadRevision(pub String);
 impl FromStr for RevisionSpec {
     type Err = BadRevision;
 
-    /// All-digit text is a number unless it has the full length of a commit id.
+    /// All-digit text is a number unless it has the full length of a commit id, or begins with a zero and has the length of an abbreviated one.
     fn from_str(text: &str) -> Result<Self, BadRevision> {
         let bad = || BadRevision(text.chars().take(64).collect());
         let hex = text.len() <= 40 && !text.is_empty() && text.bytes().all(|b| b.is_ascii_hexdigit());
         if let Some(number) = text.strip_prefix('r') {
             return digits(number).map(Self::Number).ok_or_else(bad);
         }
+        let zeros = text.len() >= 7 && text.starts_with('0');
         if text.len() != 40
+            && !zeros
             && let Some(number) = digits(text)
         {
             return Ok(Self::Number(number));
@@ -121,6 +123,7 @@ mod tests {
         assert_eq!("47".parse(), Ok(RevisionSpec::Number(47)));
         assert_eq!("r47".parse(), Ok(RevisionSpec::Number(47)));
         assert_eq!("12345678".parse(), Ok(RevisionSpec::Number(12_345_678)));
+        assert_eq!("0123456".parse(), Ok(RevisionSpec::Commit("0123456".into())));
         assert_eq!("ABCDEF0".parse(), Ok(RevisionSpec::Commit("abcdef0".into())));
         let full = "1".repeat(40);
         assert_eq!(full.parse(), Ok(RevisionSpec::Commit(full.clone())));
