@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::Failure;
+
 /// An error, as RFC 9457 wants it. `code` is stable; `title` and `detail` are for people.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -35,6 +37,23 @@ pub struct Problem {
     /// The request's id, for the server's log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
+}
+
+impl Problem {
+    /// A daemon's refusal, as it is answered over HTTP.
+    pub fn of_failure(status: http::StatusCode, failure: Failure) -> Self {
+        let Failure { message, hint, code } = failure;
+        let code = if code.is_empty() { "failed".to_owned() } else { code };
+        Self {
+            kind: format!("urn:eccluster:problem:{code}"),
+            title: status.canonical_reason().unwrap_or("Failed").into(),
+            status: status.as_u16(),
+            detail: message,
+            code,
+            hint,
+            ..Self::default()
+        }
+    }
 }
 
 /// A path that somebody else changed since the base.

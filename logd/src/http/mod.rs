@@ -137,17 +137,7 @@ impl Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let Failure { message, hint, code } = self.failure;
-        let code = if code.is_empty() { "failed".to_owned() } else { code };
-        let problem = Problem {
-            kind: format!("urn:eccluster:problem:{code}"),
-            title: self.status.canonical_reason().unwrap_or("Failed").into(),
-            status: self.status.as_u16(),
-            detail: message,
-            code,
-            hint,
-            ..Problem::default()
-        };
+        let problem = Problem::of_failure(self.status, self.failure);
         let body = serde_json::to_vec(&problem).unwrap_or_default();
         let mut response = (self.status, [(CONTENT_TYPE, "application/problem+json")], body).into_response();
         if self.status == StatusCode::UNAUTHORIZED {
