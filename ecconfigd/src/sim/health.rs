@@ -2,14 +2,13 @@
 //! itself with the others, steps aside when it is the one that is wrong, and rebuilds itself from them. Who is wrong is the product's
 //! judgement, what is replaced is replaced by the product's code.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::AsyncRuntime as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::storage::Snapshot;
-use repos::{Oid, ProblemKind};
 
 use super::cluster::World;
 use super::mutants::{self, Mutant};
@@ -18,6 +17,7 @@ use super::node::Node;
 use super::rng::Rng;
 use super::runtime::{Scheduler, sleep_us};
 use crate::commit::Propose as _;
+use crate::core::health::objects::set_bad_aside;
 use crate::core::health::{Ask, Part, Told, judge_all};
 use crate::raft::Vote;
 use crate::raft::command::Op;
@@ -188,21 +188,7 @@ impl Node {
         let work = move || -> Result<usize, String> {
             let mut missing = 0;
             for (name, repo) in state.view().repos.iter() {
-                let text = |error: repos::Error| format!("{name}: {error}");
-                let aside = || state.aside(&format!("packs-{name}")).map_err(|error| error.to_string());
-                let bad = repo.store.check_packs(&mut |_| true).map_err(text)?;
-                if !bad.is_empty() {
-                    repo.store.set_aside(&bad, &aside()?).map_err(text)?;
-                }
-                let tips: BTreeSet<Oid> = repo.refs.values().copied().collect();
-                let tips: Vec<Oid> = tips.into_iter().collect();
-                let mut problems = repo.store.verify(&tips).map_err(text)?;
-                if problems.iter().any(|problem| matches!(problem.kind, ProblemKind::Damaged(_))) {
-                    repo.store.set_all_aside(&aside()?).map_err(text)?;
-                    problems = repo.store.verify(&tips).map_err(text)?;
-                }
-                repo.store.sync().map_err(text)?;
-                missing += problems.len();
+                missing += set_bad_aside(&state, name, repo)?.len();
             }
             Ok(missing)
         };

@@ -6,7 +6,7 @@
 //! others ([`objects`]), the state as a snapshot ([`renewal`]). What was bad is kept aside ([`crate::state`]).
 
 mod checkup;
-pub(super) mod objects;
+pub(crate) mod objects;
 pub(super) mod renewal;
 pub(crate) mod verdict;
 

@@ -11,7 +11,7 @@ use repos::{Oid, Problem, ProblemKind, Verified};
 
 use super::{Core, FIRST_PAUSE, LONGEST_PAUSE, Part, locked};
 use crate::core::catchup;
-use crate::state::RepoName;
+use crate::state::{RepoName, RepoView, State};
 
 /// How often the stores are asked whether they have read something damaged.
 const LOOK: Duration = Duration::from_millis(500);
@@ -95,8 +95,7 @@ impl Core {
                     let file = pack.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                     found.note(format!("{name}: {file}: {}", pack.reason));
                 }
-                let tips: BTreeSet<Oid> = repo.refs.values().copied().collect();
-                let tips: Vec<Oid> = tips.into_iter().collect();
+                let tips = tips_of(repo);
                 let (mut last, mut ended) = (0, false);
                 let problems = repo.store.verify_while(&tips, &mut |verified: Verified| {
                     pace.spend(verified.bytes - last);
@@ -247,24 +246,35 @@ async fn examine(core: &Core, name: &RepoName) -> Result<(Vec<Oid>, String), Str
     let work = tokio::task::spawn_blocking(move || {
         let view = state.view();
         let Some(repo) = view.repos.get(&name) else { return Ok((Vec::new(), String::new())) };
-        let text = |error: repos::Error| format!("{name}: {}", cluster::error::Chain(&error));
-        let aside = || state.aside(&format!("packs-{name}")).map_err(|error| error.to_string());
-        let bad = repo.store.check_packs(&mut |_| true).map_err(text)?;
-        if !bad.is_empty() {
-            repo.store.set_aside(&bad, &aside()?).map_err(text)?;
-        }
-        let tips: BTreeSet<Oid> = repo.refs.values().copied().collect();
-        let tips: Vec<Oid> = tips.into_iter().collect();
-        let mut problems = repo.store.verify(&tips).map_err(text)?;
-        if problems.iter().any(|problem| matches!(problem.kind, ProblemKind::Damaged(_))) {
-            // Checksums are right and objects are not: none of these packs is to be trusted.
-            repo.store.set_all_aside(&aside()?).map_err(text)?;
-            problems = repo.store.verify(&tips).map_err(text)?;
-        }
+        let problems = set_bad_aside(&state, &name, repo)?;
         let reason = problems.first().map(|problem| words(&name, problem)).unwrap_or_default();
-        // What was fetched is the only copy here.
-        repo.store.sync().map_err(text)?;
         Ok((problems.into_iter().map(|problem| problem.id).collect(), reason))
     });
     work.await.map_err(|error| error.to_string())?
+}
+
+/// Sets aside what is bad in a repository, syncs the rest, and answers what is missing then. Blocks.
+pub(crate) fn set_bad_aside(state: &State, name: &RepoName, repo: &RepoView) -> Result<Vec<Problem>, String> {
+    let text = |error: repos::Error| format!("{name}: {}", cluster::error::Chain(&error));
+    let aside = || state.aside(&format!("packs-{name}")).map_err(|error| error.to_string());
+    let bad = repo.store.check_packs(&mut |_| true).map_err(text)?;
+    if !bad.is_empty() {
+        repo.store.set_aside(&bad, &aside()?).map_err(text)?;
+    }
+    let tips = tips_of(repo);
+    let mut problems = repo.store.verify(&tips).map_err(text)?;
+    if problems.iter().any(|problem| matches!(problem.kind, ProblemKind::Damaged(_))) {
+        // Checksums are right and objects are not: none of these packs is to be trusted.
+        repo.store.set_all_aside(&aside()?).map_err(text)?;
+        problems = repo.store.verify(&tips).map_err(text)?;
+    }
+    // What was fetched is the only copy here.
+    repo.store.sync().map_err(text)?;
+    Ok(problems)
+}
+
+/// What refs point at, each once.
+fn tips_of(repo: &RepoView) -> Vec<Oid> {
+    let tips: BTreeSet<Oid> = repo.refs.values().copied().collect();
+    tips.into_iter().collect()
 }
