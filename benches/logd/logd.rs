@@ -76,15 +76,20 @@ fn configure(dir: &Path) {
 
 const NODES: [(&str, &str); 2] = [("n1", "127.88.0.1"), ("m1", "127.88.0.2")];
 
+/// Starts node and manager; answers them, the socket that takes lines and the file where they end up.
+fn begin(dir: &Path) -> ([Child; 2], PathBuf, PathBuf) {
+    configure(dir);
+    let children = NODES.map(|(node, address)| start(dir, node, address));
+    let socket = dir.join("n1/run/log/mainlog");
+    wait_for("the node's socket", || socket.exists());
+    (children, socket, dir.join("out/mainlog.n1"))
+}
+
 /// Sends, kills one end, starts it again; every line is sent until it is acknowledged.
 pub fn loss(victim: Victim) -> Loss {
     let temporary = tempfile::tempdir().unwrap();
     let dir = temporary.path();
-    configure(dir);
-    let mut children = NODES.map(|(node, address)| start(dir, node, address));
-    let socket: PathBuf = dir.join("n1/run/log/mainlog");
-    wait_for("the node's socket", || socket.exists());
-    let file = dir.join("out/mainlog.n1");
+    let (mut children, socket, file) = begin(dir);
     let begun = Instant::now();
     let sending = std::thread::spawn(move || {
         let mut acknowledged = 0;
@@ -135,11 +140,7 @@ fn send_some(socket: &Path, acknowledged: &mut u64, begun: Instant) -> std::io::
 pub fn run(lines: u64) -> Outcome {
     let temporary = tempfile::tempdir().unwrap();
     let dir = temporary.path();
-    configure(dir);
-    let mut children = NODES.map(|(node, address)| start(dir, node, address));
-    let socket: PathBuf = dir.join("n1/run/log/mainlog");
-    wait_for("the node's socket", || socket.exists());
-    let file = dir.join("out/mainlog.n1");
+    let (mut children, socket, file) = begin(dir);
     let length = || std::fs::metadata(&file).map_or(0, |found| found.len());
 
     // One line first, so that every connection is there.
