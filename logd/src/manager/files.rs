@@ -153,24 +153,22 @@ impl Files {
     }
 
     /// Opens the files that lines came for. Answers which of them the state does not know yet; those must be committed before anything is
-    /// written.
+    /// written. After an error the same can be tried again: what an earlier try opened and nobody committed is in the answer too.
     pub fn open_fresh(
         &mut self,
         fresh: &Fresh,
         state: &State,
         modes: Modes,
     ) -> Result<Vec<(PathBuf, Option<FileMark>)>, FileFailure> {
-        let mut unknown = Vec::new();
         for path in fresh.0.keys() {
             if !self.open.contains_key(path) {
                 let file = self.open_one(path, state, modes)?;
-                if state.file(&file.path) != Some(file.mark) {
-                    unknown.push((file.path.clone(), Some(file.mark)));
-                }
                 self.open.insert(path.clone(), file);
             }
         }
-        Ok(unknown)
+        let opened = fresh.0.keys().filter_map(|path| self.open.get(path));
+        let unknown = opened.filter(|file| state.file(&file.path) != Some(file.mark));
+        Ok(unknown.map(|file| (file.path.clone(), Some(file.mark))).collect())
     }
 
     /// Gives opened files their lines. Answers how many came too late for their own file.
@@ -392,4 +390,41 @@ pub fn cut_uncommitted(state: &State) -> Result<u64, FileFailure> {
         }
     }
     Ok(cut)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::state::Changes;
+    use super::*;
+
+    #[test]
+    fn a_file_that_a_failed_try_opened_is_still_unknown() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = State::open(&dir.path().join("state"), "m").unwrap();
+        let (first, second) = (dir.path().join("a"), dir.path().join("b"));
+        // The second is finished, and its `.late` file is being removed: the try fails after the first was opened.
+        std::fs::write(with_ending(&second, ".gz"), "").unwrap();
+        let claims = Claims::default();
+        let late = with_ending(&second, LATE);
+        assert!(claims.take_to_finish(&late));
+        let mut files = Files::new(claims.clone());
+        let mut fresh = Fresh::default();
+        fresh.add(&first, 1, b"line");
+        fresh.add(&second, 1, b"line");
+        let modes = Modes { file: 0o640, dir: 0o750, max_open: 10, max_idle: Duration::from_secs(60) };
+        assert!(files.open_fresh(&fresh, &state, modes).unwrap_err().is_full());
+        claims.finished(&late);
+        let unknown = files.open_fresh(&fresh, &state, modes).unwrap();
+        let paths: Vec<_> = unknown.iter().map(|(path, _)| path.clone()).collect();
+        assert_eq!(paths, [first.clone(), late.clone()]);
+        state.commit(Changes { sources: Vec::new(), files: unknown }).unwrap();
+        assert!(files.open_fresh(&fresh, &state, modes).unwrap().is_empty());
+        files.take_fresh(fresh);
+        files.write().unwrap();
+        drop(files);
+        // A crash here: both are known, and what was written is cut.
+        assert_eq!(cut_uncommitted(&state).unwrap(), 10);
+        assert_eq!([first, late].map(|path| std::fs::read(path).unwrap()), [b"", b""]);
+    }
 }

@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::files::{Claims, FileFailure, Files, Fresh, Modes, cut_uncommitted};
-use super::state::{Changes, FileMark, SourceKey, State};
+use super::state::{Changes, SourceKey, State};
 use crate::path::{Names, render};
 use crate::wire::protocol::{Place, records};
 
@@ -272,10 +272,9 @@ impl Writer {
         if fresh.is_empty() {
             return Ok(true);
         }
-        let mut unknown: Vec<(PathBuf, Option<FileMark>)> = Vec::new();
         let opened = self.until_room(|writer| {
-            unknown.extend(writer.files.open_fresh(&fresh, &writer.state, target.modes)?);
-            let changes = Changes { sources: Vec::new(), files: unknown.clone() };
+            let unknown = writer.files.open_fresh(&fresh, &writer.state, target.modes)?;
+            let changes = Changes { sources: Vec::new(), files: unknown };
             writer.state.commit(changes).map_err(WriterError::from)
         })?;
         if opened.is_none() {
