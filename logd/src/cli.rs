@@ -58,6 +58,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
     let mut builder = match &cli.command {
         Command::Run(_) => {
             raise_file_limit();
+            crate::memory::keep_heaps_small();
             let mut builder = tokio::runtime::Builder::new_multi_thread();
             // Lines cost little; more threads than this only cost memory.
             builder.worker_threads(std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 8)));

@@ -16,6 +16,7 @@ pub mod input;
 pub mod jlog;
 pub mod jlogctl;
 pub mod manager;
+mod memory;
 pub mod mount;
 pub mod node;
 pub mod path;

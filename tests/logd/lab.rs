@@ -121,7 +121,9 @@ impl Lab {
     }
 
     pub fn command(&self, node: &str) -> Command {
-        let mut command = Command::new(ECCLUSTER);
+        // Another build, for long or large runs by hand.
+        let program = std::env::var_os("ECCLUSTER_BIN").unwrap_or_else(|| ECCLUSTER.into());
+        let mut command = Command::new(program);
         command.env("ECCLUSTER_RUN", self.path(node).join("run")).env_remove("EC_CONF_SEARCH_PATH").arg("logd");
         command
     }
@@ -134,6 +136,10 @@ impl Lab {
     /// The same with some of the environment.
     pub fn start_with(&mut self, node: &str, environment: &[(&str, &str)]) {
         self.spawn(node, environment);
+        self.wait_until_it_answers(node);
+    }
+
+    pub fn wait_until_it_answers(&mut self, node: &str) {
         eventually("the daemon answers", || {
             if let Some(status) = self.daemons.get_mut(node).unwrap().try_wait().unwrap() {
                 panic!("{node} ended: {status}\n{}", self.log(node));
@@ -184,6 +190,10 @@ impl Lab {
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
         let status = eventually("the daemon ends", || child.try_wait().unwrap());
         assert!(status.success(), "{node}: {status}\n{}", self.log(node));
+    }
+
+    pub fn pid(&self, node: &str) -> u32 {
+        self.daemons[node].id()
     }
 
     pub fn is_running(&self, node: &str) -> bool {

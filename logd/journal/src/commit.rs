@@ -1,8 +1,11 @@
 //! The group commit: one sync for everybody who waits.
 //!
 //! There is no thread of its own for it. Whoever needs a sync and finds nobody syncing leads: it takes what has been written so far, syncs it, and all
-//! that waited for it go on. With many writers the leader first waits a moment for those that the last sync released, or every group would be
-//! half of what it could be.
+//! that waited for it go on. With many writers the first one there waits a moment for those that the last sync released, or every group would be
+//! half of what it could be; the one that completes the group leads, without a change of threads in between.
+//!
+//! On a fast disk the waking of writers takes as long as the sync. So nobody is woken for nothing: a sync ends a round, and those that it
+//! does not cover wait for the next one apart from those that it does.
 //!
 //! A failed sync is the point where a journal can lie. What always holds: one sync at a time (a file reports an error of its pages only
 //! once, so the second of two would hear of none); a failure ends its [`Epoch`], and everything written in it behind the synced point is refused.
@@ -17,8 +20,10 @@ use crate::error::{JournalError, Result};
 use crate::fs::{FsFile, write_all_at};
 use crate::layout::{self, Point, Uuid};
 
-/// The longest that a leader waits for stragglers.
+/// The longest that a group is waited for; see [`Commit::linger`].
 const MAX_LINGER: Duration = Duration::from_millis(1);
+/// The same as a part of a sync: what a group costs that does not come together again.
+const LINGER_PART: u32 = 4;
 
 /// Locks what no panic can leave half-changed.
 pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -92,10 +97,17 @@ impl Stats {
 #[derive(Debug)]
 struct State {
     synced: Point,
+    /// Counts syncs that were led. Whoever waits for the one that is next, or under way, waits at its number.
+    round: usize,
+    /// The round's sync is under way.
     leading: bool,
+    /// Records below this number are in it; 0 while that is not known.
+    covered: u64,
+    /// Somebody leads the round if the group does not come together in time.
+    lingering: bool,
     /// Appends that wait for a sync.
     waiting: usize,
-    /// How many the last sync released.
+    /// How many waited when the last sync ended: those that it released, and those that came meanwhile. The next group may be all of them.
     group: usize,
     last_sync: Duration,
     closed: bool,
@@ -105,10 +117,8 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct Commit {
     state: Mutex<State>,
-    /// Writers wait for the end of a sync.
-    done: Condvar,
-    /// A leader waits for stragglers.
-    arrived: Condvar,
+    /// Writers wait for the end of a round: of even ones, of odd ones.
+    done: [Condvar; 2],
     /// Readers wait for records.
     advanced: Condvar,
     /// Held while a file is synced; see above.
@@ -122,11 +132,20 @@ pub(crate) struct Commit {
 
 impl Commit {
     pub(crate) fn new(dir: PathBuf, synced: Point, tail_file: Arc<dyn FsFile>, uuid: Uuid, boot: u64) -> Self {
-        let state = State { synced, leading: false, waiting: 0, group: 0, last_sync: Duration::ZERO, closed: false };
+        let state = State {
+            synced,
+            round: 0,
+            leading: false,
+            covered: 0,
+            lingering: false,
+            waiting: 0,
+            group: 0,
+            last_sync: Duration::ZERO,
+            closed: false,
+        };
         let commit = Self {
             state: Mutex::new(state),
-            done: Condvar::new(),
-            arrived: Condvar::new(),
+            done: [Condvar::new(), Condvar::new()],
             advanced: Condvar::new(),
             gate: Mutex::new(()),
             tail_file,
@@ -154,9 +173,6 @@ impl Commit {
     ) -> Result<()> {
         let mut state = locked(&self.state);
         state.waiting += 1;
-        if state.waiting >= state.group {
-            self.arrived.notify_one();
-        }
         let result = loop {
             if let Some(error) = epoch.error(end) {
                 break Err(error);
@@ -164,21 +180,24 @@ impl Commit {
             if state.synced.next >= end {
                 break Ok(());
             }
-            if state.leading {
-                state = self.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let complete = state.waiting >= state.group;
+            if state.leading || (state.lingering && !complete) {
+                let missed = state.leading && state.covered != 0 && end > state.covered;
+                let round = state.round + usize::from(missed);
+                state = self.done[round % 2].wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            state.leading = true;
-            state = self.linger(state);
-            let group = state.waiting;
-            drop(state);
-            let outcome = written().map(|written| self.sync(&written, stats));
+            if !complete {
+                let round = state.round;
+                state = self.linger(state);
+                if state.leading || state.round != round {
+                    continue;
+                }
+            }
+            let synced = self.lead(state, stats, written);
             state = locked(&self.state);
-            state.leading = false;
-            state.group = group;
-            self.done.notify_all();
             // A failure is in the epoch, if it concerns these records. Nothing to sync: these records went with a failed epoch, or are synced.
-            if outcome.is_none() && state.synced.next < end {
+            if !synced && state.synced.next < end {
                 break Err(epoch.error(end).unwrap_or_else(|| JournalError::Closed { path: self.dir.clone() }));
             }
         };
@@ -186,22 +205,87 @@ impl Commit {
         result
     }
 
-    /// Waits for those that the last sync released, as long as that is little beside a sync.
+    /// Waits for those that the last sync released, as long as they keep coming and it is little beside a sync. Whoever completes the group leads.
     fn linger<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        let deadline = Instant::now() + (state.last_sync / 8).min(MAX_LINGER);
-        while state.waiting < state.group {
-            let left = deadline.saturating_duration_since(Instant::now());
+        let (round, half) = (state.round, (state.last_sync / LINGER_PART).min(MAX_LINGER) / 2);
+        let deadline = Instant::now() + 2 * half;
+        state.lingering = true;
+        while state.round == round && !state.leading && state.waiting < state.group {
+            let before = state.waiting;
+            let left = half.min(deadline.saturating_duration_since(Instant::now()));
             if left.is_zero() {
                 break;
             }
-            state = self.arrived.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            let wait = self.done[round % 2].wait_timeout(state, left);
+            let (now, outcome) = wait.unwrap_or_else(PoisonError::into_inner);
+            state = now;
+            if outcome.timed_out() && state.waiting == before {
+                break;
+            }
         }
+        // Of another round somebody else may be doing it.
+        state.lingering &= state.round != round;
         state
     }
 
-    /// Syncs one segment and publishes how far it goes; or ends the epoch.
+    /// Syncs for everybody who waits; false when there was nothing to sync.
+    fn lead(&self, mut state: MutexGuard<'_, State>, stats: &Stats, written: &dyn Fn() -> Option<Written>) -> bool {
+        state.leading = true;
+        state.covered = 0;
+        drop(state);
+        let Some(written) = written() else {
+            // As after a failure: nobody is left to wait for another.
+            self.end_round(locked(&self.state));
+            self.wake_all();
+            return false;
+        };
+        locked(&self.state).covered = written.point.next;
+        // What went wrong is in the epoch.
+        let gate = locked(&self.gate);
+        let result = self.sync_gated(&written, stats);
+        let mut state = locked(&self.state);
+        match result {
+            Ok(took) => {
+                self.advance(&mut state, written.point, Some(took));
+                drop(gate);
+                self.end_round(state);
+            }
+            // Also those that it did not cover are of the epoch that ended.
+            Err(_) => {
+                drop(gate);
+                self.end_round(state);
+                self.wake_all();
+            }
+        }
+        true
+    }
+
+    /// Lets those go whose sync it was, and has one of the others see to the next.
+    fn end_round(&self, mut state: MutexGuard<'_, State>) {
+        let round = state.round;
+        state.round += 1;
+        state.leading = false;
+        // Whoever lingered for this round does so no more, and may not know it yet.
+        state.lingering = false;
+        drop(state);
+        self.done[round % 2].notify_all();
+        self.done[(round + 1) % 2].notify_one();
+        self.advanced.notify_all();
+    }
+
+    /// Syncs one segment for the writer that is at its end and publishes how far it goes; or ends the epoch.
     pub(crate) fn sync(&self, written: &Written, stats: &Stats) -> Result<()> {
         let gate = locked(&self.gate);
+        let result = self.sync_gated(written, stats);
+        let mut state = locked(&self.state);
+        let result = result.map(|took| self.advance(&mut state, written.point, Some(took)));
+        drop((state, gate));
+        self.wake_all();
+        result
+    }
+
+    /// The sync itself; the caller holds the gate and wakes those who wait, or a writer between its look and its wait would miss a failure.
+    fn sync_gated(&self, written: &Written, stats: &Stats) -> Result<Duration> {
         if let Some(error) = written.epoch.error(written.point.next) {
             return Err(error);
         }
@@ -210,35 +294,36 @@ impl Commit {
         let took = started.elapsed();
         stats.syncs.fetch_add(1, Ordering::Relaxed);
         stats.sync_ns.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        match result {
-            Ok(()) => {
-                self.publish(written.point, Some(took));
-                drop(gate);
-                Ok(())
-            }
-            Err(error) => {
-                let (path, error) = (written.path.clone(), Arc::new(error));
-                let failure = Failure { synced: self.synced().next, path: path.clone(), error: Arc::clone(&error) };
-                // Set once: under the gate nobody else can have failed this epoch.
-                drop(written.epoch.failure.set(failure));
-                drop(gate);
-                // Under the lock, or a writer between its look and its wait would miss it.
-                let _state = locked(&self.state);
-                self.done.notify_all();
-                Err(JournalError::NotSynced { path, source: error })
-            }
-        }
+        result.map(|()| took).map_err(|error| {
+            let (path, error) = (written.path.clone(), Arc::new(error));
+            let failure = Failure { synced: self.synced().next, path: path.clone(), error: Arc::clone(&error) };
+            // Set once: under the gate nobody else can have failed this epoch.
+            drop(written.epoch.failure.set(failure));
+            JournalError::NotSynced { path, source: error }
+        })
     }
 
-    /// Says that everything up to a point is on disk. A point behind the known one is old news.
-    pub(crate) fn publish(&self, point: Point, took: Option<Duration>) {
-        let mut state = locked(&self.state);
-        state.last_sync = took.unwrap_or(state.last_sync);
+    /// Says that everything up to a point is on disk.
+    pub(crate) fn publish(&self, point: Point) {
+        self.advance(&mut locked(&self.state), point, None);
+        self.wake_all();
+    }
+
+    /// A point behind the known one is old news.
+    fn advance(&self, state: &mut State, point: Point, took: Option<Duration>) {
+        if let Some(took) = took {
+            state.last_sync = took;
+            // Before anybody is let go, or those that are quick would not be counted.
+            state.group = state.waiting;
+        }
         if (point.next, point.segment) > (state.synced.next, state.synced.segment) {
             state.synced = point;
             self.tell_others(point);
         }
-        self.done.notify_all();
+    }
+
+    fn wake_all(&self) {
+        self.done.iter().for_each(Condvar::notify_all);
         self.advanced.notify_all();
     }
 

@@ -139,6 +139,23 @@ impl Journal {
         check_position(&self.inner().registry, position, self.synced())?;
         Ok(self.reader(position.next))
     }
+
+    /// When the segment was made that holds the record before `next`, in microseconds since 1970; none when it is gone or does not say.
+    ///
+    /// Whoever keeps a position elsewhere keeps this with it: a journal that an older copy was put in place of, and that has been written
+    /// since, has the same numbers again for other records. Their segments were made at another time.
+    pub fn made_us_before(&self, next: u64) -> Result<Option<u64>> {
+        let Registry { fs, dir, .. } = &self.inner().registry;
+        let segments = layout::segments(&**fs, dir)?;
+        let Some(first) = segments.into_iter().rev().find(|first| *first < next) else { return Ok(None) };
+        let path = layout::segment_path(dir, first);
+        let file = match fs.open(&path, false) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(JournalError::io("open", &path)(error)),
+        };
+        Ok(layout::read_segment_header(&*file, &path)?.ok().map(|header| header.created_us))
+    }
 }
 
 impl View {

@@ -218,7 +218,7 @@ impl Inner {
         tail.marked_offset = offset;
         tail.marked_synced = first;
         tail.cut_bytes = 0;
-        self.commit.publish(Point { next: first, segment: first, offset }, None);
+        self.commit.publish(Point { next: first, segment: first, offset });
         Ok(())
     }
 

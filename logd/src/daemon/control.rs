@@ -26,7 +26,7 @@ pub(crate) struct Current {
     pub(super) logd: Logd,
     pub(super) cluster: Cluster,
     pub(super) figures: Option<Arc<Figures>>,
-    pub(super) sinks: Vec<((String, String), Arc<crate::sink::Figures>)>,
+    pub(super) sinks: crate::sink::AllFigures,
 }
 
 /// What the handlers share.

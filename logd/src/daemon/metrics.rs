@@ -102,6 +102,8 @@ fn sinks(out: &mut String, shared: &Shared) {
     };
     let confirmed = each(&|figures| figures.confirmed.load(Relaxed));
     family(out, "counter", "logd_sink_records", "Records that a sink has confirmed", &confirmed);
+    let aside = each(&|figures| figures.aside.load(Relaxed));
+    family(out, "counter", "logd_sink_aside_records", "Records too long for a sink, put into a file", &aside);
     let failures = each(&|figures| figures.failures.load(Relaxed));
     family(out, "counter", "logd_sink_failures", "Connections to a sink that failed or broke", &failures);
     let waiting = each(&|figures| figures.waiting.load(Relaxed).into());

@@ -161,6 +161,7 @@ impl Run {
         let of_sinks = sink::Context {
             names: context.names.clone(),
             identity: daemon.identity.clone(),
+            data: daemon.data.clone(),
             secrets: self.sinks.clone(),
         };
         let (sinks, current) = (Sinks::default(), Arc::default());
@@ -173,6 +174,7 @@ impl Run {
         let serving =
             listener.map(|listener| tokio::spawn(running.service.clone().serve(listener, ended.child_token())));
         running.take(first).await;
+        crate::memory::forget_the_start();
         let outcome = running.follow(&mut daemon, &shutdown, &failed).await;
         running.stop().await;
         ended.cancel();
@@ -273,7 +275,7 @@ impl Running {
         self.logs.configure(&logd.logs).await?;
         Sinks::subscribe(&logd.sinks, &self.logs)?;
         self.sinks.configure(&logd.sinks, &self.logs, &self.of_sinks);
-        self.service.configure(&logd);
+        self.service.configure(&logd, self.sinks.figures());
         match settings {
             Some(settings) => {
                 let manager = self.manager.take().or(started);

@@ -235,7 +235,8 @@ impl Stream {
             if !settle(&mut under_way).await {
                 return Ok(());
             }
-            let committed = self.committed(place);
+            // Until the first block of another journal is committed, what is noted is of the one before.
+            let committed = if jump { 0 } else { self.committed(place) };
             if committed > checkpointed.0 && checkpointed.1.elapsed() >= CHECKPOINT_EVERY {
                 self.link.ask(Request::Checkpoint { stream: self.number, next: committed }).await?;
                 checkpointed = (committed, Instant::now());
@@ -253,12 +254,15 @@ impl Stream {
             let answer = self.link.ask(Request::Pull { stream: self.number, max_bytes, wait_ms }).await?;
             let Answer::Records(block) = answer else { return Err(self.link.unexpected(&answer)) };
             more = block.more;
-            let next = block.next;
-            if block.records > 0 || next != place.next {
-                let handed = self.hand_in(block, place, std::mem::take(&mut jump), permit).await?;
-                let Some(receipt) = handed else { return Ok(()) };
-                under_way.push(receipt);
-                place = Place { next, ..place };
+            let to = Place { next: block.next, made_us: block.made_us, ..place };
+            if block.records > 0 || to.next != place.next {
+                let Some(receipt) = self.hand_in(block, place, jump, permit).await? else { return Ok(()) };
+                place = to;
+                if !std::mem::take(&mut jump) {
+                    under_way.push(receipt);
+                } else if receipt.await.is_err() {
+                    return Ok(());
+                }
             }
         }
     }
@@ -283,12 +287,12 @@ impl Stream {
             tracing::error!(node, log, records = gap.records, what = gap.words, "lines are missing");
         }
         let refused = |message: String| LinkError::Refused { node: self.source.node.clone(), message };
-        let next = block.next;
+        let to = Place { next: block.next, made_us: block.made_us, ..from };
         let unpacked = tokio::task::spawn_blocking(move || block.unpack()).await;
         let raw = unpacked.map_err(|error| refused(error.to_string()))?.map_err(|error| refused(error.to_string()))?;
         let (done, receipt) = oneshot::channel();
         let subcluster = self.link.subcluster().to_owned();
-        let work = Work { source: self.source.clone(), subcluster, from, next, jump, raw, done, permit };
+        let work = Work { source: self.source.clone(), subcluster, from, to, jump, raw, done, permit };
         Ok(self.shared.writer.work.send(work).await.is_ok().then_some(receipt))
     }
 }

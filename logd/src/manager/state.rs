@@ -110,7 +110,7 @@ impl State {
         batch.push(crate::path::now_us(), b"")?;
         for (source, place) in &changes.sources {
             let key = [SOURCE, source.node.as_bytes(), b"/", source.log.as_bytes()].concat();
-            batch.note(&key, &[&place.uuid[..], &place.next.to_le_bytes()].concat())?;
+            batch.note(&key, &[&place.uuid[..], &place.next.to_le_bytes(), &place.made_us.to_le_bytes()].concat())?;
         }
         for (path, mark) in &changes.files {
             let key = [FILE, path.as_os_str().as_encoded_bytes()].concat();
@@ -131,8 +131,10 @@ impl State {
 
 fn parse_source(name: &[u8], value: &[u8]) -> Option<(SourceKey, Place)> {
     let (node, log) = std::str::from_utf8(name).ok()?.split_once('/')?;
-    let (uuid, next) = value.split_first_chunk::<16>()?;
-    let place = Place { uuid: *uuid, next: u64::from_le_bytes(next.try_into().ok()?) };
+    let (uuid, rest) = value.split_first_chunk::<16>()?;
+    let number = |at: usize| Some(u64::from_le_bytes(rest.get(at..at + 8)?.try_into().ok()?));
+    // The first managers did not note the second number.
+    let place = Place { uuid: *uuid, next: number(0)?, made_us: number(8).unwrap_or(0) };
     Some((SourceKey { node: node.into(), log: log.into() }, place))
 }
 
@@ -153,7 +155,7 @@ mod tests {
         let source = SourceKey { node: "n1".into(), log: "mainlog".into() };
         let path = PathBuf::from("/l/a");
         let mark = |length| FileMark { inode: (1, 2), length };
-        let place = |next| Place { uuid: [7; 16], next };
+        let place = |next| Place { uuid: [7; 16], next, made_us: next * 2 };
         let mut state = State::open(dir.path(), "m").unwrap();
         for n in 1..100 {
             let changes = Changes {

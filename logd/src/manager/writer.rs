@@ -42,8 +42,8 @@ pub struct Work {
     pub subcluster: String,
     /// Where the block begins.
     pub from: Place,
-    /// The number behind it.
-    pub next: u64,
+    /// Where the source goes on.
+    pub to: Place,
     /// It may begin elsewhere than where the source stood, because the journal is another one.
     pub jump: bool,
     /// Its records, unpacked.
@@ -227,9 +227,8 @@ impl Writer {
                 lines += 1;
                 bytes += line.len() as u64 + 1;
             }
-            let place = Place { uuid: work.from.uuid, next: work.next };
-            self.places.insert(work.source.clone(), place);
-            sources.push((work.source, place));
+            self.places.insert(work.source.clone(), work.to);
+            sources.push((work.source, work.to));
             answers.push(work.done);
         }
         if !self.open_fresh(fresh, &target)? {

@@ -7,14 +7,17 @@
 //! What a sink is lies behind [`Outlet`]: something that takes records and at times confirms all it was given. An object store would gather
 //! records until `confirm` and put them as one object; OTLP would export with every `put`.
 
+mod aside;
 mod connect;
 mod feed;
 mod nats;
+mod nkey;
 mod syslog;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
@@ -36,6 +39,8 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 struct Message {
     /// Never the same for two records.
     id: String,
+    /// Its number in the journal.
+    sequence: u64,
     time_us: u64,
     payload: Vec<u8>,
 }
@@ -45,7 +50,7 @@ struct Message {
 /// Any of the futures may be dropped half-way: the connection is then not used again, and what was not confirmed is sent on the next one.
 trait Outlet: Send {
     /// Sends records, in order.
-    fn put<'a>(&'a mut self, messages: &'a [Message]) -> BoxFuture<'a, Result<(), SinkError>>;
+    fn put<'a>(&'a mut self, messages: &'a [Message]) -> BoxFuture<'a, Result<Put, SinkError>>;
 
     /// Ends well when the sink has everything that was put.
     fn confirm(&mut self) -> BoxFuture<'_, Result<(), SinkError>>;
@@ -62,6 +67,15 @@ trait Outlet: Send {
     fn idle(&mut self) -> BoxFuture<'_, SinkError>;
 }
 
+/// What became of records that were put.
+#[derive(Debug, PartialEq, Eq)]
+enum Put {
+    /// They were sent.
+    All,
+    /// Those before one that is longer than the sink ever takes, and why; what is behind it is to be put again.
+    Before { place: usize, why: String },
+}
+
 /// Why a sink could not take records.
 #[derive(Debug, thiserror::Error)]
 enum SinkError {
@@ -73,6 +87,12 @@ enum SinkError {
     Protocol(String),
     #[error("it refused a record: {0}")]
     Refused(String),
+    #[error("a line is too long for it and waits: {0}")]
+    TooLarge(String),
+    #[error("cannot put a line aside that is too long for it, in {}", path.display())]
+    Aside { path: PathBuf, source: std::io::Error },
+    #[error("its credentials: {0}")]
+    Credentials(&'static str),
     #[error("no confirmation in time")]
     Silent,
     #[error("TLS cannot be used: {0}")]
@@ -90,6 +110,8 @@ pub struct Context {
     pub names: Names,
     /// Proves the node where a sink wants a certificate, and whose CA is trusted where the sink has none of its own.
     pub identity: Option<Arc<ReloadingIdentity>>,
+    /// The daemon's state: lines that are too long for a sink are put aside there.
+    pub data: PathBuf,
     /// Node-local files of each sink: `NAME` with credentials, `NAME.ca.pem`. Whoever may commit configuration does not thereby read secrets.
     pub secrets: PathBuf,
 }
@@ -101,9 +123,26 @@ pub struct Figures {
     pub confirmed: AtomicU64,
     /// Connections and batches that failed.
     pub failures: AtomicU64,
+    /// Records that were too long for it and lie in a file of the node.
+    pub aside: AtomicU64,
     /// True while records wait for a sink that cannot be reached or refuses them.
     pub waiting: AtomicBool,
 }
+
+impl Figures {
+    /// What people should know, in few words; nothing while all is well.
+    pub fn state(&self) -> Option<String> {
+        match (self.waiting.load(Relaxed), self.aside.load(Relaxed)) {
+            (false, 0) => None,
+            (true, 0) => Some("waits".into()),
+            (false, aside) => Some(format!("{aside} aside")),
+            (true, aside) => Some(format!("waits, {aside} aside")),
+        }
+    }
+}
+
+/// Every sink's and log's figures.
+pub type AllFigures = Vec<((String, String), Arc<Figures>)>;
 
 /// Sink and log.
 type Pair = (String, String);
@@ -158,7 +197,7 @@ impl Sinks {
     }
 
     /// Every sink's and log's figures.
-    pub fn figures(&self) -> Vec<(Pair, Arc<Figures>)> {
+    pub fn figures(&self) -> AllFigures {
         self.running.iter().map(|(pair, running)| (pair.clone(), running.figures.clone())).collect()
     }
 

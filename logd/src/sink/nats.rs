@@ -1,7 +1,8 @@
 //! NATS JetStream: publishing with acknowledgements, in the protocol's own text form.
 //!
 //! A message is published with a reply subject of its own; the stream answers there once it has stored it. Without a stream for the subject the server
-//! says that nobody responds, which is an error that an operator has to see. The sink's credentials file holds `user:password`, or a token.
+//! says that nobody responds, which is an error that an operator has to see. A message that is too long for the server or the stream is told apart: it will
+//! never be taken, whatever is tried again. The sink's credentials file holds `user:password`, a token, a user's key or a `.creds` file.
 
 use std::time::Duration;
 
@@ -13,13 +14,16 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, ReadHalf, WriteHalf};
 
 use super::connect::{PATIENCE, Stream, Way};
-use super::{Message, Outlet, SinkError};
+use super::nkey::Credentials;
+use super::{Message, Outlet, Put, SinkError};
 use crate::path::Names;
 
 /// The longest line of the protocol that is waited for; INFO is some hundred bytes.
 const MAX_LINE_BYTES: u64 = 64 << 10;
 /// The longest answer to a message.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
+/// What a stream says to a message over its `max_msg_size`.
+const TOO_LARGE: u64 = 10054;
 /// Every put is acknowledged; what a confirmation adds is a checkpoint, which costs the node two syncs.
 const CONFIRM_EVERY: Duration = Duration::from_secs(1);
 
@@ -76,22 +80,19 @@ impl Nats {
                 subject: subject_of(settings, names),
                 max_payload: max_payload.unwrap_or(1 << 20),
             };
-            nats.greet(way).await?;
+            nats.greet(way, info["nonce"].as_str()).await?;
             Ok(nats)
         };
         tokio::time::timeout(PATIENCE, connecting).await.map_err(|_| SinkError::Silent)?
     }
 
-    async fn greet(&mut self, way: &Way<'_>) -> Result<(), SinkError> {
+    async fn greet(&mut self, way: &Way<'_>, nonce: Option<&str>) -> Result<(), SinkError> {
         let mut connect = json!({
             "verbose": false, "pedantic": false, "headers": true, "no_responders": true, "echo": false,
             "lang": "rust", "version": env!("CARGO_PKG_VERSION"), "name": format!("eccluster-logd-{}", way.sink),
         });
         if let Some(secret) = way.credentials().await? {
-            match secret.split_once(':') {
-                Some((user, password)) => (connect["user"], connect["pass"]) = (user.into(), password.into()),
-                None => connect["auth_token"] = secret.into(),
-            }
+            Credentials::parse(&secret)?.add_to(&mut connect, nonce)?;
         }
         let hello = format!("CONNECT {connect}\r\nSUB {}.* 1\r\nPING\r\n", self.inbox);
         self.write(hello.as_bytes()).await?;
@@ -118,20 +119,23 @@ impl Nats {
         }
     }
 
-    /// Publishes all, and waits until each is stored.
-    async fn publish(&mut self, messages: &[Message]) -> Result<(), SinkError> {
-        let mut out = Vec::new();
-        for (number, message) in messages.iter().enumerate() {
+    /// Publishes all up to one that is too long, and waits until each is stored.
+    async fn publish(&mut self, messages: &[Message]) -> Result<Put, SinkError> {
+        let (mut out, mut sent, mut result) = (Vec::new(), 0, Put::All);
+        for message in messages {
             let header = format!("NATS/1.0\r\nNats-Msg-Id: {}\r\n\r\n", message.id);
             let total = header.len() + message.payload.len();
             if total > self.max_payload {
-                return Err(SinkError::Refused(format!("{total} bytes, max_payload is {}", self.max_payload)));
+                let why = format!("{total} bytes with its header, the server's max_payload is {}", self.max_payload);
+                result = Put::Before { place: sent, why };
+                break;
             }
             let (subject, inbox, header_bytes) = (&self.subject, &self.inbox, header.len());
-            let head = format!("HPUB {subject} {inbox}.{number} {header_bytes} {total}\r\n{header}");
+            let head = format!("HPUB {subject} {inbox}.{sent} {header_bytes} {total}\r\n{header}");
             out.extend_from_slice(head.as_bytes());
             out.extend_from_slice(&message.payload);
             out.extend_from_slice(b"\r\n");
+            sent += 1;
         }
         // Side by side: a server that answers while it is sent to must not find nobody reading.
         let Self { reader, writer, line, .. } = self;
@@ -140,11 +144,18 @@ impl Nats {
             Ok::<_, SinkError>(writer.flush().await?)
         };
         let receiving = async {
-            let (mut waiting, mut pings) = (messages.len(), 0);
+            let (mut waiting, mut pings) = (sent, 0);
             while waiting > 0 {
                 let answer = tokio::time::timeout(PATIENCE, answer(reader, line));
                 match answer.await.map_err(|_| SinkError::Silent)?? {
                     Answer::Stored => waiting -= 1,
+                    Answer::TooLarge { place, why } => {
+                        waiting -= 1;
+                        let before = matches!(result, Put::Before { place: known, .. } if known <= place);
+                        if !before {
+                            result = Put::Before { place, why };
+                        }
+                    }
                     Answer::Ping => pings += 1,
                     Answer::Nothing => {}
                 }
@@ -152,12 +163,13 @@ impl Nats {
             Ok::<usize, SinkError>(pings)
         };
         let ((), pings) = tokio::try_join!(sending, receiving)?;
-        self.write("PONG\r\n".repeat(pings).as_bytes()).await
+        self.write("PONG\r\n".repeat(pings).as_bytes()).await?;
+        Ok(result)
     }
 }
 
 impl Outlet for Nats {
-    fn put<'a>(&'a mut self, messages: &'a [Message]) -> BoxFuture<'a, Result<(), SinkError>> {
+    fn put<'a>(&'a mut self, messages: &'a [Message]) -> BoxFuture<'a, Result<Put, SinkError>> {
         self.publish(messages).boxed()
     }
 
@@ -200,6 +212,11 @@ async fn line_of(reader: &mut (impl tokio::io::AsyncBufRead + Unpin), line: &mut
 
 enum Answer {
     Stored,
+    /// The stream's own limit (`max_msg_size`) is below the server's.
+    TooLarge {
+        place: usize,
+        why: String,
+    },
     Ping,
     Nothing,
 }
@@ -217,19 +234,24 @@ async fn answer(reader: &mut (impl tokio::io::AsyncBufRead + Unpin), line: &mut 
             // With the line break behind it.
             let mut body = vec![0; bytes + 2];
             reader.read_exact(&mut body).await?;
-            stored(&body[..bytes])
+            // The reply subject ends with the message's place.
+            let place = words[1].rsplit('.').next().and_then(|place| place.parse().ok());
+            stored(&body[..bytes], place.ok_or_else(|| SinkError::Protocol(line.clone()))?)
         }
         _ => Err(SinkError::Protocol(line)),
     }
 }
 
-fn stored(body: &[u8]) -> Result<Answer, SinkError> {
+fn stored(body: &[u8], place: usize) -> Result<Answer, SinkError> {
     if body.starts_with(b"NATS/1.0 503") {
         return Err(SinkError::Refused("no stream takes this subject".into()));
     }
     let answer: Value = serde_json::from_slice(body)
         .map_err(|_| SinkError::Protocol(String::from_utf8_lossy(body).chars().take(200).collect()))?;
     match answer["error"]["description"].as_str() {
+        Some(error) if answer["error"]["err_code"] == TOO_LARGE => {
+            Ok(Answer::TooLarge { place, why: error.to_owned() })
+        }
         Some(error) => Err(SinkError::Refused(error.to_owned())),
         None if answer["stream"].is_string() => Ok(Answer::Stored),
         None => Err(SinkError::Protocol(answer.to_string())),
@@ -243,12 +265,14 @@ mod tests {
 
     #[test]
     fn answers_of_a_stream() {
-        assert!(matches!(stored(br#"{"stream":"LOGS","seq":7,"duplicate":true}"#), Ok(Answer::Stored)));
-        let refused = stored(br#"{"error":{"code":503,"description":"insufficient resources"}}"#).err().unwrap();
+        assert!(matches!(stored(br#"{"stream":"LOGS","seq":7,"duplicate":true}"#, 0), Ok(Answer::Stored)));
+        let refused = stored(br#"{"error":{"code":503,"description":"insufficient resources"}}"#, 0).err().unwrap();
         assert!(refused.to_string().contains("insufficient resources"));
-        let nobody = stored(b"NATS/1.0 503\r\n\r\n").err().unwrap();
+        let nobody = stored(b"NATS/1.0 503\r\n\r\n", 0).err().unwrap();
         assert!(nobody.to_string().contains("no stream"));
-        assert!(stored(b"hello").is_err());
+        assert!(stored(b"hello", 0).is_err());
+        let long = br#"{"error":{"code":400,"err_code":10054,"description":"message size exceeds maximum allowed"}}"#;
+        assert!(matches!(stored(long, 3), Ok(Answer::TooLarge { place: 3, .. })));
     }
 
     #[tokio::test]

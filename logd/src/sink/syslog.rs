@@ -8,12 +8,12 @@ use std::io;
 use std::time::Duration;
 
 use cluster::documents::schema::values::HostPort;
-use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use futures::{FutureExt as _, TryFutureExt as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::connect::{Stream, Way};
-use super::{Message, Outlet, SinkError};
+use super::{Message, Outlet, Put, SinkError};
 use crate::path::{Names, rfc3339_local};
 
 /// Each confirmation is a TLS handshake with a receiver that hundreds of nodes may use.
@@ -69,8 +69,8 @@ impl Syslog {
 }
 
 impl Outlet for Syslog {
-    fn put<'a>(&'a mut self, messages: &'a [Message]) -> BoxFuture<'a, Result<(), SinkError>> {
-        self.send(messages).boxed()
+    fn put<'a>(&'a mut self, messages: &'a [Message]) -> BoxFuture<'a, Result<Put, SinkError>> {
+        self.send(messages).map_ok(|()| Put::All).boxed()
     }
 
     fn confirm(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
@@ -133,7 +133,7 @@ mod tests {
     fn lines_become_messages_and_messages_stay() {
         let names = Names { log: "mainlog".into(), node: "n1".into(), subcluster: "east".into() };
         let framed = |payload: &str| {
-            let message = Message { id: String::new(), time_us: 1_000_000, payload: payload.into() };
+            let message = Message { id: String::new(), sequence: 1, time_us: 1_000_000, payload: payload.into() };
             let mut out = Vec::new();
             frame(&message, &names, &mut out);
             let text = String::from_utf8(out).unwrap();

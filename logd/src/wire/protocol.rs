@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 /// The version of all this.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// What a pull gets at most, before compression, unless one record is longer.
 pub const BLOCK_BYTES: u32 = 512 << 10;
 /// The largest frame: a block with one record of the largest size.
@@ -24,6 +24,8 @@ pub struct Place {
     pub uuid: [u8; 16],
     /// The first record that is still wanted.
     pub next: u64,
+    /// When the segment of the record before it was made; 0: not known. By it a journal is told from an older copy of itself that was written on.
+    pub made_us: u64,
 }
 
 /// From the manager, or from a command.
@@ -156,6 +158,8 @@ pub struct Block {
     pub records: u32,
     /// The number to go on from.
     pub next: u64,
+    /// See [`Place::made_us`].
+    pub made_us: u64,
     /// There is more already.
     pub more: bool,
     /// What is missing among them, in words.
@@ -310,7 +314,7 @@ impl BlockBuilder {
     }
 
     /// The block; what is added next is another one.
-    pub fn finish(&mut self, next: u64, more: bool) -> Block {
+    pub fn finish(&mut self, next: u64, made_us: u64, more: bool) -> Block {
         let raw_bytes = u32::try_from(self.raw.len()).expect("a block is bounded far below");
         let compressed = self.pack();
         let data = Bytes::copy_from_slice(if compressed { &self.packed } else { &self.raw });
@@ -320,7 +324,7 @@ impl BlockBuilder {
             // A long record must not hold its memory for ever.
             buffer.shrink_to(2 * BLOCK_BYTES as usize);
         }
-        Block { records, next, more, gaps, raw_bytes, compressed, data }
+        Block { records, next, made_us, more, gaps, raw_bytes, compressed, data }
     }
 
     /// False where compression does not pay.
@@ -373,24 +377,24 @@ mod tests {
 
     use super::*;
 
-    /// The protocol is a promise between builds: these bytes are version 1.
+    /// The protocol is a promise between builds: these bytes are version 2.
     #[test]
-    fn version_1_is_these_bytes() {
-        let place = Place { uuid: [7; 16], next: 300 };
+    fn version_2_is_these_bytes() {
+        let place = Place { uuid: [7; 16], next: 300, made_us: 1 };
         let open = Request::Open { stream: 2, log: "mail".into(), subscriber: "m1".into(), from: Some(place) };
-        let welcome = Answer::Welcome { version: 1, node: "n1".into(), subcluster: "default".into() };
+        let welcome = Answer::Welcome { version: 2, node: "n1".into(), subcluster: "default".into() };
         let bytes = |frame: Result<Vec<u8>, FrameError>| hex::encode(frame.unwrap());
-        assert_eq!(bytes(encode(7, &Request::Hello { version: 1, node: "n1".into() })), HELLO);
+        assert_eq!(bytes(encode(7, &Request::Hello { version: 2, node: "n1".into() })), HELLO);
         assert_eq!(bytes(encode(8, &open)), OPEN);
         assert_eq!(bytes(encode(9, &Request::Status)), STATUS);
         assert_eq!(bytes(encode(7, &welcome)), WELCOME);
         assert_eq!(bytes(encode(8, &Answer::Refused { message: "no".into() })), REFUSED);
     }
 
-    const HELLO: &str = "09000000070000000001026e31";
-    const OPEN: &str = "21000000080000000202046d61696c026d310107070707070707070707070707070707ac02";
+    const HELLO: &str = "09000000070000000002026e31";
+    const OPEN: &str = "22000000080000000202046d61696c026d310107070707070707070707070707070707ac0201";
     const STATUS: &str = "050000000900000006";
-    const WELCOME: &str = "11000000070000000001026e310764656661756c74";
+    const WELCOME: &str = "11000000070000000002026e310764656661756c74";
     const REFUSED: &str = "080000000800000007026e6f";
 
     proptest! {
@@ -398,7 +402,7 @@ mod tests {
         fn blocks_survive(payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..200), 0..20), times: u64) {
             let mut builder = BlockBuilder::default();
             payloads.iter().for_each(|payload| builder.push(times, payload));
-            let block = builder.finish(7, false);
+            let block = builder.finish(7, 5, false);
             let frame = encode(3, &Answer::Records(block.clone())).unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             let (request, answer) = runtime.block_on(read::<Answer>(&mut &frame[..])).unwrap().unwrap();

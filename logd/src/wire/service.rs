@@ -24,6 +24,7 @@ use crate::http::{self, Http};
 use crate::mount::{self, Glimpse, Seen};
 use crate::node::{Log, Logs};
 use crate::path::now_us;
+use crate::sink::AllFigures;
 
 /// Managers and commands that may be connected at once; a cluster has a handful of managers.
 const MAX_CONNECTIONS: usize = 256;
@@ -54,6 +55,8 @@ pub struct Service {
     subcluster: String,
     logs: Arc<Logs>,
     conf: ArcSwap<Logd>,
+    /// What `logd logs` says of sinks beside their names.
+    sinks: ArcSwap<AllFigures>,
     trust: Trust,
     leases: Mutex<HashMap<(String, String), Lease>>,
     /// For those who speak HTTP instead; set once the daemon has it.
@@ -82,6 +85,7 @@ impl Service {
             subcluster: subcluster.into(),
             logs,
             conf,
+            sinks: ArcSwap::default(),
             trust,
             leases: Mutex::default(),
             http: OnceLock::new(),
@@ -90,9 +94,10 @@ impl Service {
         })
     }
 
-    /// Takes a new configuration, which says who the managers are.
-    pub fn configure(&self, conf: &Logd) {
+    /// Takes a new configuration, which says who the managers are, and how its sinks fare.
+    pub fn configure(&self, conf: &Logd, sinks: AllFigures) {
         self.conf.store(Arc::new(conf.clone()));
+        self.sinks.store(Arc::new(sinks));
     }
 
     /// Serves reading over HTTP as well.
@@ -234,7 +239,10 @@ impl Service {
 
     fn reader_of(&self, log: &str, subscriber: &str) -> Option<String> {
         if let Some(sink) = self.sink_of(log, subscriber) {
-            return Some(format!("sink {sink}"));
+            let sinks = self.sinks.load();
+            let figures = sinks.iter().find(|((of, to), _)| *of == sink && to == log);
+            let state = figures.and_then(|(_, figures)| figures.state());
+            return Some(state.map_or_else(|| format!("sink {sink}"), |state| format!("sink {sink} ({state})")));
         }
         let leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
         let lease = leases.get(&(log.to_owned(), subscriber.to_owned()))?;
@@ -558,7 +566,8 @@ impl Connection {
             blocks: self.blocks.clone(),
         };
         self.tasks.spawn(served.serve(requests));
-        Ok(Answer::Opened { place: Place { uuid: position.uuid.0, next: position.next }, moved })
+        let made_us = from.filter(|_| moved.is_none()).map_or(0, |from| from.made_us);
+        Ok(Answer::Opened { place: Place { uuid: position.uuid.0, next: position.next, made_us }, moved })
     }
 }
 
@@ -573,7 +582,12 @@ fn start(log: &Log, subscriber: &str, from: Option<Place>) -> Result<(Position, 
     let Some(from) = from else { return Ok((own, None)) };
     let wanted = Position { uuid: Uuid(from.uuid), next: from.next };
     match journal.reader_at(wanted) {
-        Ok(_) => Ok((wanted, None)),
+        Ok(_) => {
+            let made_us = journal.made_us_before(from.next)?;
+            let other = from.made_us != 0 && made_us.is_some_and(|made_us| made_us != from.made_us);
+            let words = || format!("record {} is another one: an older copy was put here", from.next - 1);
+            Ok(if other { (own, Some(words())) } else { (wanted, None) })
+        }
         Err(JournalError::Position { what, .. }) => Ok((own, Some(what))),
         Err(error) => Err(error),
     }
@@ -631,7 +645,8 @@ impl Stream {
             let mut builder = service.builder();
             let block = fill(&mut builder, &mut reader, max_bytes).map(|()| {
                 let next = reader.position().next;
-                builder.finish(next, journal.synced() > next)
+                let made_us = journal.made_us_before(next).ok().flatten().unwrap_or(0);
+                builder.finish(next, made_us, journal.synced() > next)
             });
             if block.is_ok() {
                 service.put_back(builder);
@@ -687,7 +702,7 @@ mod tests {
         assert_eq!(greeting(&mut here).await.unwrap(), (7, "n1".into()));
         there.write_all(&hello(9)).await.unwrap();
         let refused = greeting(&mut here).await.unwrap_err();
-        assert!(refused.contains("version 1") && refused.contains("speaks 9"), "{refused}");
+        assert!(refused.contains("version 2") && refused.contains("speaks 9"), "{refused}");
         let (number, answer) = protocol::read::<Answer>(&mut there).await.unwrap().unwrap();
         assert!(number == 7 && matches!(answer, Answer::Refused { message } if message == refused));
     }

@@ -23,6 +23,19 @@ pub struct RawSink {
     pub subscriber: Option<String>,
     /// The subject of messages.
     pub subject: Option<String>,
+    /// What becomes of a line that is too long for the sink.
+    pub too_large: Option<TooLarge>,
+}
+
+/// What becomes of a line that is longer than a sink ever takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TooLarge {
+    /// It is put into a file on the node, and the next ones go on.
+    #[default]
+    Aside,
+    /// It waits, and the log with it, until the sink's limit is raised.
+    Wait,
 }
 
 /// Where a sink is.
@@ -77,6 +90,8 @@ pub struct Sink {
     pub subscriber: String,
     /// The subject of messages, with `%{l}`, `%{n}` and `%{s}`; of use to NATS alone.
     pub subject: String,
+    /// What becomes of a line that is too long; of use to NATS alone.
+    pub too_large: TooLarge,
 }
 
 impl Sink {
@@ -122,13 +137,16 @@ pub(super) fn resolve_sinks(
         if raw.subject.is_some() && matches!(url, SinkUrl::SyslogTls(_)) {
             check.refuse(&path.key("subject"), "only NATS has subjects");
         }
+        if raw.too_large.is_some() && matches!(url, SinkUrl::SyslogTls(_)) {
+            check.refuse(&path.key("too_large"), "only NATS says when a line is too long for it");
+        }
         let subject = raw.subject.unwrap_or_else(|| "logs.%{l}.%{n}".into());
         if !is_subject(&subject) {
             let message = "a subject is words of letters, digits, - and _ with dots between them, and %{l}, %{n}, %{s}";
             check.refuse(&path.key("subject"), message);
         }
         let logs = raw.logs.unwrap_or_default().into_iter().collect();
-        sinks.insert(name, Sink { url, logs, subscriber, subject });
+        sinks.insert(name, Sink { url, logs, subscriber, subject, too_large: raw.too_large.unwrap_or_default() });
     }
     sinks
 }

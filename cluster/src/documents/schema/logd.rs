@@ -11,7 +11,7 @@ use crate::units::{HumanDuration, HumanSize};
 
 pub use super::log_input::Input;
 use super::log_sink::resolve_sinks;
-pub use super::log_sink::{RawSink, Sink, SinkUrl};
+pub use super::log_sink::{RawSink, Sink, SinkUrl, TooLarge};
 pub use super::path_pattern::{PathPattern, PathPiece};
 
 /// The subscriber that a manager reads when a journal has none of the manager's own.
