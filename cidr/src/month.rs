@@ -126,8 +126,8 @@ impl Month {
     }
 
     fn maintain(&self, now: Stamp) {
-        // Detail is given up after ten days: what comes later still has to be right.
-        let care = Care { retention_days: None, condense_days: Some(10) };
+        // Detail is given up after two days: most of what the dead server missed, and some late windows, come for condensed days.
+        let care = Care { retention_days: None, condense_days: Some(2) };
         for store in self.stores.iter().flatten() {
             store.maintain(now, |_| care, &|| false).unwrap();
         }

@@ -2,7 +2,8 @@
 //!
 //! `cargo bench -p cidr-engine --bench engine -- SCALE [DIR] [ROWS_FILE]`
 //!
-//! With DIR the data stays there; another run of the same scale asks it again without making it again, and condenses nothing.
+//! With DIR the data stays there; another run of the same scale asks it again without making it again. The questions are asked of the
+//! data with all detail, and again of a condensed copy.
 //!
 //! SCALE 1 is about 43 M IPv4 and 4 M IPv6 rows. With ROWS_FILE the same rows are written as CSV for `benches/cidr_peers.py`.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
@@ -110,7 +111,7 @@ fn first_day() -> Day {
     Day::from_date(2026, 4, 1).unwrap()
 }
 
-fn generate(store: &Store, scale: f64, rows_file: Option<&Path>) -> (Pool, u64, u64) {
+fn generate(store: &Store, scale: f64, rows_file: Option<&Path>) -> (u64, u64) {
     let mut random = Random(20_260_401);
     let pool = Pool::new(&mut random, (2_300_000.0 * scale) as usize, (200_000.0 * scale) as usize);
     let mut rows_out = rows_file.map(|path| BufWriter::new(fs::File::create(path).unwrap()));
@@ -136,7 +137,7 @@ fn generate(store: &Store, scale: f64, rows_file: Option<&Path>) -> (Pool, u64, 
         }
     }
     println!("windows written in {:.1} s ({} files)", writing.as_secs_f64(), windows * SERIES.len() as i64);
-    (pool, v4_rows, v6_rows)
+    (v4_rows, v6_rows)
 }
 
 fn bytes_below(dir: &Path) -> u64 {
@@ -183,7 +184,7 @@ fn ask(store: &Store, name: &str, goal_ms: f64, text: &str) {
     );
 }
 
-fn questions(store: &Store, pool: &Pool) {
+fn questions(store: &Store, pool: &Pool, detail: bool) {
     let address = |bits: u32| Address::V4(bits).to_string();
     let (frequent, rare) = (address(pool.v4[3]), address(pool.v4[pool.v4.len() - 5]));
     let mut tops = HashMap::new();
@@ -226,12 +227,14 @@ fn questions(store: &Store, pool: &Pool) {
     ask(store, "one frequent address, 30 days", 0.02, &format!("show count for {frequent} in spam {range}"));
     ask(store, "one rare address, 30 days", 0.02, &format!("show count for {rare} in spam {range}"));
     ask(store, "all addresses as text, union, 30 days", 250.0, &format!("show count for 0.0.0.0/0 in {all} {range}"));
-    ask(
-        store,
-        "trend of one /16 over one day (96 windows)",
-        0.0,
-        &format!("show count for {net}/16 in spam on 20260415 trend"),
-    );
+    if detail {
+        ask(
+            store,
+            "trend of one /16 over one day (96 windows)",
+            0.0,
+            &format!("show count for {net}/16 in spam on 20260415 trend"),
+        );
+    }
     ask(
         store,
         "top-10 /48, one series, 30 days",
@@ -283,8 +286,8 @@ fn ingest(pool: &Pool) {
     }
 }
 
-/// Condenses a copy and says what is left.
-fn condensed(dir: &Path, now: i64, rows: u64) {
+/// Condenses a copy, says what is left, and asks that, too.
+fn condensed(dir: &Path, now: i64, rows: u64, pool: &Pool) {
     let copy = dir.with_extension("condensed");
     for folder in ["", "condensed"] {
         fs::create_dir_all(copy.join(folder)).unwrap();
@@ -295,11 +298,26 @@ fn condensed(dir: &Path, now: i64, rows: u64) {
     }
     let store = Store::open(&copy, StoreOptions::owned_by(Owner::current("bench", "n1"))).unwrap();
     let care = Care { retention_days: None, condense_days: Some(1) };
+    let began = Instant::now();
     let done = store.maintain(now, |_| care, &|| false).unwrap();
+    println!("condensing everything at once                   {:.1} s  {done:?}", began.elapsed().as_secs_f64());
     let bytes = bytes_below(&copy) as f64 / rows as f64;
-    println!("disk, condensed to days, with nodes over more   {bytes:.2} bytes per row  goal 1  {done:?}");
+    println!("disk, condensed to days, with nodes over more   {bytes:.3} bytes per row  goal 1");
+    println!("the questions again, of condensed days:");
+    questions(&store, pool, false);
     drop(store);
     fs::remove_dir_all(&copy).unwrap();
+}
+
+/// Rows of the directory, noted beside it for the next run.
+fn rows_of(dir: &Path, made: Option<(u64, u64)>) -> (u64, u64) {
+    let note = dir.with_extension("rows");
+    if let Some((v4, v6)) = made {
+        fs::write(&note, format!("{v4} {v6}")).unwrap();
+    }
+    let text = fs::read_to_string(&note).unwrap_or_default();
+    let mut numbers = text.split(' ').filter_map(|number| number.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 fn main() {
@@ -311,27 +329,30 @@ fn main() {
     let store = Store::open(&dir, StoreOptions::owned_by(Owner::current("bench", "n1"))).unwrap();
     let rows_file = arguments.get(2).map(Path::new);
     let known = !store.available().is_empty();
-    let (pool, v4_rows, v6_rows) = if known { (Pool::of(scale), 0, 1) } else { generate(&store, scale, rows_file) };
-    let rows = v4_rows + v6_rows;
+    let pool = Pool::of(scale);
+    let made = if known { None } else { Some(generate(&store, scale, rows_file)) };
+    let (v4_rows, v6_rows) = rows_of(&dir, made);
+    let rows = (v4_rows + v6_rows).max(1);
     println!(
         "scale {scale}: {v4_rows} IPv4 and {v6_rows} IPv6 rows; {} and {} addresses",
         pool.v4.len(),
         pool.v6.len()
     );
     let per_row = |dir: &Path| bytes_below(dir) as f64 / rows as f64;
-    println!("disk, windows alone                             {:.2} bytes per row", per_row(&dir));
+    if !known {
+        println!("disk, windows alone                             {:.2} bytes per row", per_row(&dir));
+    }
     let now = first_day().start() + DAYS * DAY_S + 3_600;
     let began = Instant::now();
     let done = store.maintain(now, |_| Care::default(), &|| false).unwrap();
     println!("maintenance of everything at once               {:.1} s  {done:?}", began.elapsed().as_secs_f64());
     println!("disk, all detail and all nodes                  {:.2} bytes per row  goal 5", per_row(&dir));
-    questions(&store, &pool);
-    if !known {
-        condensed(&dir, now, rows);
-    }
+    questions(&store, &pool, true);
+    condensed(&dir, now, rows, &pool);
     ingest(&pool);
     drop(store);
     if arguments.get(1).is_none() {
         fs::remove_dir_all(&dir).unwrap();
+        fs::remove_file(dir.with_extension("rows")).unwrap();
     }
 }

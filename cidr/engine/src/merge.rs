@@ -245,6 +245,7 @@ pub(crate) struct Summer<'a, K> {
 #[derive(Clone, Copy)]
 struct Bound<K> {
     file: u64,
+    level: u8,
     key: K,
     rank: u32,
 }
@@ -288,13 +289,14 @@ impl<'a, K: TableKey> Summer<'a, K> {
             return Ok(self.rows.keys().partition_point(|other| *other < key || (and_it && *other == key)));
         }
         let (file, slot) = (table.segment().meta().id, usize::from(and_it));
+        let level = table.info().level;
         let rank = match self.bounds[slot] {
-            Some(known) if known.file == file && known.key == key => known.rank,
+            Some(known) if (known.file, known.level) == (file, level) && known.key == key => known.rank,
             _ => {
                 self.work.block(file)?;
                 // A box of its own: the loaded block is still wanted.
                 let rank = table.first_part()?.rank_of(key, and_it, &mut Box::default())?;
-                self.bounds[slot] = Some(Bound { file, key, rank });
+                self.bounds[slot] = Some(Bound { file, level, key, rank });
                 rank
             }
         };

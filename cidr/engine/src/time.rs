@@ -61,6 +61,11 @@ impl Day {
         format!("{year:04}{month:02}{day:02}")
     }
 
+    /// The first day of this day's month.
+    pub(crate) fn first_of_month(self) -> Self {
+        Self(self.0 - self.date().2 + 1)
+    }
+
     /// The first day of the month after this day's.
     pub(crate) fn next_month(self) -> Self {
         let (year, month, _) = self.date();

@@ -289,16 +289,41 @@ fn a_commit_is_whole_or_absent_wherever_it_was_cut() {
 #[test]
 fn maintenance_changes_no_sum_wherever_it_was_cut() {
     let mut random = Random(2);
-    let origin_dir = tempfile::tempdir().unwrap();
-    let model = base(&mut random, origin_dir.path(), 60);
-    let now = first_day().start() + 40 * DAY_S;
-    let care = |_: &str| Care { retention_days: None, condense_days: Some(3) };
+    let dir = tempfile::tempdir().unwrap();
+    let model = base(&mut random, dir.path(), 60);
     // Half of the windows are in nodes already, and late ones follow.
-    open(origin_dir.path()).maintain(first_day().start() + 5 * DAY_S, |_| Care::default(), &|| false).unwrap();
-    let right = expected(&model);
+    open(dir.path()).maintain(first_day().start() + 5 * DAY_S, |_| Care::default(), &|| false).unwrap();
+    cut_maintenance(&mut random, dir.path(), &model, 210);
+}
+
+#[test]
+fn months_are_written_anew_wherever_that_is_cut() {
+    let mut random = Random(12);
+    let dir = tempfile::tempdir().unwrap();
+    let mut model = base(&mut random, dir.path(), 60);
+    let store = open(dir.path());
+    let done = store.maintain(first_day().start() + 40 * DAY_S, CONDENSE, &|| false).unwrap();
+    assert_eq!(done.months, 3, "March of three series: {done:?}");
+    // What comes late for their days.
+    for n in 0..9 {
+        let start = first_day().start() + random.below(40) as i64 * DAY_S / 4;
+        let window = window(&mut random, SERIES[n % 3], "n2", start, start + 900, 6);
+        store.commit(None, std::slice::from_ref(&window)).unwrap();
+        model.add(&window);
+    }
+    drop(store);
+    cut_maintenance(&mut random, dir.path(), &model, 90);
+}
+
+const CONDENSE: fn(&str) -> Care = |_| Care { retention_days: None, condense_days: Some(3) };
+
+/// Cuts a round of maintenance at some of its calls and at some places inside the writes between them.
+fn cut_maintenance(random: &mut Random, origin_dir: &Path, model: &Model, cuts: usize) {
+    let now = first_day().start() + 40 * DAY_S;
+    let right = expected(model);
     let run = |budget: u64, random: &mut Random| {
         let dir = tempfile::tempdir().unwrap();
-        copy_dir(origin_dir.path(), dir.path());
+        copy_dir(origin_dir, dir.path());
         let disk = FailingDisk::with_budget(u64::MAX);
         let store = open_on(dir.path(), &disk).unwrap();
         {
@@ -306,26 +331,25 @@ fn maintenance_changes_no_sum_wherever_it_was_cut() {
             (state.budget, state.used) = (budget, 0);
             state.calls.clear();
         }
-        let result = store.maintain(now, care, &|| false);
+        let result = store.maintain(now, CONDENSE, &|| false);
         let calls = disk.0.lock().unwrap().calls.clone();
         drop(store);
         disk.lose(random);
         let store = reopen(dir.path(), random);
         assert_eq!(answers(&store), right, "cut at {budget}");
-        store.maintain(now, care, &|| false).unwrap();
+        store.maintain(now, CONDENSE, &|| false).unwrap();
         assert_eq!(answers(&store), right, "cut at {budget}, maintained again");
         let verified = store.verify(&|| false).unwrap();
         assert!(verified.damage.is_empty(), "{:?}", verified.damage);
-        (result.is_ok(), calls)
+        (result.map(|done| done.months), calls)
     };
-    let (whole, calls) = run(u64::MAX, &mut random);
-    assert!(whole && calls.len() > 60, "{} calls", calls.len());
-    // Some of the calls, and some places inside the writes between them.
+    let (whole, calls) = run(u64::MAX, random);
+    assert!(whole.unwrap() > 0 && calls.len() > 30, "{} calls", calls.len());
     let last = *calls.last().unwrap();
-    let some = calls.iter().copied().step_by(1 + calls.len() / 150);
-    let cuts: Vec<u64> = some.chain((0..60).map(|_| random.below(last))).collect();
-    for cut in cuts {
-        assert!(!run(cut, &mut random).0, "cut at {cut} of {last}");
+    let some = calls.iter().copied().step_by(1 + calls.len() * 10 / (cuts * 7));
+    let places: Vec<u64> = some.chain((0..cuts * 3 / 10).map(|_| random.below(last))).collect();
+    for cut in places {
+        assert!(run(cut, random).0.is_err(), "cut at {cut} of {last}");
     }
 }
 

@@ -131,10 +131,69 @@ fn whole_days_stay_the_same_whatever_maintenance_does() {
         assert!(compare(&store, &model, text, now, 1 << 26, seed), "{text} was refused");
     }
     let again = store.maintain(now, |_| Care::default(), &|| false).unwrap();
-    assert!(again.days > 0 && again.spans > 0, "{again:?}");
+    assert!(again.days > 0 && again.months > 0, "{again:?}");
     assert_eq!(store.maintain(now, |_| Care::default(), &|| false).unwrap(), cidr_engine::Maintained::default());
     for text in &questions {
         assert!(compare(&store, &model, text, now, 1 << 26, seed), "{text} was refused");
+    }
+}
+
+/// Days go into their month's file as they are condensed, late windows follow them there, old days leave it.
+#[test]
+fn a_month_takes_its_condensed_days_and_what_comes_late_for_them() {
+    for seed in 500..503 {
+        let mut random = Random(seed);
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = open(dir.path());
+        let mut model = Model::default();
+        for series in SERIES {
+            let window = window(&mut random, series, "n1", first_day().start(), first_day().start() + 900, 50);
+            store.commit(None, std::slice::from_ref(&window)).unwrap();
+            model.add(&window);
+        }
+        let (mut months, mut late, mut expired) = (0, 0, 0);
+        for passed in 1..70 {
+            let today = first_day().start() + passed * DAY_S;
+            for series in SERIES {
+                let start = today - DAY_S + random.below(96) as i64 * 900;
+                let node = *random.pick(&NODES);
+                let of_day = window(&mut random, series, node, start, start + 900, 30);
+                store.commit(None, std::slice::from_ref(&of_day)).unwrap();
+                model.add(&of_day);
+            }
+            if random.one_in(4) {
+                fill(&store, &mut model, &mut random, passed, 3);
+                late += 1;
+            }
+            // From the fiftieth day on, a month is kept.
+            let retention_days = (passed > 50).then_some(30);
+            let care = |_: &str| Care { retention_days, condense_days: Some(1) };
+            let done = store.maintain(today + 3_600, care, &|| false).unwrap();
+            (months, expired) = (months + done.months, expired + done.expired);
+            if retention_days.is_some() {
+                let newest = model.windows.iter().map(|window| window.end).max().unwrap();
+                let clock = cidr_engine::Day::of_moment((today + 3_600).min(newest + DAY_S)).0;
+                model.windows.retain(|window| clock - cidr_engine::Day::of_end(window.end).0 <= 30);
+            }
+            if random.one_in(8) {
+                drop(store);
+                if random.one_in(2) {
+                    std::fs::remove_file(dir.path().join("manifest")).unwrap();
+                    let repaired = Store::repair(dir.path(), &common::QuickDisk, &common::options().owner).unwrap();
+                    assert!(repaired.damaged.is_empty(), "seed {seed}: {repaired:?}");
+                }
+                store = open(dir.path());
+            }
+            for _ in 0..3 {
+                let text = question(&mut random, passed, false);
+                assert!(compare(&store, &model, &text, today, 1 << 26, seed), "seed {seed}, day {passed}: {text}");
+            }
+        }
+        let verified = store.verify(&|| false).unwrap();
+        assert!(verified.damage.is_empty(), "seed {seed}: {:?}", verified.damage);
+        assert!(months > 30 && late > 5 && expired > 30, "seed {seed}: {months} {late} {expired}");
+        let kept = std::fs::read_dir(dir.path().join("condensed")).unwrap().count();
+        assert!(kept < 3 * 16, "{kept} files of at most 30 days each");
     }
 }
 

@@ -64,9 +64,10 @@ impl Maintain {
         let number = |key: &str| done[key].as_u64().unwrap_or_default();
         Ok(writeln!(
             std::io::stdout(),
-            "{} days and {} longer spans built, {} windows merged, {} condensed, {} days expired",
+            "{} days, {} longer spans and {} months built, {} windows merged, {} condensed, {} days expired",
             number("days"),
             number("spans"),
+            number("months"),
             number("merged"),
             number("condensed"),
             number("expired"),

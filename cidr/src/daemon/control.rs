@@ -210,8 +210,8 @@ fn status(service: &Service) -> Value {
 
 /// What a round of maintenance did, as JSON.
 pub fn maintained(done: Maintained) -> Value {
-    let Maintained { days, spans, merged, condensed, expired } = done;
-    json!({ "days": days, "spans": spans, "merged": merged, "condensed": condensed, "expired": expired })
+    let Maintained { days, spans, months, merged, condensed, expired } = done;
+    json!({ "days": days, "spans": spans, "months": months, "merged": merged, "condensed": condensed, "expired": expired })
 }
 
 async fn maintain(service: Arc<Service>) -> Result<Value, Failure> {

@@ -9,7 +9,7 @@ use super::plan::{Columns, Period, condensed, wanted};
 use super::{Outcome, QueryError};
 use crate::language::CountQuery;
 use crate::segment::{Kind, Segment};
-use crate::store::catalog::{DayFiles, FileEntry, OpenFiles};
+use crate::store::catalog::{DayFiles, DayNode, FileEntry, OpenFiles};
 use crate::time::{Day, LAST_STAMP, Stamp, compact_stamp};
 use crate::work::Work;
 
@@ -31,7 +31,7 @@ impl Touched {
             Kind::Window => "window",
             Kind::Day | Kind::Packed => "day",
             Kind::Span8 => "8 days",
-            Kind::Month => "month",
+            Kind::Month | Kind::PackedMonth => "month",
         };
         let name = format!("{kind:<8}{}", record.name);
         self.sources.borrow_mut().insert(name, (record.id, record.rows, blocks_of(segment)));
@@ -74,7 +74,7 @@ fn blocks_of(segment: &Segment) -> u64 {
     segment.tables().iter().map(|table| u64::from(table.blocks)).sum()
 }
 
-/// A file with the column that it counts in; of a packed day, one of its parts.
+/// A file with the column that it counts in; of a packed file and a day's sum, one of its parts.
 pub(crate) struct WindowPart {
     pub(crate) column: usize,
     pub(crate) file: Arc<FileEntry>,
@@ -106,12 +106,12 @@ pub(crate) fn windows(
             if files.condensed
                 && let Some(node) = condensed_day(&series.name, *day, files, period, query)?
             {
-                push(day.start(), day.end(), series.column, &node, None);
+                push(day.start(), day.end(), series.column, &node.file, Some(node.part));
             }
             if let Some(packed) = files.packed().filter(|node| period.touches(node)) {
-                let segment = packed.open(open)?;
+                let (segment, _) = packed.open(open)?;
                 for (part, window) in segment.meta().windows().filter(|(_, window)| wanted(window, period, query)) {
-                    push(window.start, window.end, series.column, packed, Some(part));
+                    push(window.start, window.end, series.column, &packed.file, Some(part));
                 }
             }
             for window in files.windows.iter().filter(|window| !(files.condensed && window.covered)) {
@@ -126,23 +126,16 @@ pub(crate) fn windows(
     Ok(windows)
 }
 
-fn condensed_day(
+fn condensed_day<'a>(
     series: &str,
     day: Day,
-    files: &DayFiles,
+    files: &'a DayFiles,
     period: Period,
     query: &CountQuery,
-) -> Result<Option<Arc<FileEntry>>, QueryError> {
-    let Some(node) = &files.node else { return Ok(None) };
-    let (first, last) = (node.record.first_end, node.record.last_end);
-    if last <= period.after || period.until < first {
-        return Ok(None);
-    }
+) -> Result<Option<&'a DayNode>, QueryError> {
+    let Some(node) = files.node.as_ref().filter(|node| period.touches(node)) else { return Ok(None) };
     if query.node.is_some() {
         return Err(condensed(series, day, "counts of single nodes"));
     }
-    if period.after < first && last <= period.until {
-        return Ok(Some(Arc::clone(node)));
-    }
-    Err(condensed(series, day, "parts of a day"))
+    if period.holds_node(node) { Ok(Some(node)) } else { Err(condensed(series, day, "parts of a day")) }
 }

@@ -13,7 +13,7 @@ use crate::address::{Block, Family};
 use crate::error::Error;
 use crate::language::{Aggregate, CountQuery, HELP, Order, Statement, TextError, parse};
 use crate::merge::Summer;
-use crate::segment::{Kind, Segment, TableKey};
+use crate::segment::{Segment, TableKey};
 use crate::store::Store;
 use crate::store::catalog::FileEntry;
 use crate::time::{Day, Stamp, compact_stamp};
@@ -337,6 +337,7 @@ impl<'a> Question<'a> {
             for source in plan::sources(series, period, self.query)? {
                 match source {
                     Source::File(file) => self.open_file(&file, &mut parts[series.column])?,
+                    Source::Part(file, part) => parts[series.column].push((self.open(&file)?, part)),
                     Source::Inside(file) => {
                         let segment = self.open(&file)?;
                         let windows = segment.meta().windows().filter(|(_, window)| wanted(window, period, self.query));
@@ -366,10 +367,6 @@ impl<'a> Question<'a> {
 
     fn open_file(&self, file: &FileEntry, parts: &mut Vec<Part>) -> Result<(), QueryError> {
         let segment = self.open(file)?;
-        if segment.meta().kind == Kind::Packed {
-            parts.push((segment, 0));
-            return Ok(());
-        }
         for (index, part) in segment.meta().parts.iter().enumerate() {
             if self.query.node.as_ref().is_none_or(|node| node.value == part.node) {
                 parts.push((Arc::clone(&segment), index as u16));

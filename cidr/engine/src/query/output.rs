@@ -28,6 +28,7 @@ pub(crate) struct Output<'a> {
     format: Format,
     out: &'a mut dyn Write,
     buffer: Vec<u8>,
+    line: LineV4,
     first: bool,
 }
 
@@ -38,7 +39,8 @@ impl<'a> Output<'a> {
         aggregate: Option<Aggregate>,
         out: &'a mut dyn Write,
     ) -> Result<Self, QueryError> {
-        let mut output = Self { format, out, buffer: Vec::with_capacity(FLUSH_BYTES + 1024), first: true };
+        let buffer = Vec::with_capacity(FLUSH_BYTES + 1024);
+        let mut output = Self { format, out, buffer, line: LineV4::default(), first: true };
         match format {
             Format::Text => {}
             Format::Json => {
@@ -101,15 +103,18 @@ impl<'a> Output<'a> {
             When::Window { end, .. } => self.push(format_args!("{} ", compact_stamp(end))),
         }
         match row.counts {
-            [count] if row.block.family() == Family::V4 => push_lined_up(&mut self.buffer, row.block, *count),
+            [count] if row.block.family() == Family::V4 => {
+                self.line.push(&mut self.buffer, row.block, *count);
+                return;
+            }
             [count] => {
                 let lined_up = self.buffer.len() + BLOCK_V4_BYTES;
-                push_block(&mut self.buffer, row.block);
+                push_block(&mut self.buffer, &mut self.line, row.block);
                 self.buffer.resize(lined_up.max(self.buffer.len()), b' ');
                 self.push(format_args!(" : {count:>9}"));
             }
             counts => {
-                push_block(&mut self.buffer, row.block);
+                push_block(&mut self.buffer, &mut self.line, row.block);
                 self.buffer.extend_from_slice(b" : ");
                 push_counts(&mut self.buffer, counts);
             }
@@ -127,7 +132,7 @@ impl<'a> Output<'a> {
             }
         }
         self.buffer.extend_from_slice(b"\"block\":\"");
-        push_block(&mut self.buffer, row.block);
+        push_block(&mut self.buffer, &mut self.line, row.block);
         self.buffer.extend_from_slice(b"\",\"counts\":[");
         push_counts(&mut self.buffer, row.counts);
         self.buffer.extend_from_slice(b"]}");
@@ -139,7 +144,7 @@ impl<'a> Output<'a> {
             When::Day(day) => self.push(format_args!("{day},")),
             When::Window { end, start } => self.push(format_args!("{},{},", iso_stamp(start), iso_stamp(end))),
         }
-        push_block(&mut self.buffer, row.block);
+        push_block(&mut self.buffer, &mut self.line, row.block);
         self.buffer.push(b',');
         push_counts(&mut self.buffer, row.counts);
         self.buffer.push(b'\n');
@@ -164,42 +169,112 @@ const fn octets() -> [([u8; 4], usize); 256] {
     all
 }
 
+/// `/0` to `/32`, and their lengths.
+static LENGTHS: [([u8; 4], usize); 33] = lengths();
+
+const fn lengths() -> [([u8; 4], usize); 33] {
+    let mut all = [([b' '; 4], 0); 33];
+    let mut number = 0;
+    while number < 33 {
+        let (digits, length) = OCTETS[number];
+        all[number] = ([b'/', digits[0], digits[1], b' '], length + 1);
+        number += 1;
+    }
+    all
+}
+
 /// Longest text of an IPv4 block.
 const BLOCK_V4_BYTES: usize = 18;
+/// Where a count begins, and the width in which it is set.
+const COUNT_AT: usize = BLOCK_V4_BYTES + 3;
+const COUNT_BYTES: usize = 9;
 
-/// Writes an IPv4 block at the beginning of `text`, which stays blank behind it; returns its length.
-#[inline]
-fn put_block_v4(text: &mut [u8; 64], block: Block) -> usize {
-    let [a, b, c, d] = (block.first() as u32).to_be_bytes();
-    let mut at = 0;
-    for (number, after) in [(a, b'.'), (b, b'.'), (c, b'.'), (d, b'/'), (block.length(), b' ')] {
-        let (digits, length) = &OCTETS[usize::from(number)];
-        text[at..at + 4].copy_from_slice(digits);
-        text[at + length] = after;
-        at += length + 1;
+/// A line about an IPv4 block: `10.79.18.1/32      :     35217`. A long list is nothing but these, and neighbours mostly share the text of
+/// their first three numbers, so it is kept from one to the next.
+struct LineV4 {
+    text: [u8; 64],
+    /// The upper 24 bits of the address in the text.
+    net: u32,
+    net_bytes: usize,
+}
+
+impl Default for LineV4 {
+    fn default() -> Self {
+        let mut line = Self { text: [b' '; 64], net: 0, net_bytes: 0 };
+        line.set_net(0);
+        line
     }
-    at - 1
 }
 
-/// `10.79.18.1/32      :     35217`, made in place: a long list is nothing but these.
-fn push_lined_up(buffer: &mut Vec<u8>, block: Block, count: i64) {
-    let mut line = [b' '; 64];
-    put_block_v4(&mut line, block);
-    line[BLOCK_V4_BYTES + 1] = b':';
-    let mut digits = [0; 20];
-    let digits = decimal(count, &mut digits);
-    let start = BLOCK_V4_BYTES + 3 + 9_usize.saturating_sub(digits.len());
-    line[start..start + digits.len()].copy_from_slice(digits);
-    buffer.extend_from_slice(&line[..start + digits.len()]);
-}
-
-fn push_block(buffer: &mut Vec<u8>, block: Block) {
-    match block.family() {
-        Family::V4 => {
-            let mut text = [b' '; 64];
-            let length = put_block_v4(&mut text, block);
-            buffer.extend_from_slice(&text[..length]);
+impl LineV4 {
+    #[inline]
+    fn set_net(&mut self, net: u32) {
+        self.net = net;
+        self.net_bytes = 0;
+        for number in [net >> 16, net >> 8, net] {
+            let (digits, length) = &OCTETS[(number & 255) as usize];
+            self.text[self.net_bytes..self.net_bytes + 4].copy_from_slice(digits);
+            self.text[self.net_bytes + length] = b'.';
+            self.net_bytes += length + 1;
         }
+    }
+
+    /// Sets the block's text; returns its length. What is behind it, up to the count, is blank.
+    #[inline]
+    fn set_block(&mut self, block: Block) -> usize {
+        let first = block.first() as u32;
+        if first >> 8 != self.net {
+            self.set_net(first >> 8);
+        }
+        let at = self.net_bytes;
+        self.text[at..at + 16].fill(b' ');
+        let (digits, length) = &OCTETS[(first & 255) as usize];
+        self.text[at..at + 4].copy_from_slice(digits);
+        let (slash, slash_length) = &LENGTHS[usize::from(block.length())];
+        self.text[at + length..at + length + 4].copy_from_slice(slash);
+        at + length + slash_length
+    }
+
+    /// Appends the block.
+    fn push_block(&mut self, buffer: &mut Vec<u8>, block: Block) {
+        let length = self.set_block(block);
+        buffer.extend_from_slice(&self.text[..length]);
+    }
+
+    /// Appends the line.
+    #[inline]
+    fn push(&mut self, buffer: &mut Vec<u8>, block: Block, count: i64) {
+        self.set_block(block);
+        self.text[BLOCK_V4_BYTES..COUNT_AT + COUNT_BYTES].copy_from_slice(b" :          ");
+        let mut end = COUNT_AT + COUNT_BYTES;
+        if (0..1_000_000_000).contains(&count) {
+            let (mut rest, mut at) = (count as u32, end);
+            loop {
+                at -= 1;
+                self.text[at] = b'0' + (rest % 10) as u8;
+                rest /= 10;
+                if rest == 0 {
+                    break;
+                }
+            }
+        } else {
+            let mut digits = [0; 20];
+            let digits = decimal(count, &mut digits);
+            let start = COUNT_AT + COUNT_BYTES.saturating_sub(digits.len());
+            end = start + digits.len();
+            self.text[start..end].copy_from_slice(digits);
+        }
+        self.text[end] = b'\n';
+        // A copy of fixed length and a cut are faster than a copy of some length.
+        let before = buffer.len();
+        buffer.extend_from_slice(&self.text);
+        buffer.truncate(before + end + 1);
+    }
+}
+
+fn push_block(buffer: &mut Vec<u8>, line: &mut LineV4, block: Block) {
+    match block.family() {
+        Family::V4 => line.push_block(buffer, block),
         Family::V6 => write!(buffer, "{block}").expect("a vector takes everything"),
     }
 }
@@ -280,7 +355,23 @@ pub(crate) fn cache(
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn lines_look_as_they_shall_whatever_was_before_them() {
+        let (mut line, mut text, mut expected) = (LineV4::default(), Vec::new(), String::new());
+        for block in ["255.255.255.255/32", "1.2.3.4/32", "1.2.3.200/32", "0.0.0.0/0", "10.79.18.0/24", "10.79.18.1/32"]
+        {
+            for count in [0, 7, -7, 35_217, 999_999_999, 1_000_000_000, i64::MIN, i64::MAX] {
+                line.push(&mut text, block.parse().unwrap(), count);
+                expected += &format!("{block:<18} : {count:>9}\n");
+            }
+            line.push_block(&mut text, block.parse().unwrap());
+            expected += block;
+        }
+        assert_eq!(String::from_utf8(text).unwrap(), expected);
+    }
 
     #[test]
     fn numbers_print_as_std_does() {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use super::QueryError;
 use crate::language::{CountQuery, DateRange, Moment, Placed, SeriesList, TextError, nearest};
-use crate::segment::Part;
-use crate::store::catalog::{Catalog, DayFiles, FileEntry, SeriesFiles};
+use crate::segment::{Kind, Part};
+use crate::store::catalog::{Catalog, DayFiles, DayNode, FileEntry, SeriesFiles};
 use crate::time::{Day, LAST_STAMP, Stamp};
 
 /// Windows whose end is after `after` and not after `until`.
@@ -55,8 +55,13 @@ impl Period {
     }
 
     /// True when windows of a node may be inside.
-    pub(crate) fn touches(self, node: &FileEntry) -> bool {
-        !self.holds_none(node.record.first_end, node.record.last_end)
+    pub(crate) fn touches(self, node: &DayNode) -> bool {
+        !self.holds_none(node.ends.first, node.ends.last)
+    }
+
+    /// True when all of them are.
+    pub(crate) fn holds_node(self, node: &DayNode) -> bool {
+        self.holds_all(node.ends.first, node.ends.last)
     }
 
     /// The part of it that lies on a day.
@@ -74,8 +79,10 @@ impl Period {
 
 /// A part of the answer.
 pub(crate) enum Source {
-    /// A file; only the parts of one node when that was asked. Of a packed day, its sum.
+    /// A file; only the parts of one node when that was asked.
     File(Arc<FileEntry>),
+    /// One part of a file: the sum of a packed one, a day of a month.
+    Part(Arc<FileEntry>, u16),
     /// The windows in a packed day that are inside the period, of one node when that was asked.
     Inside(Arc<FileEntry>),
     /// Windows of a day, merged in memory.
@@ -144,8 +151,9 @@ pub(crate) fn sources(series: &SeriesPlan, period: Period, query: &CountQuery) -
             if node_is_gone(files, period) {
                 return Err(condensed(&series.name, day, "counts of single nodes"));
             }
-            let packed = files.packed().filter(|file| period.touches(file) && file.record.nodes.contains(&node.value));
-            sources.extend(packed.map(|file| Source::Inside(Arc::clone(file))));
+            let has = |packed: &&DayNode| packed.file.record.nodes.contains(&node.value);
+            let packed = files.packed().filter(|packed| period.touches(packed)).filter(has);
+            sources.extend(packed.map(|packed| Source::Inside(Arc::clone(&packed.file))));
             let windows = files.windows.iter().map(|window| &window.file);
             let wanted =
                 windows.filter(|file| period.holds(file.record.end) && file.record.nodes.contains(&node.value));
@@ -155,7 +163,7 @@ pub(crate) fn sources(series: &SeriesPlan, period: Period, query: &CountQuery) -
     }
     for step in cover(&series.files, &days, period) {
         match step {
-            Step::Span(file) => sources.push(Source::File(file)),
+            Step::Span(file) => sources.push(Source::Part(file, 0)),
             Step::Day(at) => day_detail(series, days[at].0, days[at].1, period, &mut sources)?,
         }
     }
@@ -189,13 +197,13 @@ fn day_detail(
     sources: &mut Vec<Source>,
 ) -> Result<(), QueryError> {
     let Some(node) = &files.node else { return Ok(()) };
-    if period.holds_all(node.record.first_end, node.record.last_end) {
-        sources.push(Source::File(Arc::clone(node)));
+    if period.holds_node(node) {
+        sources.push(Source::Part(Arc::clone(&node.file), node.part));
     } else if period.touches(node) {
         if files.condensed {
             return Err(condensed(&series.name, day, "parts of a day"));
         }
-        sources.extend(files.packed().map(|packed| Source::Inside(Arc::clone(packed))));
+        sources.extend(files.packed().map(|packed| Source::Inside(Arc::clone(&packed.file))));
         let covered = files.windows.iter().filter(|window| window.covered);
         let inside = covered.filter(|window| period.holds(window.file.record.end));
         sources.extend(inside.map(|window| Source::File(Arc::clone(&window.file))));
@@ -221,12 +229,14 @@ fn cover(files: &SeriesFiles, days: &[(Day, &Arc<DayFiles>)], period: Period) ->
         if next < cost[at + 1].0 {
             cost[at + 1] = (next, Some(Step::Day(at)), at);
         }
-        let kinds = [crate::segment::Kind::Span8, crate::segment::Kind::Month];
-        for span in kinds.iter().filter_map(|kind| files.spans.get(&(span_start(*kind, day), *kind))) {
+        let spans =
+            [Kind::Span8, Kind::Month].into_iter().filter_map(|kind| files.spans.get(&(span_start(kind, day), kind)));
+        for span in spans.chain(files.months.get(&day.first_of_month())) {
             let (first, last) = span.days();
             let from_first = at == 0 || days[at - 1].0 < first;
             let to = days.partition_point(|(day, _)| *day <= last);
-            if from_first && period.holds_all(span.record.first_end, span.record.last_end) && next < cost[to].0 {
+            let asked = period.holds_all(span.record.first_end, span.record.last_end);
+            if from_first && asked && is_sum_of(span, &days[at..to]) && next < cost[to].0 {
                 cost[to] = (next, Some(Step::Span(Arc::clone(span))), at);
             }
         }
@@ -241,9 +251,15 @@ fn cover(files: &SeriesFiles, days: &[(Day, &Arc<DayFiles>)], period: Period) ->
     steps
 }
 
-fn span_start(kind: crate::segment::Kind, day: Day) -> Day {
+/// True for spans, which go when one of their days changes. A packed month stays when a day that it lacks comes late.
+fn is_sum_of(span: &FileEntry, days: &[(Day, &Arc<DayFiles>)]) -> bool {
+    let inside = |files: &DayFiles| files.in_month().is_some_and(|node| node.file.record.id == span.record.id);
+    span.record.kind != Kind::PackedMonth || days.iter().all(|(_, files)| files.node.is_none() || inside(files))
+}
+
+fn span_start(kind: Kind, day: Day) -> Day {
     match kind {
-        crate::segment::Kind::Month => Day(day.0 - day.date().2 + 1),
+        Kind::Month => day.first_of_month(),
         _ => Day(day.0 - day.0.rem_euclid(8)),
     }
 }

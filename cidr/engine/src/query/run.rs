@@ -117,8 +117,38 @@ struct Tree<'a, 'b, K> {
 struct Waiting {
     blocks: Vec<Block>,
     counts: Vec<i64>,
-    /// For each length from the shortest on, the row that still grows.
+    columns: usize,
+    /// For each length from the shortest on, the row that still grows. What is added to one reaches the ones above it when it is closed.
     open: Vec<usize>,
+}
+
+impl Waiting {
+    fn new(columns: usize) -> Self {
+        Self { blocks: Vec::new(), counts: Vec::new(), columns, open: Vec::new() }
+    }
+
+    fn open(&mut self, block: Block) {
+        self.open.push(self.blocks.len());
+        self.blocks.push(block);
+        self.counts.resize(self.counts.len() + self.columns, 0);
+    }
+
+    /// Closes all but the first `keep` rows that grow.
+    fn close(&mut self, keep: usize) {
+        while self.open.len() > keep {
+            let Some(closed) = self.open.pop() else { return };
+            let Some(above) = self.open.last() else { return };
+            let (before, from) = self.counts.split_at_mut(closed * self.columns);
+            add(&mut before[above * self.columns..][..self.columns], &from[..self.columns]);
+        }
+    }
+
+    /// Adds to the longest of the rows that grow.
+    fn add(&mut self, counts: &[i64]) {
+        if let Some(row) = self.open.last() {
+            add(&mut self.counts[row * self.columns..][..self.columns], counts);
+        }
+    }
 }
 
 impl<K: TableKey> Tree<'_, '_, K> {
@@ -148,44 +178,40 @@ impl<K: TableKey> Tree<'_, '_, K> {
         let most_rows = (self.sources.work().left() / 2 / row_bytes).max(2 * K::BITS as usize);
         let ranges = self.sources.ranges_at(self.level, first, last);
         let mut walk = Grouped::new(self.sources.walk(self.level, ranges)?, self.level - self.longest, columns);
-        let mut waiting = Waiting { blocks: Vec::new(), counts: Vec::new(), open: Vec::new() };
+        let mut waiting = Waiting::new(columns);
         let mut counts = vec![0; columns];
         let mut before: Option<K> = None;
         while let Some(key) = walk.next(&mut counts)? {
             let same = before.map_or(0, |before| common_bits(before, key, self.longest));
             if same < shortest {
-                self.flush(&mut waiting, columns, sink)?;
+                self.flush(&mut waiting, sink)?;
             }
-            waiting.open.truncate(usize::from((same + 1).saturating_sub(shortest)));
+            waiting.close(usize::from((same + 1).saturating_sub(shortest)));
             for length in shortest + waiting.open.len() as u8..=self.longest {
-                waiting.open.push(waiting.blocks.len());
-                waiting.blocks.push(Block::of_key(key.shift_right(self.longest - length), length));
-                waiting.counts.resize(waiting.counts.len() + columns, 0);
+                waiting.open(Block::of_key(key.shift_right(self.longest - length), length));
             }
-            for row in &waiting.open {
-                add(&mut waiting.counts[row * columns..(row + 1) * columns], &counts);
-            }
+            waiting.add(&counts);
             before = Some(key);
             if waiting.blocks.len() > most_rows && shortest < self.longest {
                 return Ok(waiting.blocks.first().copied());
             }
         }
-        self.flush(&mut waiting, columns, sink)?;
+        self.flush(&mut waiting, sink)?;
         Ok(None)
     }
 
-    fn flush(&self, waiting: &mut Waiting, columns: usize, sink: &mut RowSink<'_>) -> Result<(), QueryError> {
+    fn flush(&self, waiting: &mut Waiting, sink: &mut RowSink<'_>) -> Result<(), QueryError> {
+        waiting.close(0);
         // What waited is noted; that it fits was seen to while it grew.
         let bytes = waiting.blocks.capacity() * size_of::<Block>() + waiting.counts.capacity() * size_of::<i64>();
         if self.sources.work().take(bytes).is_ok() {
             self.sources.work().give_back(bytes);
         }
-        for (block, counts) in waiting.blocks.iter().zip(waiting.counts.chunks(columns)) {
+        for (block, counts) in waiting.blocks.iter().zip(waiting.counts.chunks(waiting.columns)) {
             self.ask.emit(*block, counts, sink)?;
         }
         waiting.blocks.clear();
         waiting.counts.clear();
-        waiting.open.clear();
         Ok(())
     }
 

@@ -9,6 +9,8 @@
 //! In a ranked table a block has no keys but their places in another table: a varint of the first, and a frame of the distances minus
 //! one. Of a day's 200,000 addresses a window has every fortieth: their distances are much smaller numbers than those of addresses.
 //!
+//! In a packed month, counts and places are plane frames instead of frames.
+//!
 //! The checksum is looked at on every read: it costs less than the unpacking does.
 
 use super::bits::{self, FRAME};
@@ -18,6 +20,23 @@ use crate::key::Key;
 pub(crate) const BLOCK_ROWS: usize = FRAME;
 
 const HEAD: usize = 7;
+
+/// How counts and places are packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Coding {
+    Frames,
+    /// Smaller, and half as fast: for what is kept long.
+    Planes,
+}
+
+impl Coding {
+    fn write(self, out: &mut Vec<u8>, values: &[u128]) {
+        match self {
+            Self::Frames => bits::write_frame(out, values),
+            Self::Planes => bits::write_plane_frame(out, values),
+        }
+    }
+}
 
 /// The rows of one block, decoded. Kept and refilled by a cursor.
 pub(crate) struct Rows<K> {
@@ -42,7 +61,7 @@ impl<K: Key> Rows<K> {
     }
 
     /// Decodes the block at `at`; none when it is not what was written.
-    pub(crate) fn read(&mut self, data: &[u8], at: usize, first: K) -> Option<()> {
+    pub(crate) fn read(&mut self, data: &[u8], at: usize, first: K, coding: Coding) -> Option<()> {
         self.len = 0;
         let (end, rows) = checked(data, at)?;
         let position = bits::read_frame(data, at + HEAD, &mut self.keys[1..rows])?;
@@ -53,23 +72,31 @@ impl<K: Key> Rows<K> {
             key = key.wrapping_add(*slot).wrapping_add(one);
             *slot = key;
         }
-        self.read_counts(data, position, rows, end)
+        self.read_counts(data, position, rows, end, coding)
     }
 
     /// Decodes a block of a ranked table: its counts, and its places into `ranks`. The keys are for the caller to fill in.
-    pub(crate) fn read_ranked(&mut self, data: &[u8], at: usize, ranks: &mut Ranks) -> Option<()> {
+    pub(crate) fn read_ranked(&mut self, data: &[u8], at: usize, ranks: &mut Ranks, coding: Coding) -> Option<()> {
         (self.len, ranks.len) = (0, 0);
         let (end, rows) = checked(data, at)?;
         let mut position = at + HEAD;
         let mut rank = u32::try_from(bits::read_varint(data, &mut position)?).ok()?;
-        position = bits::read_frame(data, position, &mut ranks.places[1..rows])?;
+        position = match coding {
+            Coding::Frames => bits::read_frame(data, position, &mut ranks.places[1..rows])?,
+            Coding::Planes => {
+                let mut distances = [0_u64; BLOCK_ROWS];
+                let end = bits::read_plane_frame(data, position, &mut distances[1..rows])?;
+                ranks.places[1..rows].iter_mut().zip(&distances[1..rows]).for_each(|(slot, far)| *slot = *far as u32);
+                end
+            }
+        };
         ranks.places[0] = rank;
         for slot in &mut ranks.places[1..rows] {
             rank = rank.wrapping_add(*slot).wrapping_add(1);
             *slot = rank;
         }
         ranks.len = rows;
-        self.read_counts(data, position, rows, end)
+        self.read_counts(data, position, rows, end, coding)
     }
 
     /// The keys, to be filled in.
@@ -77,10 +104,14 @@ impl<K: Key> Rows<K> {
         &mut self.keys[..self.len]
     }
 
-    fn read_counts(&mut self, data: &[u8], mut position: usize, rows: usize, end: usize) -> Option<()> {
+    fn read_counts(&mut self, data: &[u8], at: usize, rows: usize, end: usize, coding: Coding) -> Option<()> {
+        let mut position = at;
         let smallest = bits::unzigzag(bits::read_varint(data, &mut position)?);
         let mut packed = [0_u64; BLOCK_ROWS];
-        let position = bits::read_count_frame(data, position, &mut packed[..rows])?;
+        let position = match coding {
+            Coding::Frames => bits::read_count_frame(data, position, &mut packed[..rows])?,
+            Coding::Planes => bits::read_plane_frame(data, position, &mut packed[..rows])?,
+        };
         for (count, packed) in self.counts[..rows].iter_mut().zip(&packed) {
             *count = smallest.wrapping_add(*packed as i64);
         }
@@ -117,16 +148,16 @@ fn checked(data: &[u8], at: usize) -> Option<(usize, usize)> {
 }
 
 /// Appends a block of rows with ascending keys to `out`.
-pub(crate) fn write_block<K: Key>(out: &mut Vec<u8>, keys: &[K], counts: &[i64]) {
-    write_rows(out, None, keys, counts);
+pub(crate) fn write_block<K: Key>(out: &mut Vec<u8>, keys: &[K], counts: &[i64], coding: Coding) {
+    write_rows(out, None, keys, counts, coding);
 }
 
 /// The same for a ranked table.
-pub(crate) fn write_ranked_block(out: &mut Vec<u8>, ranks: &[u32], counts: &[i64]) {
-    write_rows(out, ranks.first().copied(), ranks, counts);
+pub(crate) fn write_ranked_block(out: &mut Vec<u8>, ranks: &[u32], counts: &[i64], coding: Coding) {
+    write_rows(out, ranks.first().copied(), ranks, counts, coding);
 }
 
-fn write_rows<K: Key>(out: &mut Vec<u8>, first: Option<u32>, keys: &[K], counts: &[i64]) {
+fn write_rows<K: Key>(out: &mut Vec<u8>, first: Option<u32>, keys: &[K], counts: &[i64], coding: Coding) {
     debug_assert!(!keys.is_empty() && keys.len() <= BLOCK_ROWS && keys.len() == counts.len());
     let start = out.len();
     out.extend_from_slice(&[0, 0, 0, 0, 0, 0, (keys.len() - 1) as u8]);
@@ -137,13 +168,15 @@ fn write_rows<K: Key>(out: &mut Vec<u8>, first: Option<u32>, keys: &[K], counts:
     for (slot, pair) in values.iter_mut().zip(keys.windows(2)) {
         *slot = pair[1].to_u128() - pair[0].to_u128() - 1;
     }
-    bits::write_frame(out, &values[..keys.len() - 1]);
+    // Addresses may need 128 bits, which planes cannot have.
+    let of_keys = if first.is_some() { coding } else { Coding::Frames };
+    of_keys.write(out, &values[..keys.len() - 1]);
     let smallest = counts.iter().copied().min().unwrap_or(0);
     bits::write_varint(out, bits::zigzag(smallest));
     for (slot, count) in values.iter_mut().zip(counts) {
         *slot = u128::from(count.wrapping_sub(smallest) as u64);
     }
-    bits::write_frame(out, &values[..counts.len()]);
+    coding.write(out, &values[..counts.len()]);
     let bytes = out.len() - start;
     // 256 rows of 16 + 8 bytes and two frames stay far below 64 KiB.
     out[start + 4..start + 6].copy_from_slice(&(bytes as u16).to_le_bytes());
@@ -163,37 +196,39 @@ mod tests {
         fn a_block_reads_back_and_notices_any_flipped_bit(
             rows in proptest::collection::btree_map(any::<u128>(), any::<i64>(), 1..=BLOCK_ROWS),
             flip in any::<prop::sample::Index>(),
+            coding in prop_oneof![Just(Coding::Frames), Just(Coding::Planes)],
         ) {
             let (keys, counts): (Vec<u128>, Vec<i64>) = rows.into_iter().unzip();
             let mut bytes = Vec::new();
-            write_block(&mut bytes, &keys, &counts);
+            write_block(&mut bytes, &keys, &counts, coding);
             let end = bytes.len();
             bytes.extend([0; bits::SLACK]);
             let mut read = Rows::default();
-            read.read(&bytes, 0, keys[0]).unwrap();
+            read.read(&bytes, 0, keys[0], coding).unwrap();
             prop_assert_eq!(read.keys(), &keys[..]);
             prop_assert_eq!(read.counts(), &counts[..]);
             let bit = flip.index(end * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
-            prop_assert!(read.read(&bytes, 0, keys[0]).is_none());
+            prop_assert!(read.read(&bytes, 0, keys[0], coding).is_none());
         }
 
         #[test]
         fn ranks_read_back_and_any_flipped_bit_is_noticed(
             rows in proptest::collection::btree_map(any::<u32>(), -5_i64..1000, 1..=BLOCK_ROWS),
             flip in any::<prop::sample::Index>(),
+            coding in prop_oneof![Just(Coding::Frames), Just(Coding::Planes)],
         ) {
             let (ranks, counts): (Vec<u32>, Vec<i64>) = rows.into_iter().unzip();
             let mut bytes = Vec::new();
-            write_ranked_block(&mut bytes, &ranks, &counts);
+            write_ranked_block(&mut bytes, &ranks, &counts, coding);
             let end = bytes.len();
             bytes.extend([0; bits::SLACK]);
             let (mut read, mut places) = (Rows::<u128>::default(), Ranks::default());
-            read.read_ranked(&bytes, 0, &mut places).unwrap();
+            read.read_ranked(&bytes, 0, &mut places, coding).unwrap();
             prop_assert_eq!((places.places(), read.counts()), (&ranks[..], &counts[..]));
             let bit = flip.index(end * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
-            prop_assert!(read.read_ranked(&bytes, 0, &mut places).is_none());
+            prop_assert!(read.read_ranked(&bytes, 0, &mut places, coding).is_none());
         }
 
         #[test]
@@ -201,10 +236,10 @@ mod tests {
             let rows: BTreeMap<u32, i64> = rows;
             let (keys, counts): (Vec<u32>, Vec<i64>) = rows.into_iter().unzip();
             let mut bytes = vec![1, 2, 3];
-            write_block(&mut bytes, &keys, &counts);
+            write_block(&mut bytes, &keys, &counts, Coding::Frames);
             bytes.extend([0; bits::SLACK]);
             let mut read = Rows::default();
-            read.read(&bytes, 3, keys[0]).unwrap();
+            read.read(&bytes, 3, keys[0], Coding::Frames).unwrap();
             prop_assert_eq!(read.keys(), &keys[..]);
             prop_assert_eq!(read.counts(), &counts[..]);
         }

@@ -2,7 +2,7 @@
 //!
 //! Varints but for the strings, which are a length and UTF-8: kind · id · series · start · end · first end · last end · number of
 //! consumed ids, ascending, as distances · number of parts, and for each its node, the highest hand-in merged into it (plus one; 0:
-//! none), and in a packed day its start and its end.
+//! none), and in a packed day its start and its end; in a packed month, where the parts are days, the ends of their first and last window.
 
 use super::bits::{read_varint, unzigzag, write_varint, zigzag};
 use crate::time::Stamp;
@@ -20,6 +20,8 @@ pub enum Kind {
     Month,
     /// Sums over a day, and in the same file the windows that they are the sums of.
     Packed,
+    /// Sums over condensed days of a calendar month, and in the same file those days.
+    PackedMonth,
 }
 
 impl Kind {
@@ -30,6 +32,7 @@ impl Kind {
             Self::Span8 => 2,
             Self::Month => 3,
             Self::Packed => 4,
+            Self::PackedMonth => 5,
         }
     }
 
@@ -40,19 +43,25 @@ impl Kind {
             2 => Self::Span8,
             3 => Self::Month,
             4 => Self::Packed,
+            5 => Self::PackedMonth,
             _ => return None,
         })
     }
+
+    /// True for a file whose first part is the sum of the others, which name addresses by their places in it.
+    pub(crate) const fn is_packed(self) -> bool {
+        matches!(self, Self::Packed | Self::PackedMonth)
+    }
 }
 
-/// One node's share of a window; in a packed day the first part is the sum.
+/// One node's share of a window; in a packed file the first part is the sum.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Part {
     /// The node that counted; empty for sums over all nodes.
     pub(crate) node: String,
     /// The highest hand-in of that node in this file.
     pub(crate) sequence: Option<u64>,
-    /// The window's time.
+    /// The window's time; of a day in a packed month, the ends of its first and its last window.
     pub(crate) start: Stamp,
     pub(crate) end: Stamp,
 }
@@ -79,7 +88,7 @@ impl Meta {
     /// The nodes of the parts, each once.
     pub(crate) fn nodes(&self) -> Vec<String> {
         let mut nodes: Vec<String> = self.parts.iter().map(|part| part.node.clone()).collect();
-        if self.kind == Kind::Packed {
+        if self.kind.is_packed() {
             nodes.sort_unstable();
             nodes.dedup();
         }
@@ -88,7 +97,16 @@ impl Meta {
 
     /// The windows of a packed day: their places among the parts, and what is said of them.
     pub(crate) fn windows(&self) -> impl Iterator<Item = (u16, &Part)> {
-        let parts = if self.kind == Kind::Packed { &self.parts[..] } else { &[] };
+        self.parts_behind_sum(Kind::Packed)
+    }
+
+    /// The same for the days of a packed month.
+    pub(crate) fn days(&self) -> impl Iterator<Item = (u16, &Part)> {
+        self.parts_behind_sum(Kind::PackedMonth)
+    }
+
+    fn parts_behind_sum(&self, kind: Kind) -> impl Iterator<Item = (u16, &Part)> {
+        let parts = if self.kind == kind { &self.parts[..] } else { &[] };
         parts.iter().enumerate().skip(1).map(|(index, part)| (index as u16, part))
     }
 
@@ -104,7 +122,7 @@ impl Meta {
         for part in &self.parts {
             write_text(out, &part.node);
             write_varint(out, part.sequence.map_or(0, |sequence| sequence.saturating_add(1)));
-            if self.kind == Kind::Packed {
+            if self.kind.is_packed() {
                 write_varint(out, zigzag(part.start));
                 write_varint(out, zigzag(part.end));
             }
@@ -127,7 +145,7 @@ impl Meta {
             let node = read_text(data, at)?;
             let sequence = read_varint(data, at)?.checked_sub(1);
             let (mut from, mut until) = (start, end);
-            if kind == Kind::Packed {
+            if kind.is_packed() {
                 (from, until) = (unzigzag(read_varint(data, at)?), unzigzag(read_varint(data, at)?));
             }
             parts.push(Part { node, sequence, start: from, end: until });

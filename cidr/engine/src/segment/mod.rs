@@ -9,7 +9,7 @@ mod meta;
 mod reader;
 mod writer;
 
-pub(crate) use block::{Ranks, Rows};
+pub(crate) use block::{Coding, Ranks, Rows};
 pub use meta::Kind;
 pub(crate) use meta::{Meta, Part, read_text, write_text};
 pub(crate) use reader::{Base, Segment, Table, TableKey};
@@ -17,8 +17,9 @@ pub(crate) use writer::{LEVELS_V4, LEVELS_V6, SegmentWriter, WriteError};
 
 use crate::address::Family;
 
-/// The newest version that this build reads. A packed day is version 2; everything else is written as version 1, which it still is.
-pub(crate) const VERSION: u32 = 2;
+/// The newest version that this build reads. A packed day is version 2 and a packed month version 3; everything else is written as
+/// version 1, which it still is.
+pub(crate) const VERSION: u32 = 3;
 
 pub(crate) const MAGIC: &[u8; 8] = b"ECCIDRSG";
 const END_MAGIC: &[u8; 8] = b"ECCIDREN";
@@ -38,6 +39,10 @@ pub(crate) struct TableInfo {
     pub(crate) level: u8,
     /// Its blocks have places in the first part's table of addresses instead of addresses.
     pub(crate) ranked: bool,
+    /// How its blocks are packed.
+    pub(crate) coding: Coding,
+    /// Places, maxima and sums of its index have four bytes instead of eight.
+    pub(crate) narrow: bool,
     pub(crate) blocks: u32,
     pub(crate) rows: u64,
     pub(crate) index_at: u64,
@@ -45,11 +50,20 @@ pub(crate) struct TableInfo {
     pub(crate) total: i64,
 }
 
+impl TableInfo {
+    /// Bytes of a place, maximum or sum in its index.
+    fn word_bytes(&self) -> usize {
+        if self.narrow { 4 } else { 8 }
+    }
+}
+
 /// Bytes of a directory entry.
 const ENTRY: usize = 32;
 
-/// Beside the family of a table that is ranked.
+/// Beside the family of a table that is ranked, whose blocks are plane frames, whose index is narrow.
 const RANKED: u8 = 0x80;
+const PLANES: u8 = 0x40;
+const NARROW_INDEX: u8 = 0x20;
 
 /// The tables of a file.
 struct Directory {
@@ -63,7 +77,10 @@ impl Directory {
         for table in &self.tables {
             out.extend_from_slice(&table.part.to_le_bytes());
             let family = if table.family == Family::V4 { 4 } else { 6 };
-            out.extend_from_slice(&[if table.ranked { family | RANKED } else { family }, table.level]);
+            let planes = table.coding == Coding::Planes;
+            let flags = [(table.ranked, RANKED), (planes, PLANES), (table.narrow, NARROW_INDEX)];
+            let flags = flags.iter().filter(|(set, _)| *set).fold(0, |flags, (_, flag)| flags | flag);
+            out.extend_from_slice(&[family | flags, table.level]);
             out.extend_from_slice(&table.blocks.to_le_bytes());
             out.extend_from_slice(&table.rows.to_le_bytes());
             out.extend_from_slice(&table.index_at.to_le_bytes());
@@ -92,7 +109,8 @@ impl Directory {
         }
         let mut tables = Vec::with_capacity(length / ENTRY);
         for entry in bytes.chunks(ENTRY) {
-            let family = match entry.get(2)? & !RANKED {
+            let has = |flag| entry[2] & flag != 0;
+            let family = match entry.get(2)? & !(RANKED | PLANES | NARROW_INDEX) {
                 4 => Family::V4,
                 6 => Family::V6,
                 _ => return None,
@@ -101,7 +119,9 @@ impl Directory {
                 part: u16::from_le_bytes([entry[0], entry[1]]),
                 family,
                 level: *entry.get(3).filter(|level| **level <= family.bits())?,
-                ranked: entry[2] & RANKED != 0,
+                ranked: has(RANKED),
+                coding: if has(PLANES) { Coding::Planes } else { Coding::Frames },
+                narrow: has(NARROW_INDEX),
                 blocks: u32_at(entry, 4)?,
                 rows: u64_at(entry, 8)?,
                 index_at: u64_at(entry, 16)?,
@@ -118,7 +138,11 @@ fn header(meta: &Meta) -> Vec<u8> {
     meta.write(&mut body);
     let mut out = Vec::with_capacity(body.len() + 20);
     out.extend_from_slice(MAGIC);
-    let version: u32 = if meta.kind == Kind::Packed { 2 } else { 1 };
+    let version: u32 = match meta.kind {
+        Kind::PackedMonth => 3,
+        Kind::Packed => 2,
+        _ => 1,
+    };
     out.extend_from_slice(&version.to_le_bytes());
     out.extend_from_slice(&(body.len() as u32).to_le_bytes());
     out.extend_from_slice(&body);

@@ -74,7 +74,7 @@ impl Segment {
     fn check_index(&self, table: &TableInfo) -> Option<()> {
         let key_bytes = usize::from(table.family.bits() / 8);
         let at = usize::try_from(table.index_at).ok()?;
-        let length = (table.blocks as usize).checked_mul(key_bytes + 24)?;
+        let length = (table.blocks as usize).checked_mul(key_bytes + 3 * table.word_bytes())?;
         let bytes = self.bytes.get(at..at.checked_add(length)?)?;
         (crc32c::crc32c(bytes) == super::u32_at(&self.bytes, at + length)?).then_some(())
     }
@@ -118,13 +118,13 @@ impl Segment {
                 rows += found;
             }
         }
-        if self.meta.kind == super::Kind::Packed {
+        if self.meta.kind.is_packed() {
             self.verify_sums()?;
         }
         Ok(rows)
     }
 
-    /// The first part of a packed day is the sum of the others.
+    /// The first part of a packed file is the sum of the others.
     fn verify_sums(&self) -> Result<()> {
         for family in [Family::V4, Family::V6] {
             let tables = self.tables.iter().filter(|table| table.family == family && table.level == family.bits());
@@ -133,7 +133,7 @@ impl Segment {
                 _ => (day, windows.wrapping_add(table.total)),
             });
             if of_day != of_windows {
-                let what = format!("the day's sum over {family} is {of_day}, and that of its windows {of_windows}");
+                let what = format!("its sum over {family} is {of_day}, and that of its windows or days {of_windows}");
                 return Err(Error::damaged(self.path(), what));
             }
         }
@@ -198,8 +198,14 @@ impl<K: TableKey> Table<K> {
     }
 
     fn word(&self, column: usize, block: usize) -> u64 {
+        let bytes = self.info.word_bytes();
+        let at = self.column(K::BYTES + column * bytes) + block * bytes;
+        let word = match self.info.narrow {
+            true => super::u32_at(&self.segment.bytes, at).map(u64::from),
+            false => super::u64_at(&self.segment.bytes, at),
+        };
         // The index was found inside the file when it was opened.
-        super::u64_at(&self.segment.bytes, self.column(K::BYTES + column * 8) + block * 8).unwrap_or(0)
+        word.unwrap_or(0)
     }
 
     /// The largest count in a block.
@@ -232,7 +238,7 @@ impl<K: TableKey> Table<K> {
     pub(crate) fn read(&self, block: usize, rows: &mut Rows<K>, base: &mut Option<Box<Base<K>>>) -> Result<()> {
         if !self.info.ranked {
             let at = usize::try_from(self.word(0, block)).ok();
-            let read = at.and_then(|at| rows.read(&self.segment.bytes, at, self.first(block)));
+            let read = at.and_then(|at| rows.read(&self.segment.bytes, at, self.first(block), self.info.coding));
             return read.ok_or_else(|| self.wrong_block(block));
         }
         let base = base.get_or_insert_default();
@@ -256,14 +262,14 @@ impl<K: TableKey> Table<K> {
     /// Decodes a block of a ranked table without its keys.
     pub(crate) fn read_ranks(&self, block: usize, rows: &mut Rows<K>, ranks: &mut Ranks) -> Result<()> {
         let at = usize::try_from(self.word(0, block)).ok();
-        let read = at.and_then(|at| rows.read_ranked(&self.segment.bytes, at, ranks));
+        let read = at.and_then(|at| rows.read_ranked(&self.segment.bytes, at, ranks, self.info.coding));
         read.ok_or_else(|| self.wrong_block(block))
     }
 
     /// The table that the places of a ranked table are about.
     pub(crate) fn first_part(&self) -> Result<Self> {
-        let table = self.segment.table(0, K::BITS).filter(|table| !table.info.ranked);
-        table.ok_or_else(|| Error::damaged(self.segment.path(), "it has windows, and no sums"))
+        let table = self.segment.table(0, self.info.level).filter(|table| !table.info.ranked);
+        table.ok_or_else(|| Error::damaged(self.segment.path(), "it has windows or days, and no sums"))
     }
 
     /// How many keys are below `key`; with `and_it`, or are it. `rows` is for the work.

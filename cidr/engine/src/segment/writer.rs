@@ -5,7 +5,7 @@
 
 use std::io::{self, Write};
 
-use super::block::{BLOCK_ROWS, write_block, write_ranked_block};
+use super::block::{BLOCK_ROWS, Coding, write_block, write_ranked_block};
 use super::meta::Meta;
 use super::{Directory, Kind, TableInfo};
 use crate::address::Family;
@@ -53,6 +53,7 @@ struct TableBuilder<K> {
     keys: Vec<K>,
     /// Places of the keys, in a ranked table.
     ranks: Option<Vec<u32>>,
+    coding: Coding,
     counts: Vec<i64>,
     firsts: Vec<K>,
     offsets: Vec<u64>,
@@ -64,11 +65,12 @@ struct TableBuilder<K> {
 }
 
 impl<K: Key> TableBuilder<K> {
-    fn new(level: u8) -> Self {
+    fn new(level: u8, shape: Shape) -> Self {
         Self {
             level,
             keys: Vec::with_capacity(BLOCK_ROWS),
-            ranks: None,
+            ranks: shape.ranked.then(|| Vec::with_capacity(BLOCK_ROWS)),
+            coding: shape.coding,
             counts: Vec::with_capacity(BLOCK_ROWS),
             firsts: Vec::new(),
             offsets: Vec::new(),
@@ -80,12 +82,16 @@ impl<K: Key> TableBuilder<K> {
         }
     }
 
-    fn push<W: Write>(&mut self, key: K, count: i64, out: &mut Counted<W>) -> io::Result<()> {
+    fn push<W: Write>(&mut self, key: K, count: i64, base: &mut BaseKeys<K>, out: &mut Counted<W>) -> io::Result<()> {
         if self.keys.len() == BLOCK_ROWS {
             self.flush(out)?;
         }
         self.keys.push(key);
         self.counts.push(count);
+        match &mut self.ranks {
+            Some(ranks) => ranks.push(base.rank(key)),
+            None => base.note(key),
+        }
         Ok(())
     }
 
@@ -97,9 +103,9 @@ impl<K: Key> TableBuilder<K> {
         self.sums.push(self.total);
         self.scratch.clear();
         match &mut self.ranks {
-            None => write_block(&mut self.scratch, &self.keys, &self.counts),
+            None => write_block(&mut self.scratch, &self.keys, &self.counts, self.coding),
             Some(ranks) => {
-                write_ranked_block(&mut self.scratch, ranks, &self.counts);
+                write_ranked_block(&mut self.scratch, ranks, &self.counts, self.coding);
                 ranks.clear();
             }
         }
@@ -117,17 +123,45 @@ impl<K: Key> TableBuilder<K> {
         let mut index = std::mem::take(&mut self.scratch);
         index.clear();
         self.firsts.iter().for_each(|first| first.write(&mut index));
-        self.offsets.iter().for_each(|offset| index.extend_from_slice(&offset.to_le_bytes()));
+        let fits = |column: &[i64]| column.iter().all(|value| u32::try_from(*value).is_ok());
+        let narrow =
+            self.coding == Coding::Planes && u32::try_from(out.at).is_ok() && fits(&self.maxima) && fits(&self.sums);
+        let bytes = if narrow { 4 } else { 8 };
+        self.offsets.iter().for_each(|offset| index.extend_from_slice(&offset.to_le_bytes()[..bytes]));
         for column in [&self.maxima, &self.sums] {
-            column.iter().for_each(|value| index.extend_from_slice(&value.to_le_bytes()));
+            column.iter().for_each(|value| index.extend_from_slice(&value.to_le_bytes()[..bytes]));
         }
         index.extend_from_slice(&crc32c::crc32c(&index).to_le_bytes());
         let index_at = out.at;
         out.put(&index)?;
         let family = if K::BITS == 32 { Family::V4 } else { Family::V6 };
         let blocks = self.firsts.len() as u32;
-        let (level, ranked) = (self.level, self.ranks.is_some());
-        Ok(TableInfo { part, family, level, ranked, blocks, rows: self.rows, index_at, total: self.total })
+        let (level, ranked, coding) = (self.level, self.ranks.is_some(), self.coding);
+        let (rows, total) = (self.rows, self.total);
+        Ok(TableInfo { part, family, level, ranked, coding, narrow, blocks, rows, index_at, total })
+    }
+}
+
+/// How the tables of a part are written.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    /// Tables of the prefixes beside that of the addresses.
+    levels: bool,
+    /// Keys are places in the first part.
+    ranked: bool,
+    /// Rows with a count of zero are kept: other parts have them.
+    zeros: bool,
+    coding: Coding,
+}
+
+impl Shape {
+    fn of(kind: Kind, part: u16, with_levels: bool) -> Self {
+        let ranked = kind.is_packed() && part > 0;
+        match kind {
+            Kind::PackedMonth => Self { levels: true, ranked, zeros: part == 0, coding: Coding::Planes },
+            Kind::Packed => Self { levels: part == 0, ranked, zeros: part == 0, coding: Coding::Frames },
+            _ => Self { levels: with_levels, ranked, zeros: false, coding: Coding::Frames },
+        }
     }
 }
 
@@ -139,36 +173,29 @@ struct Tower<K> {
     addresses: TableBuilder<K>,
     levels: Vec<Level<K>>,
     last: Option<K>,
+    /// Levels have rows with a count of zero.
+    zeros: bool,
 }
 
 impl<K: Key> Tower<K> {
-    fn new(levels: &[u8]) -> Self {
-        let levels = levels.iter().map(|level| (TableBuilder::new(*level), None)).collect();
-        Self { addresses: TableBuilder::new(K::BITS), levels, last: None }
+    fn new(levels: &[u8], shape: Shape, zeros: bool) -> Self {
+        let levels = if shape.levels { levels } else { &[] };
+        let levels = levels.iter().map(|level| (TableBuilder::new(*level, shape), None)).collect();
+        Self { addresses: TableBuilder::new(K::BITS, shape), levels, last: None, zeros }
     }
 
-    /// Without levels, and ranked.
-    fn ranked() -> Self {
-        let mut tower = Self::new(&[]);
-        tower.addresses.ranks = Some(Vec::with_capacity(BLOCK_ROWS));
-        tower
-    }
-
-    fn push<W: Write>(&mut self, key: K, count: i64, base: &mut BaseKeys<K>, out: &mut Counted<W>) -> io::Result<()> {
+    fn push<W: Write>(&mut self, key: K, count: i64, base: &mut Dictionary<K>, out: &mut Counted<W>) -> io::Result<()> {
         assert!(self.last.is_none_or(|last| last < key), "rows come in ascending order, {key:?} after {:?}", self.last);
         self.last = Some(key);
-        self.addresses.push(key, count, out)?;
-        match &mut self.addresses.ranks {
-            Some(ranks) => ranks.push(base.rank(key)),
-            None => base.note(key),
-        }
-        for (table, open) in &mut self.levels {
+        self.addresses.push(key, count, &mut base.addresses, out)?;
+        for ((table, open), base) in self.levels.iter_mut().zip(&mut base.levels) {
             let above = key.shift_right(K::BITS - table.level);
             match open {
                 Some((at, sum)) if *at == above => *sum = sum.wrapping_add(count),
                 _ => {
-                    if let Some((at, sum)) = open.replace((above, count)).filter(|(_, sum)| *sum != 0) {
-                        table.push(at, sum, out)?;
+                    let done = open.replace((above, count));
+                    if let Some((at, sum)) = done.filter(|(_, sum)| *sum != 0 || self.zeros) {
+                        table.push(at, sum, base, out)?;
                     }
                 }
             }
@@ -176,14 +203,20 @@ impl<K: Key> Tower<K> {
         Ok(())
     }
 
-    fn finish<W: Write>(mut self, part: u16, out: &mut Counted<W>, done: &mut Vec<TableInfo>) -> io::Result<()> {
+    fn finish<W: Write>(
+        mut self,
+        part: u16,
+        base: &mut Dictionary<K>,
+        out: &mut Counted<W>,
+        done: &mut Vec<TableInfo>,
+    ) -> io::Result<()> {
         if self.last.is_none() {
             return Ok(());
         }
         done.push(self.addresses.finish(part, out)?);
-        for (table, open) in &mut self.levels {
-            if let Some((at, sum)) = open.take().filter(|(_, sum)| *sum != 0) {
-                table.push(at, sum, out)?;
+        for ((table, open), base) in self.levels.iter_mut().zip(&mut base.levels) {
+            if let Some((at, sum)) = open.take().filter(|(_, sum)| *sum != 0 || self.zeros) {
+                table.push(at, sum, base, out)?;
             }
             done.push(table.finish(part, out)?);
         }
@@ -191,8 +224,26 @@ impl<K: Key> Tower<K> {
     }
 }
 
-/// The addresses of a packed day's first part, which its windows name by their places. They are held in memory, 4 or 16 bytes each.
-#[derive(Default)]
+/// The keys of a packed file's first part, which the other parts name by their places.
+struct Dictionary<K> {
+    addresses: BaseKeys<K>,
+    levels: Vec<BaseKeys<K>>,
+}
+
+impl<K: Key> Dictionary<K> {
+    fn new(kind: Kind, levels: &[u8]) -> Self {
+        let keys = |wanted| BaseKeys { wanted, keys: Vec::new(), at: 0 };
+        let levels = levels.iter().map(|_| keys(kind == Kind::PackedMonth)).collect();
+        Self { addresses: keys(kind.is_packed()), levels }
+    }
+
+    fn restart(&mut self) {
+        self.addresses.at = 0;
+        self.levels.iter_mut().for_each(|level| level.at = 0);
+    }
+}
+
+/// Keys of a table of the first part. They are held in memory, 4 or 16 bytes each.
 struct BaseKeys<K> {
     wanted: bool,
     keys: Vec<K>,
@@ -209,22 +260,22 @@ impl<K: Key> BaseKeys<K> {
 
     fn rank(&mut self, key: K) -> u32 {
         self.at += self.keys[self.at..].iter().take_while(|other| **other < key).count();
-        assert!(self.keys.get(self.at) == Some(&key), "the first part has every address of the others, {key:?} too");
+        assert!(self.keys.get(self.at) == Some(&key), "the first part has every key of the others, {key:?} too");
         self.at as u32
     }
 }
 
-/// Writes a file: for each part IPv4 in ascending order, then IPv6. The first part of a packed day is its sum, with every address of the
-/// windows that follow, even where the counts add up to zero.
+/// Writes a file: for each part IPv4 in ascending order, then IPv6. The first part of a packed file is its sum, with every address of the
+/// windows or days that follow, even where the counts add up to zero.
 pub(crate) struct SegmentWriter<W> {
     out: Counted<W>,
+    kind: Kind,
     with_levels: bool,
     part: u16,
     v4: Tower<u32>,
     v6: Tower<u128>,
-    packed: bool,
-    base_v4: BaseKeys<u32>,
-    base_v6: BaseKeys<u128>,
+    base_v4: Dictionary<u32>,
+    base_v6: Dictionary<u128>,
     tables: Vec<TableInfo>,
     magnitude: u128,
     /// The largest magnitude of a part that is summed by itself.
@@ -237,20 +288,19 @@ impl<W: Write> SegmentWriter<W> {
     pub(crate) fn new(out: W, meta: &Meta, with_levels: bool) -> io::Result<Self> {
         let mut out = Counted { out, at: 0 };
         out.put(&super::header(meta))?;
-        let (v4, v6) = towers(with_levels);
-        let packed = meta.kind == Kind::Packed;
-        let base_v4 = BaseKeys { wanted: packed, ..BaseKeys::default() };
-        let base_v6 = BaseKeys { wanted: packed, ..BaseKeys::default() };
+        let kind = meta.kind;
+        let (v4, v6) = towers(kind, 0, with_levels);
+        let (base_v4, base_v6) = (Dictionary::new(kind, &LEVELS_V4), Dictionary::new(kind, &LEVELS_V6));
         let (tables, part) = (Vec::new(), 0);
-        Ok(Self { out, with_levels, part, v4, v6, packed, base_v4, base_v6, tables, magnitude: 0, most: 0, rows: 0 })
+        Ok(Self { out, kind, with_levels, part, v4, v6, base_v4, base_v6, tables, magnitude: 0, most: 0, rows: 0 })
     }
 
     /// True in the part that has rows whose count is zero.
     pub(crate) fn keeps_zeros(&self) -> bool {
-        self.packed && self.part == 0
+        Shape::of(self.kind, self.part, self.with_levels).zeros
     }
 
-    /// Adds a row. Zero counts say nothing and are left out, but for the sums of a packed day.
+    /// Adds a row. Zero counts say nothing and are left out, but for the sums of a packed file.
     pub(crate) fn v4(&mut self, key: u32, count: i64) -> io::Result<()> {
         if count == 0 && !self.keeps_zeros() {
             return Ok(());
@@ -276,13 +326,14 @@ impl<W: Write> SegmentWriter<W> {
 
     /// Ends a part; what follows belongs to the next.
     pub(crate) fn end_part(&mut self) -> io::Result<()> {
-        let (v4, v6) = if self.packed { (Tower::ranked(), Tower::ranked()) } else { towers(self.with_levels) };
-        if self.packed {
+        let (v4, v6) = towers(self.kind, self.part + 1, self.with_levels);
+        std::mem::replace(&mut self.v4, v4).finish(self.part, &mut self.base_v4, &mut self.out, &mut self.tables)?;
+        std::mem::replace(&mut self.v6, v6).finish(self.part, &mut self.base_v6, &mut self.out, &mut self.tables)?;
+        if self.kind.is_packed() {
             self.most = self.most.max(std::mem::take(&mut self.magnitude));
-            (self.base_v4.at, self.base_v6.at) = (0, 0);
+            self.base_v4.restart();
+            self.base_v6.restart();
         }
-        std::mem::replace(&mut self.v4, v4).finish(self.part, &mut self.out, &mut self.tables)?;
-        std::mem::replace(&mut self.v6, v6).finish(self.part, &mut self.out, &mut self.tables)?;
         self.part += 1;
         Ok(())
     }
@@ -301,6 +352,9 @@ impl<W: Write> SegmentWriter<W> {
     }
 }
 
-fn towers(with_levels: bool) -> (Tower<u32>, Tower<u128>) {
-    if with_levels { (Tower::new(&LEVELS_V4), Tower::new(&LEVELS_V6)) } else { (Tower::new(&[]), Tower::new(&[])) }
+fn towers(kind: Kind, part: u16, with_levels: bool) -> (Tower<u32>, Tower<u128>) {
+    let shape = Shape::of(kind, part, with_levels);
+    // The levels of a packed day have no other parts.
+    let zeros = shape.zeros && kind == Kind::PackedMonth;
+    (Tower::new(&LEVELS_V4, shape, zeros), Tower::new(&LEVELS_V6, shape, zeros))
 }

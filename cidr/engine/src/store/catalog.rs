@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::manifest::{Edit, FileRecord};
+use super::manifest::{DayEnds, Edit, FileRecord};
 use crate::error::{Error, Result};
 use crate::segment::{Kind, Segment};
 use crate::time::Day;
@@ -104,10 +104,35 @@ pub(crate) struct WindowFile {
     pub(crate) covered: bool,
 }
 
+/// The sum of a day: a file of its own, or a part of a packed month.
+#[derive(Clone)]
+pub(crate) struct DayNode {
+    pub(crate) file: Arc<FileEntry>,
+    /// The part that is the sum.
+    pub(crate) part: u16,
+    pub(crate) ends: DayEnds,
+}
+
+impl DayNode {
+    fn of_file(file: Arc<FileEntry>) -> Self {
+        let ends = DayEnds { first: file.record.first_end, last: file.record.last_end };
+        Self { file, part: 0, ends }
+    }
+
+    /// The sum, open.
+    pub(crate) fn open(&self, files: &OpenFiles) -> Result<(Arc<Segment>, u16)> {
+        Ok((self.file.open(files)?, self.part))
+    }
+
+    pub(crate) fn is_in_month(&self) -> bool {
+        self.file.record.kind == Kind::PackedMonth
+    }
+}
+
 /// The files of one day.
 #[derive(Clone, Default)]
 pub(crate) struct DayFiles {
-    pub(crate) node: Option<Arc<FileEntry>>,
+    pub(crate) node: Option<DayNode>,
     /// By end, then id.
     pub(crate) windows: Vec<WindowFile>,
     /// Single windows were given up for the node.
@@ -120,14 +145,26 @@ impl DayFiles {
     }
 
     /// The node, when the windows in it are there one by one.
-    pub(crate) fn packed(&self) -> Option<&Arc<FileEntry>> {
-        self.node.as_ref().filter(|node| node.record.kind == Kind::Packed)
+    pub(crate) fn packed(&self) -> Option<&DayNode> {
+        self.node.as_ref().filter(|node| node.file.record.kind == Kind::Packed)
+    }
+
+    /// The node, when it is a part of a packed month.
+    pub(crate) fn in_month(&self) -> Option<&DayNode> {
+        self.node.as_ref().filter(|node| node.is_in_month())
+    }
+
+    /// The node's file, when it has nothing but this day.
+    pub(crate) fn own_file(&self) -> Option<&Arc<FileEntry>> {
+        self.node.as_ref().filter(|node| !node.is_in_month()).map(|node| &node.file)
     }
 
     /// The ends of the first and the last window that ever came.
     pub(crate) fn ends(&self) -> Option<(i64, i64)> {
-        let files = self.windows.iter().map(|window| &window.file).chain(&self.node);
-        files.map(|file| (file.record.first_end, file.record.last_end)).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
+        let windows = self.windows.iter().map(|window| &window.file.record);
+        let windows = windows.map(|record| (record.first_end, record.last_end));
+        let node = self.node.iter().map(|node| (node.ends.first, node.ends.last));
+        windows.chain(node).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
     }
 }
 
@@ -137,6 +174,8 @@ pub(crate) struct SeriesFiles {
     pub(crate) days: BTreeMap<Day, Arc<DayFiles>>,
     /// Nodes over several days, by first day.
     pub(crate) spans: BTreeMap<(Day, Kind), Arc<FileEntry>>,
+    /// Packed months, by the first day of the month.
+    pub(crate) months: BTreeMap<Day, Arc<FileEntry>>,
 }
 
 impl SeriesFiles {
@@ -150,9 +189,9 @@ impl SeriesFiles {
     fn files(&self) -> impl Iterator<Item = (&Arc<FileEntry>, bool)> {
         let of_days = self.days.values().flat_map(|day| {
             let windows = day.windows.iter().map(|window| (&window.file, window.covered));
-            windows.chain(day.node.iter().map(|node| (node, false)))
+            windows.chain(day.own_file().map(|file| (file, false)))
         });
-        of_days.chain(self.spans.values().map(|span| (span, false)))
+        of_days.chain(self.spans.values().chain(self.months.values()).map(|file| (file, false)))
     }
 }
 
@@ -198,7 +237,16 @@ impl Catalog {
                 let at = windows.partition_point(|window| (window.file.record.end, window.file.record.id) < key);
                 windows.insert(at, WindowFile { file: entry, covered: false });
             }
-            Kind::Day | Kind::Packed => self.day_mut(&series, day).node = Some(entry),
+            Kind::Day | Kind::Packed => self.day_mut(&series, day).node = Some(DayNode::of_file(entry)),
+            Kind::PackedMonth => {
+                for (part, ends) in (1..).zip(&entry.record.days) {
+                    let files = self.day_mut(&series, ends.day());
+                    files.node = Some(DayNode { file: Arc::clone(&entry), part, ends: *ends });
+                    files.condensed = true;
+                }
+                let files = Arc::make_mut(self.series.entry(series).or_default());
+                files.months.insert(day.first_of_month(), entry);
+            }
             Kind::Span8 | Kind::Month => {
                 let files = Arc::make_mut(self.series.entry(series).or_default());
                 files.spans.insert((day, kind), entry);
@@ -212,7 +260,17 @@ impl Catalog {
             Kind::Span8 | Kind::Month => files.spans.remove(&(Day::of_moment(start), kind)),
             Kind::Day | Kind::Packed => {
                 let day = Arc::make_mut(files.days.get_mut(&Day::of_moment(start))?);
-                day.node.take_if(|node| node.record.id == id)
+                day.node.take_if(|node| node.file.record.id == id).map(|node| node.file)
+            }
+            Kind::PackedMonth => {
+                let month = Day::of_moment(start).first_of_month();
+                let entry = files.months.get(&month).filter(|entry| entry.record.id == id).cloned()?;
+                for ends in &entry.record.days {
+                    if let Some(day) = files.days.get_mut(&ends.day()) {
+                        Arc::make_mut(day).node.take_if(|node| node.file.record.id == id);
+                    }
+                }
+                files.months.remove(&month)
             }
             Kind::Window => {
                 let day = Arc::make_mut(files.days.get_mut(&Day::of_end(end))?);

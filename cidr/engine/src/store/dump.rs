@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use super::Store;
-use super::catalog::FileEntry;
 use crate::address::Address;
 use crate::error::Result;
 use crate::query::merge_all;
-use crate::segment::Segment;
+use crate::segment::{Part, Segment};
 use crate::time::{Day, Stamp};
 use crate::work::Work;
 
@@ -45,21 +44,21 @@ impl Store {
         let Some(content) = content else { return Ok(()) };
         let work = Work::new(stop, usize::MAX);
         if let Some(packed) = content.packed() {
-            let segment = packed.open(self.files())?;
-            for (part, _) in segment.meta().windows() {
-                dump_part(&segment, part, &work, each)?;
+            let (segment, _) = packed.open(self.files())?;
+            for (part, about) in segment.meta().windows() {
+                dump_part(&segment, part, about, &work, each)?;
             }
         }
         // A day's node holds its covered windows. They are given out themselves as long as they are there.
-        let (node, windows): (_, Vec<&Arc<FileEntry>>) = if content.condensed {
-            (content.node.as_ref(), content.uncovered().collect())
-        } else {
-            (None, content.windows.iter().map(|window| &window.file).collect())
-        };
-        for file in node.into_iter().chain(windows) {
-            let segment = file.open(self.files())?;
-            for part in 0..segment.meta().parts.len().max(1) as u16 {
-                dump_part(&segment, part, &work, each)?;
+        if let Some(node) = content.node.as_ref().filter(|_| content.condensed) {
+            let (segment, part) = node.open(self.files())?;
+            let about = Part { start: day.start(), end: day.end(), ..Part::default() };
+            dump_part(&segment, part, &about, &work, each)?;
+        }
+        for window in content.windows.iter().filter(|window| !(content.condensed && window.covered)) {
+            let segment = window.file.open(self.files())?;
+            for (part, about) in (0..).zip(&segment.meta().parts) {
+                dump_part(&segment, part, about, &work, each)?;
             }
         }
         Ok(())
@@ -69,14 +68,12 @@ impl Store {
 fn dump_part<E: From<crate::Error>>(
     segment: &Arc<Segment>,
     part: u16,
+    about: &Part,
     work: &Work<'_>,
     each: &mut dyn FnMut(Dumped<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
-    let meta = segment.meta();
-    let about = meta.parts.get(usize::from(part));
-    let node = about.map_or("", |part| part.node.as_str());
-    let (start, end) = about.map_or((meta.start, meta.end), |part| (part.start, part.end));
-    let row = |address, count| Dumped { start, end, node, address, count };
+    let Part { node, start, end, .. } = about;
+    let row = |address, count| Dumped { start: *start, end: *end, node, address, count };
     let sources = [(Arc::clone(segment), part)];
     let mut count = [0];
     let mut v4 = merge_all::<u32>(&sources, work)?;

@@ -1,7 +1,7 @@
 //! Care of the files, while everything else goes on: days and larger nodes are built, late files merged, old detail and old days removed.
 //!
 //! A finished day becomes one file: its sum, and its windows with the sum's addresses named by their places, which takes a third of the
-//! windows' own files. When its single windows are given up, the sum stays alone.
+//! windows' own files. When its single windows are given up, the sum stays alone, until it goes into its month's file (`months.rs`).
 //!
 //! Every step writes its new file first and then changes the list in one record, so that a crash between any two calls leaves either the
 //! old files or the new ones, with the same sums. What always holds afterwards:
@@ -54,6 +54,8 @@ pub struct Maintained {
     pub days: u64,
     /// Nodes over several days written.
     pub spans: u64,
+    /// Files written with the condensed days of a month.
+    pub months: u64,
     /// Windows of a node that came in several files, which became one part of their day.
     pub merged: u64,
     /// Windows given up for their day.
@@ -80,14 +82,14 @@ impl Store {
 }
 
 /// A part of an open file.
-type Source = (Arc<Segment>, u16);
+pub(super) type Source = (Arc<Segment>, u16);
 
 /// Maintenance of one series.
-struct Run<'a> {
-    store: &'a Store,
-    series: &'a str,
-    today: Day,
-    work: Work<'a>,
+pub(super) struct Run<'a> {
+    pub(super) store: &'a Store,
+    pub(super) series: &'a str,
+    pub(super) today: Day,
+    pub(super) work: Work<'a>,
 }
 
 impl Run<'_> {
@@ -100,26 +102,31 @@ impl Run<'_> {
         if let Some(days) = care.condense_days {
             done.condensed += self.condense(i64::from(days))?;
         }
+        done.months += self.pack_months()?;
         done.spans += self.build_spans()?;
         Ok(())
     }
 
-    fn files(&self) -> Arc<SeriesFiles> {
+    pub(super) fn files(&self) -> Arc<SeriesFiles> {
         self.store.catalog().series.get(self.series).cloned().unwrap_or_default()
     }
 
-    fn publish(&self, edits: &[Edit]) -> Result<()> {
+    pub(super) fn publish(&self, edits: &[Edit]) -> Result<()> {
         self.store.publish(&mut *self.store.writer()?, edits)
     }
 
     fn expire(&self, keep: i64) -> Result<u64> {
         let files = self.files();
-        let mut expired = 0;
-        for (day, content) in files.days.iter().take_while(|(day, _)| self.today.0 - day.0 > keep) {
+        let is_old = |day: &Day| self.today.0 - day.0 > keep;
+        let mut expired = self.expire_from_months(&is_old)?;
+        for (day, content) in files.days.iter().take_while(|(day, _)| is_old(day)) {
+            if content.in_month().is_some() {
+                continue;
+            }
             self.work.check()?;
             let mut edits = self.spans_with(&files, *day);
             let windows = content.windows.iter().map(|window| &window.file);
-            edits.extend(windows.chain(&content.node).map(|file| removal(&file.record)));
+            edits.extend(windows.chain(content.own_file()).map(|file| removal(&file.record)));
             self.publish(&edits)?;
             expired += 1;
         }
@@ -127,7 +134,7 @@ impl Run<'_> {
     }
 
     /// Removals of the larger nodes that hold this day and still are in the list.
-    fn spans_with(&self, seen: &SeriesFiles, day: Day) -> Vec<Edit> {
+    pub(super) fn spans_with(&self, seen: &SeriesFiles, day: Day) -> Vec<Edit> {
         let now = self.files();
         let holds = |file: &&Arc<FileEntry>| file.days().0 <= day && day <= file.days().1;
         let still = |file: &&Arc<FileEntry>| now.spans.values().any(|other| other.record.id == file.record.id);
@@ -137,7 +144,9 @@ impl Run<'_> {
     fn build_days(&self, care: Care, done: &mut Maintained) -> Result<u64> {
         let files = self.files();
         let mut built = 0;
-        for (day, content) in files.days.iter().filter(|(day, _)| **day < self.today) {
+        // A day in its month's file gets what came late together with the month's other days.
+        let own = files.days.iter().filter(|(day, content)| **day < self.today && content.in_month().is_none());
+        for (day, content) in own {
             let is_young = care.condense_days.is_none_or(|age| self.today.0 - day.0 < i64::from(age));
             if is_young && !content.windows.is_empty() && packs(content) {
                 done.merged += self.pack_day(&files, *day, content)?;
@@ -156,21 +165,14 @@ impl Run<'_> {
         let mut sources = Vec::new();
         let mut meta = self.day_meta(day, content);
         if let Some(node) = &content.node {
-            let segment = node.open(self.store.files())?;
+            let (segment, part) = node.open(self.store.files())?;
             meta.consumed.clone_from(&segment.meta().consumed);
-            sources.push((segment, 0));
+            sources.push((segment, part));
         }
-        if fresh.len() > SIDE_BY_SIDE {
-            let merged = self.store.merged().get(self.series, day, &fresh, self.store.files(), &self.work)?;
-            sources.push((merged, 0));
-        } else {
-            for file in &fresh {
-                sources.extend(parts_of(&file.open(self.store.files())?));
-            }
-        }
+        sources.extend(self.sources_of(day, &fresh)?);
         meta.consumed.extend(fresh.iter().map(|file| file.record.id));
         meta.consumed.sort_unstable();
-        let mut edits: Vec<Edit> = content.node.iter().map(|node| removal(&node.record)).collect();
+        let mut edits: Vec<Edit> = content.own_file().map(|file| removal(&file.record)).into_iter().collect();
         edits.extend(self.spans_with(files, day));
         edits.extend(fresh.iter().map(|file| {
             let record = &file.record;
@@ -181,6 +183,19 @@ impl Run<'_> {
             edits.push(Edit::Condensed { series: self.series.into(), day: day.0 });
         }
         self.write_node(meta, 1, edits, |file| fill_from(file, &sources, &self.work))
+    }
+
+    /// The parts of windows of a day; of very many, one that is their sum.
+    pub(super) fn sources_of(&self, day: Day, windows: &[Arc<FileEntry>]) -> Result<Vec<Source>> {
+        if windows.len() > SIDE_BY_SIDE {
+            let merged = self.store.merged().get(self.series, day, windows, self.store.files(), &self.work)?;
+            return Ok(vec![(merged, 0)]);
+        }
+        let mut sources = Vec::new();
+        for file in windows {
+            sources.extend(parts_of(&file.open(self.store.files())?));
+        }
+        Ok(sources)
     }
 
     fn day_meta(&self, day: Day, content: &DayFiles) -> Meta {
@@ -204,7 +219,7 @@ impl Run<'_> {
             known.1.push((Arc::clone(segment), index));
         };
         if let Some(packed) = content.packed() {
-            let segment = packed.open(self.store.files())?;
+            let (segment, _) = packed.open(self.store.files())?;
             meta.consumed.clone_from(&segment.meta().consumed);
             segment.meta().windows().for_each(|(index, part)| add(&segment, index, part));
             sums.push((segment, 0));
@@ -221,7 +236,7 @@ impl Run<'_> {
         meta.consumed.sort_unstable();
         meta.consumed.dedup();
         meta.parts.extend(windows.values().map(|(part, _)| part.clone()));
-        let mut edits: Vec<Edit> = content.node.iter().map(|node| removal(&node.record)).collect();
+        let mut edits: Vec<Edit> = content.own_file().map(|file| removal(&file.record)).into_iter().collect();
         edits.extend(self.spans_with(files, day));
         edits.extend(content.windows.iter().map(|window| removal(&window.file.record)));
         self.write_node(meta, 1, edits, |file| {
@@ -238,7 +253,7 @@ impl Run<'_> {
     }
 
     /// Writes a node and publishes it together with what it replaces.
-    fn write_node(
+    pub(super) fn write_node(
         &self,
         mut meta: Meta,
         days: i64,
@@ -264,7 +279,7 @@ impl Run<'_> {
         for (day, content) in files.days.iter().filter(|(day, _)| self.today.0 - day.0 >= age) {
             self.work.check()?;
             if let Some(packed) = content.packed() {
-                condensed += self.unpack(*day, content, packed)?;
+                condensed += self.unpack(*day, content, &packed.file)?;
                 continue;
             }
             let covered = content.windows.iter().filter(|window| window.covered);
@@ -294,16 +309,19 @@ impl Run<'_> {
         let files = self.files();
         let mut wanted: BTreeMap<(Kind, Day), Vec<&Arc<FileEntry>>> = BTreeMap::new();
         for (day, content) in &files.days {
-            let Some(node) = &content.node else { continue };
-            let month = Day(day.0 - day.date().2 + 1);
-            for key in [(Kind::Span8, Day(day.0 - day.0.rem_euclid(SPAN_DAYS))), (Kind::Month, month)] {
-                wanted.entry(key).or_default().push(node);
+            let Some(file) = content.own_file() else { continue };
+            for key in [(Kind::Span8, Day(day.0 - day.0.rem_euclid(SPAN_DAYS))), (Kind::Month, day.first_of_month())] {
+                wanted.entry(key).or_default().push(file);
             }
         }
         let mut built = 0;
         for ((kind, first), days) in wanted {
             let next = if kind == Kind::Month { first.next_month() } else { Day(first.0 + SPAN_DAYS) };
             if next > self.today || days.len() < 2 || files.spans.contains_key(&(first, kind)) {
+                continue;
+            }
+            // A packed month is a node over its days already.
+            if files.days.range(first..next).any(|(_, content)| content.in_month().is_some()) {
                 continue;
             }
             self.build_span(kind, first, next, &days)?;
@@ -329,7 +347,8 @@ impl Run<'_> {
 /// True for a day whose windows go into one file.
 fn packs(content: &DayFiles) -> bool {
     let windows = || content.windows.iter().map(|window| &window.file.record);
-    let rows = windows().chain(content.packed().map(|packed| &packed.record)).map(|record| record.rows).sum::<u64>();
+    let rows =
+        windows().chain(content.packed().map(|packed| &packed.file.record)).map(|record| record.rows).sum::<u64>();
     !content.condensed && content.windows.len() <= PACKED_FILES && rows <= PACKED_ROWS
 }
 

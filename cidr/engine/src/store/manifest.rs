@@ -21,13 +21,13 @@ use super::disk::{Disk, Output};
 use crate::error::{Error, Result};
 use crate::segment::bits::{read_varint, unzigzag, write_varint, zigzag};
 use crate::segment::{Kind, read_text, u32_at, write_text};
-use crate::time::Stamp;
+use crate::time::{Day, Stamp};
 
 /// Its name in the directory.
 pub(crate) const MANIFEST: &str = "manifest";
 const MAGIC: &[u8; 8] = b"ECCIDRMF";
-/// Version 2 knows packed days. A list of version 1 is written anew when it is opened.
-const VERSION: u32 = 2;
+/// Version 2 knows packed days, version 3 packed months. An older list is written anew when it is opened.
+const VERSION: u32 = 3;
 const HEAD: usize = 16;
 
 /// Growth that is not worth a rewrite.
@@ -49,6 +49,22 @@ pub(crate) struct FileRecord {
     pub(crate) name: String,
     /// The nodes of a window's parts, in their order.
     pub(crate) nodes: Vec<String>,
+    /// The days of a packed month, in the order of its parts.
+    pub(crate) days: Vec<DayEnds>,
+}
+
+/// The ends of the first and the last window of a day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DayEnds {
+    pub(crate) first: Stamp,
+    pub(crate) last: Stamp,
+}
+
+impl DayEnds {
+    /// The day itself.
+    pub(crate) fn day(self) -> Day {
+        Day::of_end(self.first)
+    }
 }
 
 /// One change of the list.
@@ -84,6 +100,11 @@ impl Edit {
                 write_text(out, &file.name);
                 write_varint(out, file.nodes.len() as u64);
                 file.nodes.iter().for_each(|node| write_text(out, node));
+                if file.kind == Kind::PackedMonth {
+                    write_varint(out, file.days.len() as u64);
+                    let ends = file.days.iter().flat_map(|day| [day.first, day.last]);
+                    ends.for_each(|end| write_varint(out, zigzag(end)));
+                }
             }
             Self::Remove { series, kind, start, end, id } => {
                 out.push(2);
@@ -135,7 +156,15 @@ impl Edit {
                 for _ in 0..read_varint(data, at)? {
                     nodes.push(read_text(data, at)?);
                 }
-                Self::Add(FileRecord { id, kind, series, start, end, first_end, last_end, rows, bytes, name, nodes })
+                let mut days = Vec::new();
+                if kind == Kind::PackedMonth {
+                    for _ in 0..read_varint(data, at)? {
+                        days.push(DayEnds { first: stamp(at)?, last: stamp(at)? });
+                    }
+                }
+                let record =
+                    FileRecord { id, kind, series, start, end, first_end, last_end, rows, bytes, name, nodes, days };
+                Self::Add(record)
             }
             2 => {
                 let kind = kind(at)?;
@@ -307,9 +336,13 @@ mod tests {
             bytes: 100,
             name: format!("spam.{id}"),
             nodes: vec!["n1".into()],
+            days: Vec::new(),
         };
+        let days = vec![DayEnds { first: 900, last: 86_400 }, DayEnds { first: 90_000, last: 90_000 }];
+        let month = FileRecord { id: id + 100, kind: Kind::PackedMonth, nodes: Vec::new(), days, ..file.clone() };
         vec![
             Edit::Add(file),
+            Edit::Add(month),
             Edit::Cover { series: "spam".into(), end: 900, id },
             Edit::Remove { series: "spam".into(), kind: Kind::Day, start: -1, end: 5, id },
             Edit::Taken { node: "n1".into(), sequence: u64::MAX },

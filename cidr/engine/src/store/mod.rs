@@ -15,6 +15,7 @@ mod dump;
 mod maintain;
 mod manifest;
 mod merged;
+mod months;
 mod repair;
 
 use std::collections::BTreeMap;
@@ -30,7 +31,7 @@ pub use counts::Counts;
 use disk::{Disk, Output, RealDisk};
 pub use dump::Dumped;
 pub use maintain::{Care, Maintained};
-use manifest::{Edit, FileRecord, ManifestWriter};
+use manifest::{DayEnds, Edit, FileRecord, ManifestWriter};
 pub(crate) use merged::MergedDays;
 pub use repair::{Repaired, Verified};
 
@@ -293,6 +294,7 @@ impl Store {
             bytes,
             name,
             nodes: meta.nodes(),
+            days: meta.days().map(|(_, part)| DayEnds { first: part.start, last: part.end }).collect(),
         })
     }
 

@@ -14,7 +14,7 @@ use dir_lock::{DirLock, Owner};
 
 use super::catalog::{Catalog, lock};
 use super::disk::Disk;
-use super::manifest::{Edit, FileRecord, ManifestWriter};
+use super::manifest::{DayEnds, Edit, FileRecord, ManifestWriter};
 use super::{NODES, Store, list};
 use crate::error::{Error, Result};
 use crate::segment::{Kind, Meta, Segment};
@@ -58,7 +58,7 @@ impl Store {
             }
             verified.files += 1;
             let checked = entry.open(&self.files).and_then(|segment| {
-                totals.insert(entry.record.id, total(&segment));
+                totals.extend(totals_of(&segment).map(|(part, total)| ((entry.record.id, part), total)));
                 Ok((segment.verify()?, segment))
             });
             match checked {
@@ -98,22 +98,27 @@ impl Store {
     }
 }
 
-fn total(segment: &Segment) -> i64 {
-    // The windows of a packed day are in its sum.
-    let counts = |part: u16| segment.meta().kind != Kind::Packed || part == 0;
-    let addresses = segment.tables().iter().filter(|table| table.level == table.family.bits() && counts(table.part));
-    addresses.fold(0, |sum, table| sum.wrapping_add(table.total))
+/// The sum of each part that is somebody's sum: the windows of a packed day are in its first.
+fn totals_of(segment: &Segment) -> impl Iterator<Item = (u16, i64)> {
+    let mut totals: BTreeMap<u16, i64> = BTreeMap::new();
+    for table in segment.tables().iter().filter(|table| table.level == table.family.bits()) {
+        let total = totals.entry(table.part).or_default();
+        *total = total.wrapping_add(table.total);
+    }
+    totals.into_iter()
 }
 
 /// Nodes over several days are the sum of the days; a day is the sum of its windows while all of them are there.
-fn compare_sums(catalog: &Catalog, totals: &HashMap<u64, i64>, verified: &mut Verified) {
-    let of = |id: u64| totals.get(&id).copied();
+fn compare_sums(catalog: &Catalog, totals: &HashMap<(u64, u16), i64>, verified: &mut Verified) {
+    // A part without a row has no table.
+    let of = |id: u64, part: u16| totals.get(&(id, part)).copied();
     for files in catalog.series.values() {
         for span in files.spans.values() {
             let (first, last) = span.days();
             let days = files.days.range(first..=last).filter_map(|(_, day)| day.node.as_ref());
-            let sum = days.map(|node| of(node.record.id)).try_fold(0_i64, |sum, total| Some(sum.wrapping_add(total?)));
-            if let (Some(sum), Some(found)) = (sum, of(span.record.id))
+            let mut sum = days.map(|node| of(node.file.record.id, node.part));
+            let sum = sum.try_fold(0_i64, |sum, total| Some(sum.wrapping_add(total?)));
+            if let (Some(sum), Some(found)) = (sum, of(span.record.id, 0))
                 && sum != found
             {
                 verified.damage.push((span.path.clone(), format!("its sum is {found}, and that of its days {sum}")));
@@ -161,6 +166,7 @@ fn record_of(dir: &Path, path: &Path, rows: u64, segment: &Arc<Segment>) -> File
         bytes: segment.len() as u64,
         name: path.strip_prefix(dir).unwrap_or(path).to_string_lossy().into_owned(),
         nodes: meta.nodes(),
+        days: meta.days().map(|(_, part)| DayEnds { first: part.start, last: part.end }).collect(),
     }
 }
 
@@ -179,19 +185,10 @@ fn choose(found: &BTreeMap<u64, Found>) -> (BTreeSet<u64>, BTreeSet<u64>) {
         .filter(|file| matches!(file.meta.kind, Kind::Window))
         .flat_map(|file| file.meta.consumed.iter().copied())
         .collect();
-    // The newest node of a day holds all that older ones held.
-    let mut nodes: BTreeMap<(&str, Day), u64> = BTreeMap::new();
-    for (id, file) in found {
-        match file.meta.kind {
-            Kind::Day | Kind::Packed => {
-                nodes.insert((&file.meta.series, Day::of_moment(file.meta.start)), *id);
-            }
-            Kind::Window if !superseded.contains(id) => {
-                keep.insert(*id);
-            }
-            _ => {}
-        }
-    }
+    keep.extend(
+        found.iter().filter(|(id, file)| file.meta.kind == Kind::Window && !superseded.contains(id)).map(|(id, _)| id),
+    );
+    let nodes = newest_nodes(found);
     let mut covered = BTreeSet::new();
     for id in &keep {
         let meta = &found[id].meta;
@@ -202,18 +199,41 @@ fn choose(found: &BTreeMap<u64, Found>) -> (BTreeSet<u64>, BTreeSet<u64>) {
             covered.insert(*id);
         }
     }
-    // A packed day has its windows inside: files of them are leftovers of a removal that was cut off.
+    // A packed day has its windows inside, and a packed month has given them up: files of them are leftovers of a removal that was cut off.
     let packed = |id: &u64| {
         let meta = &found[id].meta;
         let node = nodes.get(&(meta.series.as_str(), Day::of_end(meta.end)));
-        node.is_some_and(|node| found[node].meta.kind == Kind::Packed)
+        node.is_some_and(|node| found[node].meta.kind.is_packed())
     };
     covered.retain(|id| !packed(id) || !keep.remove(id));
     keep.extend(nodes.values());
     (keep, covered)
 }
 
-/// Days whose node holds windows that are no longer there.
+/// The file that has the sum of each day: the newest one holds all that older ones held.
+fn newest_nodes(found: &BTreeMap<u64, Found>) -> BTreeMap<(&str, Day), u64> {
+    // A day that an older file of a month has and the newest lacks had become too old.
+    let packed = || found.iter().filter(|(_, file)| file.meta.kind == Kind::PackedMonth);
+    let month_of = |file: &Found| Day::of_moment(file.meta.start).first_of_month();
+    let months: BTreeMap<(&str, Day), u64> =
+        packed().map(|(id, file)| ((file.meta.series.as_str(), month_of(file)), *id)).collect();
+    let mut nodes: BTreeMap<(&str, Day), u64> = BTreeMap::new();
+    for (id, file) in found {
+        let series = file.meta.series.as_str();
+        match file.meta.kind {
+            Kind::Day | Kind::Packed => {
+                nodes.insert((series, Day::of_moment(file.meta.start)), *id);
+            }
+            Kind::PackedMonth if months.get(&(series, month_of(file))) == Some(id) => {
+                nodes.extend(file.meta.days().map(|(_, part)| ((series, Day::of_end(part.start)), *id)));
+            }
+            _ => {}
+        }
+    }
+    nodes
+}
+
+/// Days whose node holds windows that are no longer there. (Those of a packed month are known to be.)
 fn condensed_days(found: &BTreeMap<u64, Found>, keep: &BTreeSet<u64>) -> Vec<Edit> {
     let kept = || keep.iter().map(|id| &found[id].meta);
     let windows = kept().filter(|meta| meta.kind == Kind::Window);
