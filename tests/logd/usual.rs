@@ -44,6 +44,9 @@ fn lines_go_from_standard_input_to_the_managers_file_and_back_to_people() {
     }
     let nothing = lab.run("m1", &["grep", "nowhere", "mainlog"]);
     assert_eq!((nothing.status.code(), text(&nothing)), (Some(1), String::new()));
+    let unknown = lab.run("m1", &["cat", "mianlog"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(text(&unknown).contains("there is no log mianlog\nhint: logd.toml has mainlog"), "{}", text(&unknown));
     let elsewhere = lab.run("n1", &["cat", "mainlog"]);
     assert_eq!(elsewhere.status.code(), Some(1), "n1 is no manager");
 

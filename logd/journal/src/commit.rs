@@ -105,12 +105,24 @@ struct State {
     covered: u64,
     /// Somebody leads the round if the group does not come together in time.
     lingering: bool,
-    /// Appends that wait for a sync.
-    waiting: usize,
+    /// Appends that wait for a sync, each by the number after its last record. Not those that were released and have not woken up yet.
+    waiting: Vec<u64>,
     /// How many waited when the last sync ended: those that it released, and those that came meanwhile. The next group may be all of them.
     group: usize,
     last_sync: Duration,
     closed: bool,
+}
+
+impl State {
+    /// Everybody is there that the next sync can be expected to be for.
+    fn is_complete(&self) -> bool {
+        self.waiting.len() >= self.group
+    }
+
+    fn forget_released(&mut self) {
+        let synced = self.synced.next;
+        self.waiting.retain(|end| *end > synced);
+    }
 }
 
 /// Who waits for syncs, and how far they have come.
@@ -138,7 +150,7 @@ impl Commit {
             leading: false,
             covered: 0,
             lingering: false,
-            waiting: 0,
+            waiting: Vec::new(),
             group: 0,
             last_sync: Duration::ZERO,
             closed: false,
@@ -172,15 +184,16 @@ impl Commit {
         written: &dyn Fn() -> Option<Written>,
     ) -> Result<()> {
         let mut state = locked(&self.state);
-        state.waiting += 1;
-        let result = loop {
+        state.waiting.push(end);
+        let error = loop {
             if let Some(error) = epoch.error(end) {
-                break Err(error);
+                break error;
             }
             if state.synced.next >= end {
-                break Ok(());
+                state.forget_released();
+                return Ok(());
             }
-            let complete = state.waiting >= state.group;
+            let complete = state.is_complete();
             if state.leading || (state.lingering && !complete) {
                 let missed = state.leading && state.covered != 0 && end > state.covered;
                 let round = state.round + usize::from(missed);
@@ -198,11 +211,11 @@ impl Commit {
             state = locked(&self.state);
             // A failure is in the epoch, if it concerns these records. Nothing to sync: these records went with a failed epoch, or are synced.
             if !synced && state.synced.next < end {
-                break Err(epoch.error(end).unwrap_or_else(|| JournalError::Closed { path: self.dir.clone() }));
+                break epoch.error(end).unwrap_or_else(|| JournalError::Closed { path: self.dir.clone() });
             }
         };
-        state.waiting -= 1;
-        result
+        state.waiting.retain(|waiting| *waiting != end);
+        Err(error)
     }
 
     /// Waits for those that the last sync released, as long as they keep coming and it is little beside a sync. Whoever completes the group leads.
@@ -210,8 +223,8 @@ impl Commit {
         let (round, half) = (state.round, (state.last_sync / LINGER_PART).min(MAX_LINGER) / 2);
         let deadline = Instant::now() + 2 * half;
         state.lingering = true;
-        while state.round == round && !state.leading && state.waiting < state.group {
-            let before = state.waiting;
+        while state.round == round && !state.leading && !state.is_complete() {
+            let before = state.waiting.len();
             let left = half.min(deadline.saturating_duration_since(Instant::now()));
             if left.is_zero() {
                 break;
@@ -219,7 +232,7 @@ impl Commit {
             let wait = self.done[round % 2].wait_timeout(state, left);
             let (now, outcome) = wait.unwrap_or_else(PoisonError::into_inner);
             state = now;
-            if outcome.timed_out() && state.waiting == before {
+            if outcome.timed_out() && state.waiting.len() == before {
                 break;
             }
         }
@@ -313,11 +326,11 @@ impl Commit {
     fn advance(&self, state: &mut State, point: Point, took: Option<Duration>) {
         if let Some(took) = took {
             state.last_sync = took;
-            // Before anybody is let go, or those that are quick would not be counted.
-            state.group = state.waiting;
+            state.group = state.waiting.len();
         }
         if (point.next, point.segment) > (state.synced.next, state.synced.segment) {
             state.synced = point;
+            state.forget_released();
             self.tell_others(point);
         }
     }

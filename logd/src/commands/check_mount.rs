@@ -37,6 +37,9 @@ impl CheckMount {
             let seen = mount::probe(&self.dir).map_err(|error| Failure::new(format!("{dir}: {error}")))?;
             return print(if seen == Seen::Held { "held\n" } else { "free\n" });
         }
+        if !self.dir.is_dir() {
+            return Err(Failure::new(format!("{dir} is no directory")));
+        }
         let checked = mount::check(&self.dir).and_then(|()| match &self.peer {
             Some(peer) => check_with(&self.dir, peer),
             None => Ok(()),

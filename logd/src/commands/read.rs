@@ -103,7 +103,20 @@ impl Select {
             Failure::from(error).hint("aggregated files are on managers; --logfile PATTERN reads them without a daemon")
         })?;
         let pattern = answer["pattern"].as_str().unwrap_or_default().parse();
-        pattern.map_err(|error| Failure::new(format!("the daemon's answer: {error}")))
+        let pattern = pattern.map_err(|error| Failure::new(format!("the daemon's answer: {error}")))?;
+        self.refuse_unknown(&pattern, &answer["logs"])?;
+        Ok(pattern)
+    }
+
+    /// A log that is neither configured nor has any file is a mistake, not a log without lines.
+    fn refuse_unknown(&self, pattern: &PathPattern, configured: &Value) -> Result<(), Failure> {
+        let names: Vec<&str> = configured.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let anywhere = Wanted { log: self.log.clone(), ..Wanted::default() };
+        if names.contains(&self.log.as_str()) || !files(pattern, &anywhere).is_empty() {
+            return Ok(());
+        }
+        let failure = Failure::new(format!("there is no log {}", self.log));
+        Err(if names.is_empty() { failure } else { failure.hint(format!("logd.toml has {}", names.join(", "))) })
     }
 
     fn wanted(&self) -> Wanted {

@@ -299,7 +299,10 @@ async fn glimpse(shared: Shared, args: Value) -> Result<Value, Failure> {
 async fn files(shared: Shared) -> Result<Value, Failure> {
     let current = shared.current();
     match current.logd.managers.get(&shared.home.node) {
-        Some(manager) => Ok(json!({ "pattern": manager.logfile.to_string() })),
+        Some(manager) => {
+            let logs: Vec<&String> = current.logd.logs.keys().collect();
+            Ok(json!({ "pattern": manager.logfile.to_string(), "logs": logs }))
+        }
         None => Err(Failure::new(format!("{} is no manager", shared.home.node)).code("no-manager")),
     }
 }

@@ -301,7 +301,12 @@ impl Files {
             }
             true
         });
-        let surplus = self.open.len().saturating_sub(modes.max_open);
+        self.close_surplus(modes.max_open);
+    }
+
+    /// Closes those that were not used for longest, down to a number. Between rounds: nothing is pending then.
+    pub fn close_surplus(&mut self, max_open: usize) {
+        let surplus = self.open.len().saturating_sub(max_open);
         if surplus > 0 {
             let mut by_age: Vec<(Instant, PathBuf)> =
                 self.open.iter().map(|(path, open)| (open.used, path.clone())).collect();

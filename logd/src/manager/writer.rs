@@ -181,9 +181,12 @@ impl Writer {
                 None | Some(Ok(None)) => return Ok(()),
                 Some(Err(_)) => {}
                 Some(Ok(Some(first))) => {
+                    let max_open = self.target.borrow().modes.max_open;
                     let mut bytes = first.raw.len();
                     let mut round = vec![first];
+                    // A block is of one source, so it rarely needs more than one file.
                     while bytes < ROUND_BYTES
+                        && round.len() < max_open
                         && let Ok(work) = queue.try_recv()
                     {
                         bytes += work.raw.len();
@@ -192,6 +195,7 @@ impl Writer {
                     if !self.round(round)? {
                         return Ok(());
                     }
+                    self.files.close_surplus(max_open);
                 }
             }
             if looked.elapsed() >= LOOK_EVERY {
