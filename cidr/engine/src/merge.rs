@@ -3,12 +3,14 @@
 //! A cursor can roll up while it walks: the table of addresses of a small window serves as its /24 table. Merging adds what has the same
 //! key, per column (a column is a series, or a union of them).
 
+use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::rc::Rc;
 
 use crate::error::Result;
 use crate::key::Key;
-use crate::segment::{Base, Ranks, Rows, Table, TableKey};
+use crate::segment::{Bases, Ranks, Rows, Table, TableKey};
 use crate::work::Work;
 
 /// Walks a table from a first to a last key.
@@ -18,7 +20,7 @@ pub(crate) struct Cursor<'a, K: Key> {
     /// Bits by which keys are shortened while walking.
     shift: u8,
     rows: Box<Rows<K>>,
-    base: Option<Box<Base<K>>>,
+    bases: Rc<RefCell<Bases<K>>>,
     block: usize,
     /// The row under the cursor; with a shift, the first row behind the ones under it.
     at: usize,
@@ -29,17 +31,17 @@ pub(crate) struct Cursor<'a, K: Key> {
     count: i64,
 }
 
-/// Bytes that a cursor holds.
+/// Bytes that a cursor holds by itself.
 pub(crate) const fn cursor_bytes<K: Key>() -> usize {
-    size_of::<Rows<K>>() + size_of::<Base<K>>() + size_of::<Cursor<'static, K>>()
+    size_of::<Rows<K>>() + size_of::<Cursor<'static, K>>()
 }
 
 impl<'a, K: TableKey> Cursor<'a, K> {
-    /// A cursor that shows keys of `level`, which is not longer than the table's.
-    pub(crate) fn new(table: Table<K>, level: u8, work: &'a Work<'a>) -> Self {
+    /// A cursor that shows keys of `level`, which is not longer than the table's. Cursors that are walked together share `bases`.
+    pub(crate) fn new(table: Table<K>, level: u8, bases: &Rc<RefCell<Bases<K>>>, work: &'a Work<'a>) -> Self {
         let shift = table.info().level - level;
-        let (rows, base, block) = (Box::default(), None, usize::MAX);
-        Self { table, work, shift, rows, base, block, at: 0, stop: 0, last: K::default(), head: K::END, count: 0 }
+        let (rows, bases, block) = (Box::default(), Rc::clone(bases), usize::MAX);
+        Self { table, work, shift, rows, bases, block, at: 0, stop: 0, last: K::default(), head: K::END, count: 0 }
     }
 
     /// Goes to the first key that is not below `first`; `last` still counts. Both are keys of the cursor's level.
@@ -81,6 +83,24 @@ impl<'a, K: TableKey> Cursor<'a, K> {
         self.settle()
     }
 
+    /// Moves to the next row on a hit, without a branch that depends on it: which cursors have the lowest key cannot be guessed.
+    #[inline]
+    fn advance_on(&mut self, hit: bool) -> Result<()> {
+        if self.shift > 0 {
+            return if hit { self.advance() } else { Ok(()) };
+        }
+        self.at += usize::from(hit);
+        if self.at < self.stop {
+            self.head = self.rows.keys()[self.at].head();
+            self.count = self.rows.counts()[self.at];
+            Ok(())
+        } else if hit {
+            self.settle()
+        } else {
+            Ok(())
+        }
+    }
+
     /// Shows the row at the cursor, or all with the same shortened key.
     fn settle(&mut self) -> Result<()> {
         if !self.has_row()? {
@@ -119,7 +139,7 @@ impl<'a, K: TableKey> Cursor<'a, K> {
         if self.block != block {
             self.work.block(self.table.segment().meta().id)?;
             self.block = usize::MAX;
-            self.table.read(block, &mut self.rows, &mut self.base)?;
+            self.table.read(block, &mut self.rows, &mut self.bases.borrow_mut())?;
             self.block = block;
         }
         let keys = self.rows.keys();
@@ -205,11 +225,10 @@ impl<'a, K: TableKey> Merge<'a, K> {
         }
         counts.fill(0);
         for (head, (cursor, column)) in self.heads.iter_mut().zip(&mut self.cursors) {
-            if *head == lowest {
-                counts[*column] = counts[*column].saturating_add(cursor.count);
-                cursor.advance()?;
-                *head = cursor.head();
-            }
+            let hit = *head == lowest;
+            counts[*column] = counts[*column].saturating_add(if hit { cursor.count } else { 0 });
+            cursor.advance_on(hit)?;
+            *head = cursor.head();
         }
         Ok(K::of_head(lowest))
     }
@@ -308,7 +327,7 @@ impl<'a, K: TableKey> Summer<'a, K> {
         if table.info().ranked {
             return table.read_ranks(block, &mut self.rows, &mut self.ranks);
         }
-        table.read(block, &mut self.rows, &mut None)
+        table.read(block, &mut self.rows, &mut Bases::default())
     }
 }
 

@@ -270,9 +270,10 @@ impl<'a> Question<'a> {
     }
 
     fn by_block<K: TableKey>(&self, sink: &mut RowSink<'_>) -> Result<(), QueryError> {
+        let mut summer = Summer::new(self.work);
         for (when, period) in self.periods() {
             let mut sources = self.sources::<K>(period)?;
-            run::by_block(&self.ask(when), &mut sources, sink)?;
+            run::by_block(&self.ask(when), &mut sources, &mut summer, sink)?;
         }
         Ok(())
     }
@@ -286,9 +287,10 @@ impl<'a> Question<'a> {
             let fitting = self.work.left() / 2 / Top::row_bytes(columns);
             let most = usize::try_from(sink.left).unwrap_or(usize::MAX).min(fitting);
             let mut top = Top::new(most, below.take());
+            let mut summer = Summer::new(self.work);
             for (when, period) in self.periods() {
                 let mut sources = self.sources::<K>(period)?;
-                run::by_count(&self.ask(when), &mut sources, &mut top)?;
+                run::by_count(&self.ask(when), &mut sources, &mut summer, &mut top)?;
             }
             let rows = top.into_rows();
             let held = rows.len() * Top::row_bytes(columns);

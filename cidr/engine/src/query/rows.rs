@@ -1,11 +1,12 @@
 //! From open sources to rows: sums without walking, walks that skip what cannot matter, and roll-ups to any prefix length.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::QueryError;
 use crate::address::Block;
 use crate::merge::{Cursor, Merge, Summer, cursor_bytes};
-use crate::segment::{LEVELS_V4, LEVELS_V6, Segment, Table, TableKey};
+use crate::segment::{Bases, LEVELS_V4, LEVELS_V6, Segment, Table, TableKey};
 use crate::store::build_in_memory;
 use crate::work::Work;
 
@@ -26,8 +27,9 @@ fn merge_ranges<'a, K: TableKey>(
     ranges: Vec<(K, K)>,
     work: &'a Work<'a>,
 ) -> crate::error::Result<Merge<'a, K>> {
-    let tables = sources.iter().filter_map(|(segment, part)| segment.table::<K>(*part, K::BITS));
-    Merge::new(tables.map(|table| (Cursor::new(table, K::BITS, work), 0)).collect(), ranges)
+    let (bases, tables) = (Rc::default(), sources.iter());
+    let tables = tables.filter_map(|(segment, part)| segment.table::<K>(*part, K::BITS));
+    Merge::new(tables.map(|table| (Cursor::new(table, K::BITS, &bases, work), 0)).collect(), ranges)
 }
 
 /// The sources of all columns, for blocks of one family.
@@ -83,13 +85,8 @@ impl<'a, K: TableKey> Sources<'a, K> {
         Some((self.ranges.first()?.0, self.ranges.last()?.1))
     }
 
-    /// The sums of all addresses from `first` to `last`, per column.
-    pub(crate) fn sum(&self, first: K, last: K, sums: &mut [i64]) -> Result<(), QueryError> {
-        self.sum_with(&mut Summer::new(self.work), first, last, sums)
-    }
-
-    /// The same with a summer that was used before.
-    pub(crate) fn sum_with(
+    /// The sums of all addresses from `first` to `last`, per column. A summer that was used before knows places that may be asked again.
+    pub(crate) fn sum(
         &self,
         summer: &mut Summer<'a, K>,
         first: K,
@@ -143,7 +140,9 @@ impl<'a, K: TableKey> Sources<'a, K> {
                 self.columns[column].push((folded, 0));
             }
         }
-        let walk_bytes = self.columns.iter().map(Vec::len).sum::<usize>() * cursor_bytes::<K>();
+        let all = || self.columns.iter().flatten();
+        let ranked = all().any(|(segment, part)| *part > 0 && segment.meta().kind.is_packed());
+        let walk_bytes = all().count() * cursor_bytes::<K>() + if ranked { Bases::<K>::bytes() } else { 0 };
         self.take(walk_bytes)?;
         self.held_bytes += walk_bytes;
         Ok(())
@@ -203,8 +202,8 @@ impl<'a, K: TableKey> Sources<'a, K> {
 
     /// A walk over keys of `level`, which [`level_for`](Self::level_for) gave.
     pub(crate) fn walk(&self, level: u8, ranges: Vec<(K, K)>) -> Result<Merge<'a, K>, QueryError> {
-        let tables = self.tables(level);
-        let cursors = tables.into_iter().map(|(table, column)| (Cursor::new(table, level, self.work), column));
+        let (bases, tables) = (Rc::default(), self.tables(level));
+        let cursors = tables.into_iter().map(|(table, column)| (Cursor::new(table, level, &bases, self.work), column));
         Ok(Merge::new(cursors.collect(), ranges)?)
     }
 

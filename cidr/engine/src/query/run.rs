@@ -31,16 +31,17 @@ impl Ask {
 }
 
 /// Rows in the order of their blocks; a block comes before those inside it.
-pub(crate) fn by_block<K: TableKey>(
+pub(crate) fn by_block<'a, K: TableKey>(
     ask: &Ask,
-    sources: &mut Sources<'_, K>,
+    sources: &mut Sources<'a, K>,
+    summer: &mut Summer<'a, K>,
     sink: &mut RowSink<'_>,
 ) -> Result<(), QueryError> {
     let Some((first, last)) = sources.bounds() else { return Ok(()) };
     let (shortest, longest) = ask.sizes;
     let mut counts = vec![0; sources.columns()];
     if longest == ask.block.length() {
-        sources.sum(first, last, &mut counts)?;
+        sources.sum(summer, first, last, &mut counts)?;
         return ask.emit(ask.block, &counts, sink);
     }
     let level = sources.level_for(longest);
@@ -219,7 +220,8 @@ impl<K: TableKey> Tree<'_, '_, K> {
     fn split(&self, block: Block, shortest: u8, sink: &mut RowSink<'_>) -> Result<(), QueryError> {
         let mut sums = vec![0; self.sources.columns()];
         let (start, end) = (block.first(), block.last());
-        self.sources.sum(K::from_u128(start), K::from_u128(end), &mut sums)?;
+        let mut summer = Summer::new(self.sources.work());
+        self.sources.sum(&mut summer, K::from_u128(start), K::from_u128(end), &mut sums)?;
         self.ask.emit(block, &sums, sink)?;
         let middle = start + (end - start) / 2;
         self.walk(K::from_u128(start), K::from_u128(middle), shortest + 1, sink)?;
@@ -323,12 +325,17 @@ impl Candidate {
 }
 
 /// Offers all rows of a period to the top.
-pub(crate) fn by_count<K: TableKey>(ask: &Ask, sources: &mut Sources<'_, K>, top: &mut Top) -> Result<(), QueryError> {
+pub(crate) fn by_count<'a, K: TableKey>(
+    ask: &Ask,
+    sources: &mut Sources<'a, K>,
+    summer: &mut Summer<'a, K>,
+    top: &mut Top,
+) -> Result<(), QueryError> {
     let Some((first, last)) = sources.bounds() else { return Ok(()) };
     let (shortest, longest) = ask.sizes;
     let mut counts = vec![0; sources.columns()];
     if longest == ask.block.length() {
-        sources.sum(first, last, &mut counts)?;
+        sources.sum(summer, first, last, &mut counts)?;
         offer(ask, ask.block, &counts, top);
         return Ok(());
     }
@@ -413,7 +420,7 @@ pub(crate) fn sum_of<'a, K: TableKey>(
 ) -> Result<(), QueryError> {
     counts.fill(0);
     match sources.bounds() {
-        Some((first, last)) => sources.sum_with(summer, first, last, counts),
+        Some((first, last)) => sources.sum(summer, first, last, counts),
         None => Ok(()),
     }
 }

@@ -12,7 +12,7 @@ mod writer;
 pub(crate) use block::{Coding, Ranks, Rows};
 pub use meta::Kind;
 pub(crate) use meta::{Meta, Part, read_text, write_text};
-pub(crate) use reader::{Base, Segment, Table, TableKey};
+pub(crate) use reader::{Bases, Segment, Table, TableKey};
 pub(crate) use writer::{LEVELS_V4, LEVELS_V6, SegmentWriter, WriteError};
 
 use crate::address::Family;

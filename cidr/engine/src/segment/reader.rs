@@ -154,16 +154,50 @@ pub(crate) trait TableKey: Key {}
 impl TableKey for u32 {}
 impl TableKey for u128 {}
 
-/// What reading a ranked table needs beside its rows: the places, and the block of the first part that was last looked into.
-pub(crate) struct Base<K> {
+/// Blocks of first parts that were decoded for ranked tables. Days of a month that are walked side by side want the same ones, so the
+/// cursors of a walk share them.
+pub(crate) struct Bases<K> {
     ranks: Ranks,
-    rows: Rows<K>,
-    block: usize,
+    slots: Vec<Base<K>>,
 }
 
-impl<K: Key> Default for Base<K> {
+struct Base<K> {
+    file: u64,
+    level: u8,
+    block: usize,
+    rows: Rows<K>,
+}
+
+/// A ranked block reaches over about eight blocks of its first part, and a question is mostly about a few series.
+const BASES: usize = 32;
+
+impl<K: Key> Default for Bases<K> {
     fn default() -> Self {
-        Self { ranks: Ranks::default(), rows: Rows::default(), block: usize::MAX }
+        Self { ranks: Ranks::default(), slots: Vec::new() }
+    }
+}
+
+impl<K: TableKey> Bases<K> {
+    /// Bytes when it is full.
+    pub(crate) const fn bytes() -> usize {
+        size_of::<Self>() + BASES * size_of::<Base<K>>()
+    }
+
+    /// The slot that has a block of a table, which is read when it is not there.
+    fn slot(&mut self, table: &Table<K>, block: usize) -> Result<usize> {
+        if self.slots.is_empty() {
+            let empty = || Base { file: 0, level: 0, block: usize::MAX, rows: Rows::default() };
+            self.slots.resize_with(BASES, empty);
+        }
+        let (file, level) = (table.segment.meta.id, table.info.level);
+        let at = (block + file as usize % 4 * 8) % BASES;
+        let slot = &mut self.slots[at];
+        if (slot.file, slot.level, slot.block) != (file, level, block) {
+            slot.block = usize::MAX;
+            table.read_plain(block, &mut slot.rows)?;
+            (slot.file, slot.level, slot.block) = (file, level, block);
+        }
+        Ok(at)
     }
 }
 
@@ -234,29 +268,34 @@ impl<K: TableKey> Table<K> {
         low.saturating_sub(1)
     }
 
-    /// Decodes a block; one of a ranked table with the keys of the first part. `base` is kept for the next block of the same table.
-    pub(crate) fn read(&self, block: usize, rows: &mut Rows<K>, base: &mut Option<Box<Base<K>>>) -> Result<()> {
+    /// Decodes a block; one of a ranked table with the keys of the first part. `bases` is kept for the next block.
+    pub(crate) fn read(&self, block: usize, rows: &mut Rows<K>, bases: &mut Bases<K>) -> Result<()> {
         if !self.info.ranked {
-            let at = usize::try_from(self.word(0, block)).ok();
-            let read = at.and_then(|at| rows.read(&self.segment.bytes, at, self.first(block), self.info.coding));
-            return read.ok_or_else(|| self.wrong_block(block));
+            return self.read_plain(block, rows);
         }
-        let base = base.get_or_insert_default();
-        self.read_ranks(block, rows, &mut base.ranks)?;
+        self.read_ranks(block, rows, &mut bases.ranks)?;
         let first_part = self.first_part()?;
-        for (key, rank) in rows.keys_mut().iter_mut().zip(base.ranks.places()) {
-            let (at, place) = (*rank as usize / BLOCK_ROWS, *rank as usize % BLOCK_ROWS);
-            if at != base.block {
-                base.block = usize::MAX;
-                if at >= first_part.blocks() {
-                    return Err(self.wrong_block(block));
-                }
-                first_part.read(at, &mut base.rows, &mut None)?;
-                base.block = at;
+        let (keys, mut done) = (rows.keys_mut(), 0);
+        while let Some(rank) = bases.ranks.places().get(done) {
+            let at = *rank as usize / BLOCK_ROWS;
+            if at >= first_part.blocks() {
+                return Err(self.wrong_block(block));
             }
-            *key = *base.rows.keys().get(place).ok_or_else(|| self.wrong_block(block))?;
+            let slot = bases.slot(&first_part, at)?;
+            let known = bases.slots[slot].rows.keys();
+            let inside = bases.ranks.places()[done..].iter().map(|rank| *rank as usize);
+            for (key, rank) in keys[done..].iter_mut().zip(inside.take_while(|rank| rank / BLOCK_ROWS == at)) {
+                *key = *known.get(rank % BLOCK_ROWS).ok_or_else(|| self.wrong_block(block))?;
+                done += 1;
+            }
         }
         Ok(())
+    }
+
+    fn read_plain(&self, block: usize, rows: &mut Rows<K>) -> Result<()> {
+        let at = usize::try_from(self.word(0, block)).ok();
+        let read = at.and_then(|at| rows.read(&self.segment.bytes, at, self.first(block), self.info.coding));
+        read.ok_or_else(|| self.wrong_block(block))
     }
 
     /// Decodes a block of a ranked table without its keys.
@@ -272,13 +311,13 @@ impl<K: TableKey> Table<K> {
         table.ok_or_else(|| Error::damaged(self.segment.path(), "it has windows or days, and no sums"))
     }
 
-    /// How many keys are below `key`; with `and_it`, or are it. `rows` is for the work.
+    /// How many keys of a table that is not ranked are below `key`; with `and_it`, or are it. `rows` is for the work.
     pub(crate) fn rank_of(&self, key: K, and_it: bool, rows: &mut Rows<K>) -> Result<u32> {
         if self.blocks() == 0 {
             return Ok(0);
         }
         let block = self.block_of(key);
-        self.read(block, rows, &mut None)?;
+        self.read_plain(block, rows)?;
         let inside = rows.keys().partition_point(|other| *other < key || (and_it && *other == key));
         // All blocks but the last are full.
         Ok((block * BLOCK_ROWS + inside) as u32)
@@ -289,7 +328,7 @@ impl<K: TableKey> Table<K> {
     }
 
     fn verify(&self) -> Result<u64> {
-        let (mut rows, mut base) = (Rows::default(), None);
+        let (mut rows, mut bases) = (Rows::default(), Bases::default());
         let (mut total, mut count, mut last) = (0_i64, 0, None);
         let wrong = |what: &str, block: usize| {
             Err(Error::damaged(self.segment.path(), format!("{what} block {block} of /{}", self.info.level)))
@@ -298,7 +337,7 @@ impl<K: TableKey> Table<K> {
             if self.sum_before(block) != total {
                 return wrong("the running sum is wrong before", block);
             }
-            self.read(block, &mut rows, &mut base)?;
+            self.read(block, &mut rows, &mut bases)?;
             if rows.keys().first() != Some(&self.first(block)) {
                 return wrong("the index is wrong for", block);
             }
