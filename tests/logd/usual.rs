@@ -110,3 +110,21 @@ fn a_change_of_the_configuration_loses_and_repeats_nothing() {
     eventually("every line", || (all().len() as u64 >= last).then_some(()));
     check_sources(&all(), &BTreeMap::from([("one".into(), last)]));
 }
+
+/// Named at half of `max_backlog`, dropped at the limit, counted, and the log goes on.
+#[test]
+fn a_subscriber_that_never_reads_is_seen_before_it_costs() {
+    let mut lab = Lab::new(&["n1"], "[log.mainlog]\nsubscribers = [\"master\"]\nmax_backlog = \"1MiB\"\n");
+    lab.start("n1");
+    let mut client = Client::new(lab.socket("n1", "mainlog"), "one");
+    client.send_until(1_000);
+    let logs = |lab: &Lab| text(&lab.run("n1", &["logs"]));
+    assert!(!logs(&lab).contains("has not read"), "{}", logs(&lab));
+    client.send_until(20_000);
+    assert!(logs(&lab).contains("mainlog: master has not read ") && !logs(&lab).contains("lost"), "{}", logs(&lab));
+    client.send_until(60_000);
+    assert!(logs(&lab).contains("mainlog: master lost "), "{}", logs(&lab));
+    let metrics = text(&lab.run("n1", &["metrics"]));
+    assert!(metrics.contains("logd_max_backlog_bytes{log=\"mainlog\"} 1048576"), "{metrics}");
+    lab.stop("n1");
+}

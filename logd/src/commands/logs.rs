@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::print;
 use crate::daemon::PROGRAM;
-use crate::daemon::{LogsArgs, NodeLogs};
+use crate::daemon::{LogsArgs, NodeLogs, far_behind};
 use cluster::command_line::Failure;
 
 /// Show journals: size, subscribers, and how far each is behind in records, bytes and seconds.
@@ -36,6 +36,9 @@ impl Logs {
         for node in &nodes {
             if let Some(error) = &node.error {
                 notes.push_str(&format!("{}: {error}\n", node.node));
+            }
+            for (log, name, percent) in far_behind(&node.logs) {
+                notes.push_str(&format!("{}: {log}: {name} has not read {percent} % of max_backlog\n", node.node));
             }
             for log in &node.logs {
                 rows.extend(rows_of(&node.node, log));

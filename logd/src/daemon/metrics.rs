@@ -45,6 +45,7 @@ fn journals(out: &mut String, logs: &[LogStatus], shared: &Shared) {
         logs.iter().map(|log| (label(&log.log), value(log))).collect()
     };
     family(out, "gauge", "logd_journal_bytes", "Size of the journal on disk", &of_logs(&|log| log.bytes));
+    family(out, "gauge", "logd_max_backlog_bytes", "What is kept at most", &of_logs(&|log| log.max_backlog));
     family(out, "counter", "logd_cut_lines", "Lines longer than max_line", &of_logs(&|log| log.cut_lines));
     family(out, "gauge", "logd_disk_full", "1 while the disk is full", &of_logs(&|log| log.full.into()));
     family(out, "gauge", "logd_blocked", "1 while writers wait at max_backlog", &of_logs(&|log| log.blocked.into()));

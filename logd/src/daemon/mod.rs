@@ -3,6 +3,8 @@
 //! One loop: a new configuration is applied whole, or refused and the old one stays. The order of a stop is the order in which lines travel: inputs,
 //! then writers and their journals; streams of managers go on until the journals are closed.
 
+mod behind;
+pub use behind::far_behind;
 mod control;
 pub use control::{Console, GlimpseAnswer, GlimpseArgs, LogsArgs, NodeLogs, SubscriberArgs};
 mod metrics;
@@ -173,6 +175,7 @@ impl Run {
         tokio::spawn(control.serve(control::router(&running), ended.child_token()));
         let serving =
             listener.map(|listener| tokio::spawn(running.service.clone().serve(listener, ended.child_token())));
+        tokio::spawn(behind::watch(running.service.clone(), ended.child_token()));
         running.take(first).await;
         crate::memory::forget_the_start();
         let outcome = running.follow(&mut daemon, &shutdown, &failed).await;

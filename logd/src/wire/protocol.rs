@@ -200,6 +200,8 @@ pub struct LogStatus {
     pub full: bool,
     /// Writers wait at `max_backlog`.
     pub blocked: bool,
+    /// What is kept at most for a subscriber that does not read, in bytes; 0 when the log is no longer configured.
+    pub max_backlog: u64,
     /// Who reads.
     pub subscribers: Vec<SubscriberStatus>,
 }

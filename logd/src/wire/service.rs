@@ -292,6 +292,7 @@ impl Service {
             cut_lines: log.counters.cut_lines.load(Relaxed),
             full: log.counters.full.load(Relaxed),
             blocked: log.counters.blocked.load(Relaxed),
+            max_backlog: log.settings().map_or(0, |settings| settings.max_backlog.bytes()),
             subscribers: subscribers.collect(),
         })
     }
