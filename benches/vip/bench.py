@@ -3,20 +3,29 @@
 
     apt-get install keepalived
     cargo build --release
-    benches/vip/bench.py [--full] [--rounds N] [--sizes 1,250,2000] [--bin target/release/eccluster]
+    benches/vip/bench.py                              quick: 1, 250 and 2,000 addresses, 3 rounds                     8 minutes
+    benches/vip/bench.py --full                       1, 250, 2,000 and 10,240 addresses, 20 rounds              at most 60 minutes
+    benches/vip/bench.py --sizes 2000 --rounds 20     one size alone                                             at most 15 minutes
+    benches/vip/bench.py --sizes 2000 --rounds 20 --programs duravip --events crash,leader                        4 minutes
+    benches/vip/bench.py soak [--minutes 10]          dead_after = "80ms" on an idle machine: its false alarms       11 minutes
+
+`--minutes` ends the rounds of each size and program after so long (10 unless said otherwise); what was seen until then is printed.
 
 Two machines that may own addresses and a witness, each a network namespace on one bridge, and a client there that asks with ARP for
 sixteen of the addresses every 2 ms. All addresses are on the first machine and go to the second, so that both programs have the same
 to do. Both are told to notice a death after 300 ms: `dead_after = "300ms"` with `heartbeat = "40ms"`, and `advert_int 0.1`.
 
-    crash      the first machine's cable is cut and its daemon killed
-    return     it comes back, and so do the addresses
+    crash      the first machine's cable is cut and its daemon killed; the second or the witness leads
+    leader     the same while the first machine leads
     stop       SIGTERM
+    drain      `duravip drain`: a planned move of everything
+    freeze     SIGSTOP
     kill -9    the daemon dies, the machine goes on
+    return     it comes back, or is drained no more, and so do the addresses
 
 Outage: from the old owner's last answer (the cut, for a crash) to the new owner's first; of the sixteen, the first and the last to
-come back. Double: for how long two machines answered for an address; with kill -9 until the bench cleans up after KILLED_S seconds.
-The default is small; `--full` has 10,240 addresses and twenty rounds. Needs root. Nothing outside its own namespaces is touched.
+come back. Double: for how long two machines answered for an address; after kill -9 of keepalived until the bench cleans up, KILLED_S
+seconds later. Needs root. Nothing outside its own namespaces is touched.
 """
 import argparse, atexit, ctypes, os, select, shutil, signal, socket, statistics, struct, subprocess, sys, tempfile, threading, time
 
@@ -54,11 +63,12 @@ class Machine:
     def cable(self, plugged):
         run("ip", "-n", f"{ID}-sw", "link", "set", self.port, "up" if plugged else "down")
 
-    def kill(self, number):
+    def kill(self, number, wait=True):
         """The daemon and whatever it is made of; never a guard, who has to outlive it."""
         for pid in self.daemons():
             os.kill(pid, number)
-        self.process.wait()
+        if wait:
+            self.process.wait()
 
     def daemons(self):
         found = [self.process.pid]
@@ -129,6 +139,11 @@ class Client:
             time.sleep(0.1)
         sys.exit(f"{what}: {machine.name} does not answer alone; logs are in {DIR}")
 
+    def forget(self):
+        """What was seen so far, but for a moment."""
+        for answers in self.answers:
+            del answers[:-2000]
+
     def seen(self, begun, old, new):
         """Outages and double ownership since then, per address."""
         outages, doubles = [], []
@@ -150,19 +165,22 @@ class Client:
 
 class Duravip:
     name = "duravip"
+    events = ["crash", "leader", "stop", "drain", "freeze", "kill -9"]
+    killed_s = 0.5
 
-    def __init__(self, machines, size):
+    def __init__(self, machines, size, times='dead_after = "300ms"\nheartbeat = "40ms"', spread=False):
         self.machines = machines
         conf = os.path.join(DIR, "conf")
         os.makedirs(f"{conf}/global"), os.makedirs(f"{conf}/default")
         with open(f"{conf}/global/cluster.toml", "w") as file:
             for machine in machines:
-                witness = str(machine.number == 3).lower()
+                witness = str(machine.number == 3 and not spread).lower()
                 file.write(f'[node.{machine.name}]\naddress = "10.77.0.{10 + machine.number}"\nwitness = {witness}\n')
         with open(f"{conf}/default/duravip.toml", "w") as file:
-            file.write('dead_after = "300ms"\nheartbeat = "40ms"\nmature = "20ms"\n[topology."10.77.0.0/16"]\ninterface = "eth0"\n')
+            # The rounds look like flapping: what is doubled with every departure has to begin small.
+            file.write(f'{times}\nmature = "1ms"\n[topology."10.77.0.0/16"]\ninterface = "eth0"\n')
             for number in range(size):
-                file.write(f'[vip."{vip(number)}"]\npreference = "n1"\n')
+                file.write(f'[vip."{vip(number)}"]\n' + ("" if spread else 'preference = "n1"\n'))
         with open(os.path.join(DIR, "key"), "w") as file:
             file.write("5a" * 32)
         for machine in machines:
@@ -178,12 +196,37 @@ class Duravip:
         env = {**os.environ, "ECCLUSTER_RUN": os.path.join(DIR, machine.name, "run")}
         return subprocess.run([BIN, "duravip", *words], capture_output=True, text=True, env=env).stdout
 
-    def leads(self, machine):
-        return f"leader {machine.name}" in self.ask(machine, "members").split("\n")[0]
+    def leader(self, asked):
+        words = self.ask(asked, "members").split("\n")[0].split("leader ")
+        return words[1].split(",")[0] if len(words) > 1 else None
 
-    def lapses(self):
-        lines = [line for machine in self.machines[1:2] for line in self.ask(machine, "metrics").split("\n")]
-        return sum(int(line.split()[-1]) for line in lines if line.startswith("duravip_lapses_total"))
+    def make_lead(self, wanted):
+        """Whoever else leads is restarted; a witness stands last."""
+        for _ in range(20):
+            leader = self.leader(wanted)
+            if leader == wanted.name:
+                return
+            for machine in self.machines:
+                if machine.name == leader:
+                    machine.kill(signal.SIGTERM)
+                    self.start(machine)
+            time.sleep(1)
+        sys.exit(f"{wanted.name} does not become the leader; logs are in {DIR}")
+
+    def metric(self, machine, name):
+        lines = self.ask(machine, "metrics").split("\n")
+        return sum(float(line.split()[-1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
+
+    def late(self, machine):
+        """The longest that the loop was late, as its histogram has it."""
+        lines = [line for line in self.ask(machine, "metrics").split("\n") if line.startswith("duravip_loop_lateness_seconds_bucket")]
+        steps = [(line.split('le="')[1].split('"')[0], int(line.split()[-1])) for line in lines]
+        return next((step for step, count in steps if count == steps[-1][1]), "?") if steps else "?"
+
+    def notes(self, rounds):
+        second = self.machines[1]
+        lapses = int(self.metric(second, "duravip_lapses_total"))
+        return f"{lapses} leases of the second machine lapsed in {rounds} rounds, its loop was at most {self.late(second)} s late"
 
     def clean(self, machine):
         pass
@@ -191,6 +234,8 @@ class Duravip:
 
 class Keepalived:
     name = "keepalived"
+    events = ["crash", "stop", "kill -9"]
+    killed_s = KILLED_S
 
     def __init__(self, machines, size):
         self.machines = machines[:2]
@@ -217,10 +262,7 @@ class Keepalived:
             "keepalived", "-n", "-P", "-l", "-f", f"{place}.conf", "-p", f"{place}.pid", "-r", f"{place}.vrrp.pid"
         )
 
-    def leads(self, machine):
-        return False
-
-    def lapses(self):
+    def notes(self, rounds):
         return None
 
     def clean(self, machine):
@@ -260,41 +302,8 @@ def tear_down():
         run("ip", "netns", "del", ns, check=False)
 
 
-def measure(program_of, size, rounds):
-    """One program with so many addresses: what was seen, by event."""
-    global DIR
-    # Removed when all went well: what failed has its logs there.
-    DIR = tempfile.mkdtemp(prefix="vipbench")
-    MACHINES[:] = build()
-    one, two = MACHINES[0], MACHINES[1]
-    sample = sorted({round(number * (size - 1) / max(1, SAMPLES - 1)) for number in range(min(SAMPLES, size))})
-    seen = {"crash": [], "return": [], "stop": [], "kill -9": []}
-    program = program_of(MACHINES, size)
-    client = Client(f"{ID}-client", [vip(number) for number in sample])
-    client.wait_for(one, "the start")
-    led = 0
-    for _ in range(rounds):
-        for event in ("crash", "stop", "kill -9"):
-            led += event == "crash" and program.leads(one)
-            begun = time.monotonic()
-            if event == "crash":
-                one.cable(False)
-            one.kill(signal.SIGTERM if event == "stop" else signal.SIGKILL)
-            if event == "kill -9":
-                time.sleep(KILLED_S)
-                program.clean(one)
-            client.wait_for(two, event)
-            seen[event].append(client.seen(begun, one, two))
-            if event == "crash":
-                program.clean(one)
-                one.cable(True)
-                time.sleep(0.5)
-            begun = time.monotonic()
-            program.start(one)
-            client.wait_for(one, "return")
-            seen["return"].append(client.seen(begun, two, one))
-    lapses = program.lapses()
-    client.end()
+def settle():
+    """Leave nothing running or waiting before the next program has its turn."""
     for machine in MACHINES:
         if machine.process and machine.process.poll() is None:
             machine.kill(signal.SIGKILL)
@@ -302,46 +311,164 @@ def measure(program_of, size, rounds):
     tear_down()
     shutil.rmtree(DIR)
     MACHINES.clear()
-    return seen, led, lapses
+
+
+def happen(program, client, event, one, two):
+    """One event with its end: what the client saw of both."""
+    if event == "leader":
+        program.make_lead(one)
+        client.wait_for(one, "the leader")
+    client.forget()
+    begun = time.monotonic()
+    if event in ("crash", "leader"):
+        one.cable(False)
+    if event == "drain":
+        program.ask(two, "drain", one.name)
+    else:
+        one.kill({"stop": signal.SIGTERM, "freeze": signal.SIGSTOP}.get(event, signal.SIGKILL), wait=event != "freeze")
+    if event == "kill -9":
+        time.sleep(program.killed_s)
+        program.clean(one)
+    client.wait_for(two, event)
+    away = client.seen(begun, one, two)
+    if event == "freeze":
+        one.kill(signal.SIGCONT, wait=False)
+    if event in ("crash", "leader"):
+        program.clean(one)
+        one.cable(True)
+        time.sleep(0.5)
+    client.forget()
+    begun = time.monotonic()
+    if event == "drain":
+        program.ask(two, "undrain", one.name)
+    elif event != "freeze":
+        program.start(one)
+    client.wait_for(one, "return")
+    return away, client.seen(begun, two, one)
+
+
+def measure(program_of, size, rounds, events, minutes):
+    """One program with so many addresses: what was seen, by event."""
+    global DIR
+    # Removed when all went well: what failed has its logs there.
+    DIR = tempfile.mkdtemp(prefix="vipbench")
+    MACHINES[:] = build()
+    one, two = MACHINES[0], MACHINES[1]
+    sample = sorted({round(number * (size - 1) / max(1, SAMPLES - 1)) for number in range(min(SAMPLES, size))})
+    begun = time.monotonic()
+    program = program_of(MACHINES, size)
+    client = Client(f"{ID}-client", [vip(number) for number in sample])
+    client.wait_for(one, "the start")
+    seen = {event: [] for event in EVENTS}
+    done = 0
+    while done < rounds and time.monotonic() < begun + minutes * 60:
+        for event in [event for event in program.events if event in events]:
+            away, back = happen(program, client, event, one, two)
+            seen[event].append(away)
+            seen["return"].append(back)
+        done += 1
+    notes = program.notes(done)
+    client.end()
+    settle()
+    return seen, done, notes
+
+
+def soak(minutes):
+    """Three members that have nothing to do, with leases that the scheduler's noise alone could end."""
+    global DIR
+    DIR = tempfile.mkdtemp(prefix="vipbench")
+    MACHINES[:] = build()
+    program = Duravip(MACHINES, 250, 'dead_after = "80ms"\nheartbeat = "10ms"', spread=True)
+    names = ["duravip_lapses_total", "duravip_leader_changes_total", "duravip_acquired_total", "duravip_released_total"]
+    counts = lambda: {(machine.name, name): program.metric(machine, name) for machine in MACHINES for name in names}
+    deadline, before = time.monotonic() + PATIENCE_S, None
+    # At rest: everything is on, and nothing changed for five seconds.
+    while True:
+        now = counts()
+        held = sum(program.metric(machine, "duravip_held") for machine in MACHINES)
+        if now == before and held == 250:
+            break
+        if time.monotonic() > deadline:
+            sys.exit(f"not at rest; logs are in {DIR}")
+        before = now
+        time.sleep(5)
+    begun, lost = time.monotonic(), 0
+    while time.monotonic() < begun + minutes * 60:
+        time.sleep(min(15, max(0.1, begun + minutes * 60 - time.monotonic())))
+        lost = sum(counts()[key] - before[key] for key in before if "lapses" in key[1])
+        print(f"after {(time.monotonic() - begun) / 60:.1f} minutes: {lost:.0f} leases lapsed", flush=True)
+    after = counts()
+    for name in names:
+        changes = ", ".join(f"{machine.name} {after[machine.name, name] - before[machine.name, name]:.0f}" for machine in MACHINES)
+        print(f"{name}: {changes}")
+    for machine in MACHINES:
+        print(f"{machine.name}: its loop was at most {program.late(machine)} s late")
+    settle()
+
+
+EVENTS = ["crash", "leader", "stop", "drain", "freeze", "kill -9", "return"]
+
+
+def report(size, both):
+    """The table's lines of one size."""
+    for event in EVENTS:
+        medians = {}
+        for name, seen in both.items():
+            if not seen[event]:
+                continue
+            columns = list(zip(*seen[event]))
+            medians[name] = [statistics.median(column) for column in columns]
+            cells = [f"{middle:.0f} ({max(column):.0f})" for middle, column in zip(medians[name], columns)]
+            print(f"{size:>9} {event:<8} {name:<11} {cells[0]:>16} {cells[1]:>18} {cells[2]:>18}", flush=True)
+        if len(medians) < 2:
+            continue
+        ratios = [
+            f"{ours / theirs:.2f}" if theirs >= 1 else "-"
+            for ours, theirs in zip(medians["duravip"], medians["keepalived"])
+        ]
+        if event == "kill -9":
+            # Two that both answer leave no gap: how long they do is what there is to compare.
+            ratios[:2] = "-", "-"
+        print(f"{size:>9} {event:<8} {'ratio':<11} {ratios[0]:>16} {ratios[1]:>18} {ratios[2]:>18}", flush=True)
 
 
 def main():
     global BIN
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("part", nargs="?", choices=["soak"], help="ten minutes with short leases, instead of the events")
     parser.add_argument("--full", action="store_true", help="10,240 addresses too, and twenty rounds")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--sizes")
+    parser.add_argument("--programs", default="duravip,keepalived")
+    parser.add_argument("--events", default=",".join(EVENTS))
+    parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--bin", default=os.path.join(HERE, "../../target/release/eccluster"))
     options = parser.parse_args()
     BIN = os.path.abspath(options.bin)
+    if not os.access(BIN, os.X_OK):
+        sys.exit(f"{BIN} cannot be run: cargo build --release, or --bin")
+    # What was made is taken away also when somebody ends this early.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended early"))
     rounds = options.rounds or (20 if options.full else 3)
     sizes = options.sizes or ("1,250,2000,10240" if options.full else "1,250,2000")
     if os.geteuid():
         sys.exit("network namespaces need root")
     with open("/proc/loadavg") as load:
-        print(f"{rounds} rounds, load {load.read().split()[0]} before\nmilliseconds: median (worst)", flush=True)
+        print(f"load {load.read().split()[0]} before", flush=True)
+    if options.part == "soak":
+        return soak(options.minutes)
+    print(f"at most {rounds} rounds\nmilliseconds: median (worst)", flush=True)
     print(f"{'addresses':>9} {'event':<8} {'program':<11} {'first back':>16} {'last back':>18} {'double':>18}", flush=True)
+    programs = [program for program in (Duravip, Keepalived) if program.name in options.programs.split(",")]
     for size in map(int, sizes.split(",")):
         both = {}
-        for program in (Duravip, Keepalived):
-            both[program.name], led, lapses = measure(program, size, rounds)
-            if lapses is not None:
-                print(f"{size:>9} {lapses} leases of the second machine lapsed; the first led in {led} of its {rounds} crashes", flush=True)
-        for event in ("crash", "return", "stop", "kill -9"):
-            medians = {}
-            for name, seen in both.items():
-                columns = list(zip(*seen[event]))
-                medians[name] = [statistics.median(column) for column in columns]
-                cells = [f"{middle:.0f} ({max(column):.0f})" for middle, column in zip(medians[name], columns)]
-                print(f"{size:>9} {event:<8} {name:<11} {cells[0]:>16} {cells[1]:>18} {cells[2]:>18}", flush=True)
-            ratios = [
-                f"{ours / theirs:.2f}" if theirs >= 1 else "-"
-                for ours, theirs in zip(medians["duravip"], medians["keepalived"])
-            ]
-            if event == "kill -9":
-                # Two that both answer leave no gap: how long they do is what there is to compare.
-                ratios[:2] = "-", "-"
-            print(f"{size:>9} {event:<8} {'ratio':<11} {ratios[0]:>16} {ratios[1]:>18} {ratios[2]:>18}", flush=True)
+        for program in programs:
+            both[program.name], done, notes = measure(program, size, rounds, options.events.split(","), options.minutes)
+            if notes:
+                print(f"{size:>9} {notes}", flush=True)
+            if done < rounds:
+                print(f"{size:>9} {program.name}: {done} rounds, then the time was up", flush=True)
+        report(size, both)
 
 
 main()
