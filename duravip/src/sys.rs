@@ -36,6 +36,15 @@ pub fn be_realtime() -> io::Result<()> {
     }
 }
 
+/// Lets the calling thread run before ordinary ones, where that is allowed. Not real-time: a thread that puts thousands of
+/// addresses on would use up what the kernel grants real-time threads in a second, heartbeats included.
+#[allow(unsafe_code, reason = "no safe wrapper here; the call takes numbers and changes this thread's scheduling only")]
+pub fn be_urgent() {
+    const LEAST_NICE: libc::c_int = -20;
+    // Where it is refused, this thread waits its turn like all others.
+    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, LEAST_NICE) };
+}
+
 /// Keeps what this process has in memory there: a page fault at the wrong moment is a missed heartbeat. Only pages that
 /// are touched count, so that reserved stacks cost nothing.
 #[allow(unsafe_code, reason = "no safe wrapper here; the call takes flags only")]

@@ -11,6 +11,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use cluster::identity::{Ca, KeyRequest, NodeCert, NodeRole};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -54,6 +55,8 @@ pub struct Lab {
     id: String,
     pub machines: Vec<Machine>,
     witnesses: BTreeSet<String>,
+    /// Who has an identity of a cluster; the others have the key.
+    certified: BTreeSet<String>,
     duravip: String,
 }
 
@@ -64,7 +67,8 @@ impl Lab {
     pub fn new(machines: usize, duravip: &str) -> Lab {
         let id = format!("dv{}x{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
         let dir = tempfile::tempdir().unwrap();
-        let mut lab = Lab { dir, id, machines: Vec::new(), witnesses: BTreeSet::new(), duravip: String::new() };
+        let (witnesses, certified) = (BTreeSet::new(), BTreeSet::new());
+        let mut lab = Lab { dir, id, machines: Vec::new(), witnesses, certified, duravip: String::new() };
         let switch = lab.switch();
         ip(&format!("netns add {switch}"));
         ip(&format!("-n {switch} link add br0 type bridge forward_delay 0 mcast_snooping 0"));
@@ -86,6 +90,35 @@ impl Lab {
     pub fn witness(&mut self, name: &str) {
         self.witnesses.insert(name.to_owned());
         self.configure(&self.duravip.clone());
+    }
+
+    /// Gives these identities of a new cluster; their next starts use them instead of the key.
+    pub fn certify(&mut self, names: &[&str]) {
+        let ca = Ca::create("lab").unwrap();
+        for name in names {
+            let request = KeyRequest::generate(name).unwrap();
+            let number =
+                self.machines.iter().position(|machine| machine.name == **name).expect("a machine of this name");
+            let node = NodeCert::new(name, "default", NodeRole::Client).reached_at(&format!("10.77.0.{}", number + 11));
+            let chain = ca.issue(request.csr_pem(), &node, Duration::from_secs(3600)).unwrap();
+            let identity = request.certified(&chain.pem, ca.certificate_pem()).unwrap();
+            identity.store(&self.file(name, "identity")).unwrap();
+            self.certified.insert((*name).to_owned());
+        }
+    }
+
+    /// What one machine's configuration says besides.
+    pub fn layer(&self, name: &str, duravip: &str) {
+        let dir = self.dir.path().join("conf").join(name);
+        fs::create_dir_all(&dir).unwrap();
+        let next = self.dir.path().join("layer.next");
+        fs::write(&next, duravip).unwrap();
+        fs::rename(next, dir.join("duravip.toml")).unwrap();
+    }
+
+    /// What a machine's daemon has logged.
+    pub fn log(&self, name: &str) -> String {
+        fs::read_to_string(self.file(name, "log")).unwrap_or_default()
     }
 
     /// Puts another configuration in place, for all machines in one step.
@@ -160,15 +193,22 @@ impl Lab {
     /// Starts the daemon of a machine.
     pub fn start(&mut self, name: &str) {
         let (conf, key) = (self.dir.path().join("conf"), self.dir.path().join("key"));
+        let certified = self.certified.contains(name);
         let machine = self.machine_mut(name);
+        let identity = machine.dir.join("identity");
+        let known = match certified {
+            true => vec![PathBuf::from("--identity"), identity],
+            false => {
+                ["--identity", "/nonexistent", "--cluster-key"].map(PathBuf::from).into_iter().chain([key]).collect()
+            }
+        };
         let log = File::options().create(true).append(true).open(machine.dir.join("log")).unwrap();
         let child = Command::new("ip")
             .args(["netns", "exec", &machine.namespace, ECCLUSTER, "duravip", "run", "--node", name, "--conf"])
             .arg(conf)
             .arg("--data")
             .arg(machine.dir.join("data"))
-            .args(["--identity", "/nonexistent", "--cluster-key"])
-            .arg(key)
+            .args(known)
             .env("ECCLUSTER_RUN", machine.dir.join("run"))
             .stdout(Stdio::null())
             .stderr(log)

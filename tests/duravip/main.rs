@@ -4,13 +4,16 @@
 
 mod crashes;
 mod flapping;
+mod identities;
 mod lab;
 mod network;
 mod orders;
 mod prober;
 mod services;
 mod size;
+mod told;
 mod two;
+mod unfenced;
 #[path = "../support/wait.rs"]
 mod wait;
 

@@ -190,7 +190,11 @@ impl Situation<'_> {
     pub fn difference(&self, address: IpAddr) -> Option<Difference> {
         let said = self.members.iter().filter(|member| member.presence == Presence::Here);
         let differs = said.filter_map(|member| member.report?.differs.get(&address).copied());
-        differs.max_by_key(|difference| *difference == Difference::Name)
+        differs.max_by_key(|difference| match difference {
+            Difference::Name => 2,
+            Difference::Services => 1,
+            Difference::Preference => 0,
+        })
     }
 
     /// Where every unit belongs, without moves that nothing forces.
@@ -294,13 +298,16 @@ impl<'a> Board<'a> {
         let entry = situation.entries.get(&unit.lead);
         let owner = entry.and_then(|entry| entry.owner).or_else(|| situation.going.get(&unit.lead).copied());
         let current = owner.and_then(|owner| index.get(&owner).copied());
+        let difference = if differs { situation.difference(unit.lead) } else { None };
         let preference = match situation.spec.vips.get(&unit.lead).map(|vip| vip.placement) {
-            Some(Placement::Preferred(member)) => index.get(&member).copied(),
+            Some(Placement::Preferred(member)) if difference != Some(Difference::Preference) => {
+                index.get(&member).copied()
+            }
             _ => None,
         };
         let refused = if entry.is_some_and(|entry| entry.conflict.is_some()) {
             Some(Why::Conflict)
-        } else if differs && situation.difference(unit.lead) == Some(Difference::Name) {
+        } else if difference == Some(Difference::Name) {
             Some(Why::Broken)
         } else {
             None

@@ -22,6 +22,9 @@ pub struct Config {
     pub timing: Timing,
     /// What becomes part of the table.
     pub spec: Spec,
+    /// A witness from another subcluster: it knows who the members are, and nothing of their addresses and times. It says
+    /// nothing about configurations, and leads only until somebody else can.
+    pub stranger: bool,
 }
 
 /// What the table is made from. It travels with the table, so that a leader or an owner needs no file of its own.
@@ -77,6 +80,13 @@ pub enum Placement {
     Preferred(MemberId),
     /// It goes with this address, which follows nobody itself.
     Follows(IpAddr),
+}
+
+impl Placement {
+    /// Whether these prefer different members.
+    pub(crate) fn differs_in_preference(self, other: Self) -> bool {
+        matches!((self, other), (Self::Preferred(mine), Self::Preferred(theirs)) if mine != theirs)
+    }
 }
 
 /// What a part of the cluster without a majority does.
@@ -202,6 +212,17 @@ pub enum ConfigError {
 }
 
 impl Config {
+    /// What a witness of another subcluster knows. Its times are the longest there may be: whoever does not know better
+    /// is silent for as long as any promise of an earlier run can last.
+    pub fn of_stranger(
+        id: ConfigId,
+        longest: Timing,
+        members: BTreeMap<MemberId, MemberSpec>,
+    ) -> Result<Self, ConfigError> {
+        let spec = Spec { members, ..Spec::default() };
+        Ok(Self { stranger: true, ..Self::new(id, longest, spec)? })
+    }
+
     /// Checks what the schema cannot see.
     pub fn new(id: ConfigId, timing: Timing, spec: Spec) -> Result<Self, ConfigError> {
         if spec.members.len() > MAX_MEMBERS {
@@ -218,7 +239,7 @@ impl Config {
                 }
             }
         }
-        Ok(Self { id, timing, spec })
+        Ok(Self { id, timing, spec, stranger: false })
     }
 }
 

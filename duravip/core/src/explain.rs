@@ -1,10 +1,12 @@
 //! Why an address is where it is, and what would happen without a node: the assignment itself, asked for its reasons.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::assign::{self, Presence, Situation, Unit, Verdict, Why};
 use crate::ids::MemberId;
 use crate::message::Difference;
+use crate::table::Entry;
 
 /// Why an address is where it is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -36,6 +38,43 @@ pub struct Change {
     pub to: Option<MemberId>,
     /// Why.
     pub why: Why,
+}
+
+/// What is wrong with an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trouble {
+    /// Somebody outside answered for it, or members prefer different owners.
+    Conflict,
+    /// Members disagree which services live on it: still managed.
+    Unsafe,
+    /// Members disagree about its name: refused.
+    Broken,
+}
+
+impl Trouble {
+    /// From the table, and from what members say.
+    pub fn of(entry: Option<&Entry>, difference: Option<Difference>) -> Option<Self> {
+        match (entry.and_then(|entry| entry.conflict), difference) {
+            (Some(_), _) => Some(Self::Conflict),
+            (None, Some(Difference::Name)) => Some(Self::Broken),
+            (None, Some(Difference::Services)) => Some(Self::Unsafe),
+            (None, Some(Difference::Preference)) => Some(Self::Conflict),
+            (None, None) => None,
+        }
+    }
+}
+
+/// The addresses with which something is wrong.
+pub fn troubles(situation: &Situation<'_>) -> BTreeMap<IpAddr, Trouble> {
+    let conflicts = situation.entries.iter().filter(|(_, entry)| entry.conflict.is_some());
+    let here = situation.members.iter().filter(|member| member.presence == Presence::Here);
+    let differing = here.filter_map(|member| member.report).flat_map(|report| report.differs.keys());
+    let addresses = conflicts.map(|(address, _)| address).chain(differing);
+    let of = |address: &IpAddr| {
+        let trouble = Trouble::of(situation.entries.get(address), situation.difference(*address))?;
+        Some((*address, trouble))
+    };
+    addresses.filter_map(of).collect()
 }
 
 /// Why an address is where it is; nothing if there is no such address.

@@ -30,9 +30,9 @@ pub use config::{
     number_members,
 };
 pub use electorate::Electorate;
-pub use explain::{Change, Explanation};
+pub use explain::{Change, Explanation, Trouble};
 pub use ids::{ConfigId, Incarnation, MemberId, Term, Version};
-pub use member::{Member, Start};
+pub use member::{Known, Member, Start};
 pub use message::{
     Ack, Answer, Beat, Body, Candidacy, Cannot, Difference, GroupTag, Message, Order, Refusal, Report, Standing,
 };

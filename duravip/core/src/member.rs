@@ -12,10 +12,10 @@ use crate::action::{Action, Event, Notice, Stored};
 use crate::apart::Apart;
 use crate::assign::Situation;
 use crate::config::Config;
-use crate::explain::{self, Change, Explanation};
+use crate::explain::{self, Change, Explanation, Trouble};
 use crate::group::{Effect, Group, Mine};
 use crate::holds::{Hold, Holds};
-use crate::ids::{Incarnation, MemberId, Term, Version};
+use crate::ids::{ConfigId, Incarnation, MemberId, Term, Version};
 use crate::message::{Answer, Cannot, Difference, GroupTag, Message, Order, Report, Standing};
 use crate::rules::{Rule, kept};
 use crate::table::Table;
@@ -70,7 +70,8 @@ pub struct Member {
     conflicts: BTreeSet<IpAddr>,
     failing: BTreeSet<String>,
     report: Arc<Report>,
-    reported_on: (Version, GroupTag),
+    /// The table that the report was made for, and the configuration of that table.
+    reported_on: (Version, GroupTag, ConfigId),
     applied: Version,
     plumbed: Version,
     pub(crate) leaving: bool,
@@ -101,7 +102,11 @@ impl Member {
         stored.incarnation = Incarnation(incarnation.0.max(stored.incarnation.0 + 1));
         // A vote is on disk, a promise is not: this voter waits until one that its last run made is over. Without the
         // disk it does not know what it voted either, and waits until whatever came of that is over.
-        let longest = stored.longest.map_or(config.timing, |longest| longest.longer(config.timing));
+        let longest = match stored.longest {
+            Some(longest) if config.stranger => longest,
+            Some(longest) => longest.longer(config.timing),
+            None => config.timing,
+        };
         let silent_until = match (kept(Rule::Silence), lost) {
             (false, _) => now,
             (true, false) => now + longest.promise() + longest.slack(),
@@ -124,7 +129,7 @@ impl Member {
             conflicts: BTreeSet::new(),
             failing: BTreeSet::new(),
             report: Arc::new(Report::default()),
-            reported_on: (Version::ZERO, GroupTag::Cluster),
+            reported_on: (Version::ZERO, GroupTag::Cluster, ConfigId::NONE),
             applied: Version::ZERO,
             plumbed: Version::ZERO,
             leaving: false,
@@ -534,11 +539,12 @@ impl Member {
     /// Says again what this member can do, if the table or something here changed.
     fn renew_report(&mut self) {
         let group = self.active();
-        let on = (group.table.version, group.tag);
+        let on = (group.table.version, group.tag, group.table.config);
         let config_changed = self.report.config != self.config.id || self.report.number == 0;
-        // What a report says depends on the table's addresses only where the configurations differ.
-        let moved =
-            on != self.reported_on && (self.active().table.config != self.config.id || !self.conflicts.is_empty());
+        // What a report says depends on the table's addresses only where the configurations differ. One commit may mean
+        // different things to two members: the table's configuration is looked at once, whichever it is.
+        let other = on.2 != self.config.id || on.2 != self.reported_on.2;
+        let moved = on != self.reported_on && (other || !self.conflicts.is_empty());
         if !self.stale_report && !config_changed && !moved {
             return;
         }
@@ -551,7 +557,7 @@ impl Member {
         });
         let mut cannot = BTreeMap::new();
         let mut differs = BTreeMap::new();
-        for (address, said) in &table.spec.vips {
+        for (address, said) in table.spec.vips.iter().filter(|_| !self.config.stranger) {
             match self.config.spec.vips.get(address) {
                 // The next configuration may have dropped it. What is on stays until the table drops it too.
                 None if self.config.id.may_follow(table.config) && self.held.contains(*address) => {}
@@ -563,6 +569,9 @@ impl Member {
                 }
                 Some(mine) if mine.services != said.services => {
                     differs.insert(*address, Difference::Services);
+                }
+                Some(mine) if mine.placement.differs_in_preference(said.placement) => {
+                    differs.insert(*address, Difference::Preference);
                 }
                 Some(_) => {}
             }
@@ -601,6 +610,9 @@ impl Member {
         out.push(Action::Left);
     }
 }
+
+/// A table's version, and the numbers of the leader's own report and of those that others gave.
+pub type Known = (Version, u64, Vec<(MemberId, u64)>);
 
 /// What people ask.
 impl Member {
@@ -654,6 +666,18 @@ impl Member {
     pub fn explain_all(&self, now: Time) -> Option<Vec<Explanation>> {
         let (situation, units) = self.situation(now)?;
         Some(explain::explain_all(&situation, &units))
+    }
+
+    /// The addresses with which something is wrong; only the leader knows.
+    pub fn troubles(&self, now: Time) -> Option<BTreeMap<IpAddr, Trouble>> {
+        let (situation, _) = self.situation(now)?;
+        Some(explain::troubles(&situation))
+    }
+
+    /// The table, and which reports of the others a leader has: without a change here nothing is wrong that was not before.
+    pub fn known(&self) -> Option<Known> {
+        let group = self.active();
+        Some((group.table.version, self.report.number, group.lead()?.reports()))
     }
 
     /// Whether every address is where it belongs, a majority has that, and nothing is on its way; only the leader knows.

@@ -206,6 +206,8 @@ pub enum Difference {
     Services,
     /// Which name belongs to it: BROKEN, refused.
     Name,
+    /// Which member it prefers: it is placed as if it preferred none.
+    Preference,
 }
 
 /// What an operator wants.

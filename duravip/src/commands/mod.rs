@@ -144,6 +144,9 @@ enum Switch {
 struct Run {
     #[command(flatten)]
     daemon: DaemonOptions,
+    /// The subcluster in which this witness votes, if that is not its own
+    #[arg(long, value_name = "SUBCLUSTER")]
+    votes_in: Option<String>,
     #[command(flatten)]
     telemetry: TelemetryOptions,
 }
@@ -164,7 +167,8 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 fn run(options: &Run) -> Result<(), Failure> {
     telemetry::init(&options.telemetry).map_err(|error| Failure::of(&error).usage())?;
     let runtime = runtime()?;
-    let ran = runtime.block_on(async { daemon::run(&options.daemon, &Shutdown::on_signals()?).await });
+    let ran = runtime
+        .block_on(async { daemon::run(&options.daemon, options.votes_in.clone(), &Shutdown::on_signals()?).await });
     // Threads of blocking calls have nothing to finish that matters now.
     runtime.shutdown_timeout(Duration::from_millis(200));
     ran.map_err(|error| Failure::new(format!("{error:#}")))

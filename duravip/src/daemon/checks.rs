@@ -3,15 +3,20 @@
 //! may not be there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cluster::documents::schema::duravip::{Check, Probe};
 use duravip_core::Event;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
 
+use super::check_tls;
 use super::inbox::Inbox;
 
 /// The checks that run.
@@ -62,10 +67,14 @@ async fn watch(name: String, check: Check, mut first: bool, states: Arc<Mutex<BT
     let mut ticks = tokio::time::interval(check.interval.get());
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut in_a_row = 0;
+    let mut trust = None;
     loop {
         ticks.tick().await;
-        let outcome = tokio::time::timeout(check.timeout.get(), ask(&check.probe)).await;
+        let outcome = tokio::time::timeout(check.timeout.get(), ask(&check.probe, &mut trust)).await;
         let result = outcome.unwrap_or_else(|_| Err(format!("no answer within {}", check.timeout)));
+        if result.is_err() {
+            trust = None;
+        }
         let well = lock(&states)[&name];
         in_a_row = if result.is_ok() == well { 0 } else { in_a_row + 1 };
         let needed = if well { check.fall } else { check.rise };
@@ -82,11 +91,21 @@ async fn watch(name: String, check: Check, mut first: bool, states: Arc<Mutex<BT
     }
 }
 
-async fn ask(probe: &Probe) -> Result<(), String> {
+async fn ask(probe: &Probe, trust: &mut Trust) -> Result<(), String> {
     match probe {
         Probe::Tcp(place) => connect(&place.to_string()).await.map(drop),
         Probe::Exec(argv) => run(argv).await,
-        Probe::Http(url) => get(url).await,
+        Probe::Http(url, ca) => get(url, ca.as_deref(), trust).await,
+    }
+}
+
+/// Whom a check believes. Read once, and again after a failure: certificates are renewed.
+type Trust = Option<Arc<ClientConfig>>;
+
+fn trusting<'a>(trust: &'a mut Trust, ca: Option<&Path>) -> Result<&'a Arc<ClientConfig>, String> {
+    match trust {
+        Some(trust) => Ok(trust),
+        None => Ok(trust.insert(check_tls::client(ca)?)),
     }
 }
 
@@ -106,24 +125,33 @@ async fn run(argv: &[String]) -> Result<(), String> {
 }
 
 /// A request by hand: what is asked is whether the service answers, and that is in the first line.
-async fn get(url: &str) -> Result<(), String> {
+async fn get(url: &str, ca: Option<&Path>, trust: &mut Trust) -> Result<(), String> {
     let (secure, rest) = match url.strip_prefix("https://") {
         Some(rest) => (true, rest),
         None => (false, url.strip_prefix("http://").unwrap_or(url)),
     };
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let path = if path.is_empty() { "/" } else { path };
-    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
-    let place = match (has_port, secure) {
-        (true, _) => authority.to_owned(),
-        (false, true) => format!("{authority}:443"),
-        (false, false) => format!("{authority}:80"),
+    let (host, place) = place_of(authority, if secure { 443 } else { 80 });
+    let status = if secure {
+        let name = ServerName::try_from(host.to_owned()).map_err(|error| format!("{host}: {error}"))?;
+        let connector = TlsConnector::from(trusting(trust, ca)?.clone());
+        let stream = connector.connect(name, connect(&place).await?).await;
+        status_of(stream.map_err(|error| format!("{place}: {error}"))?, authority, path).await?
+    } else {
+        status_of(connect(&place).await?, authority, path).await?
     };
-    if secure {
-        return Err("https is not spoken by checks; use exec with a program that does".into());
-    }
-    let status = status_of(connect(&place).await?, authority, path).await?;
     if (200..400).contains(&status) { Ok(()) } else { Err(format!("{url} answered {status}")) }
+}
+
+/// The host without brackets, and where it is reached.
+fn place_of(authority: &str, usual_port: u16) -> (&str, String) {
+    let port = authority.rsplit_once(':').filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
+    let (host, place) = match port {
+        Some((host, _)) => (host, authority.to_owned()),
+        None => (authority, format!("{authority}:{usual_port}")),
+    };
+    (host.trim_start_matches('[').trim_end_matches(']'), place)
 }
 
 async fn status_of(mut stream: impl AsyncRead + AsyncWrite + Unpin, host: &str, path: &str) -> Result<u16, String> {
@@ -141,6 +169,17 @@ async fn status_of(mut stream: impl AsyncRead + AsyncWrite + Unpin, host: &str, 
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use cluster::identity::{Ca, KeyRequest, NodeCert, NodeRole, ReloadingIdentity};
+
+    /// A web server that has something good at one place only.
+    async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+        let mut request = [0; 512];
+        let length = tokio::io::AsyncReadExt::read(&mut stream, &mut request).await.unwrap();
+        let good = request[..length].starts_with(b"GET /good?x=1 HTTP/1.1\r\n");
+        let answer: &[u8] = if good { b"HTTP/1.1 204 No Content\r\n\r\n" } else { b"HTTP/1.0 503 Busy\r\n\r\n" };
+        stream.write_all(answer).await.unwrap();
+        let _ = stream.shutdown().await;
+    }
 
     #[tokio::test]
     async fn answers_are_judged() {
@@ -148,21 +187,83 @@ mod tests {
         let place = listener.local_addr().unwrap();
         tokio::spawn(async move {
             loop {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let mut request = [0; 512];
-                let length = tokio::io::AsyncReadExt::read(&mut stream, &mut request).await.unwrap();
-                let good = request[..length].starts_with(b"GET /good?x=1 HTTP/1.1\r\n");
-                let answer: &[u8] =
-                    if good { b"HTTP/1.1 204 No Content\r\n\r\n" } else { b"HTTP/1.0 503 Busy\r\n\r\n" };
-                stream.write_all(answer).await.unwrap();
+                serve(listener.accept().await.unwrap().0).await;
             }
         });
-        assert_eq!(get(&format!("http://{place}/good?x=1")).await, Ok(()));
-        let bad = get(&format!("http://{place}")).await.unwrap_err();
+        assert_eq!(get(&format!("http://{place}/good?x=1"), None, &mut None).await, Ok(()));
+        let bad = get(&format!("http://{place}"), None, &mut None).await.unwrap_err();
         assert!(bad.ends_with("answered 503"), "{bad}");
-        assert!(ask(&Probe::Tcp(place.to_string().parse().unwrap())).await.is_ok());
+        assert!(ask(&Probe::Tcp(place.to_string().parse().unwrap()), &mut None).await.is_ok());
         assert!(run(&["true".into()]).await.is_ok());
         assert!(run(&["false".into()]).await.is_err());
         assert!(run(&["/nowhere".into()]).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn who_answers_over_https_has_to_be_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = Ca::create("test").unwrap();
+        let issue = |name: &str| {
+            let request = KeyRequest::generate(name).unwrap();
+            let node = NodeCert::new(name, "default", NodeRole::Client).reached_at("127.0.0.1");
+            let chain = ca.issue(request.csr_pem(), &node, std::time::Duration::from_secs(3600)).unwrap();
+            request.certified(&chain.pem, ca.certificate_pem()).unwrap()
+        };
+        let identity = issue("n1");
+        identity.store(&dir.path().join("n1")).unwrap();
+        let shown = ReloadingIdentity::load(dir.path().join("n1")).unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(
+            cluster::tls::server_config(shown, ca.certificate_pem()).unwrap(),
+        ));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let place = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            loop {
+                let accepted = acceptor.accept(listener.accept().await.unwrap().0).await;
+                if let Ok(stream) = accepted {
+                    serve(stream).await;
+                }
+            }
+        });
+        let file = |name: &str, pem: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, pem).unwrap();
+            path
+        };
+        let url = format!("https://{place}/good?x=1");
+        let authority = file("ca.pem", ca.certificate_pem());
+        let own = file("own.pem", identity.cert_pem());
+        let stranger = file("stranger.pem", Ca::create("other").unwrap().certificate_pem());
+        let empty = file("empty.pem", "");
+        for believed in [&authority, &own] {
+            assert_eq!(get(&url, Some(believed), &mut None).await, Ok(()), "{}", believed.display());
+        }
+        let bad = get(&format!("https://{place}/"), Some(&authority), &mut None).await.unwrap_err();
+        assert!(bad.ends_with("answered 503"), "{bad}");
+        // By another name it is believed only if the file has its own certificate.
+        let elsewhere = format!("https://localhost:{}/good?x=1", place.port());
+        assert_eq!(get(&elsewhere, Some(&own), &mut None).await, Ok(()));
+        for (url, ca, words) in [
+            (&url, Some(&stranger), "UnknownIssuer"),
+            (&url, None, ""),
+            (&url, Some(&empty), "holds no certificate"),
+            (&url, Some(&dir.path().join("nowhere")), "is not there"),
+            (&"https://127.0.0.2:1/".to_owned(), Some(&authority), "127.0.0.2:1"),
+        ] {
+            let refused = get(url, ca.map(|path| path.as_path()), &mut None).await.unwrap_err();
+            assert!(refused.contains(words), "{url} {ca:?}: {refused}");
+        }
+    }
+
+    #[test]
+    fn places_have_a_port_and_names_no_brackets() {
+        for (authority, host, place) in [
+            ("a.example", "a.example", "a.example:443"),
+            ("a.example:8", "a.example", "a.example:8"),
+            ("[::1]", "::1", "[::1]:443"),
+            ("[::1]:8", "::1", "[::1]:8"),
+        ] {
+            assert_eq!(place_of(authority, 443), (host, place.to_owned()));
+        }
     }
 }

@@ -22,6 +22,7 @@ use super::metrics::Metrics;
 use super::plan::Plan;
 use super::view::{self, Question};
 use super::watcher::mac_text;
+use crate::effects::plumbing::Mode;
 use crate::effects::{interfaces, neighbours, netlink};
 use crate::sys;
 
@@ -146,6 +147,10 @@ impl Desk {
         let apart =
             member.serves_apart().map(|members| members.iter().filter_map(|id| name_of(*id)).collect::<Vec<_>>());
         let lease = member.lease().map(|until| until.since(now).as_millis() as u64);
+        let unfenced = !self.lease.is_fenced() && !self.plan.borrow().seats.is_empty();
+        let lifetime = self.plan.borrow().lifetime().filter(|_| unfenced);
+        let mut warnings = (*self.warnings).clone();
+        warnings.extend(unfenced.then(|| self.behind_guard()));
         let stable = |at: duravip_core::Time| now.since(at).as_secs();
         json!({
             "node": self.node,
@@ -156,12 +161,29 @@ impl Desk {
             "configuration": { "revision": table.config.revision, "commit": hex::encode(&table.config.commit[..20]) },
             "lease_ms": lease,
             "fence": self.lease.is_fenced(),
+            "lifetime_s": lifetime.map(|lifetime| lifetime.as_secs()),
             "two_owners_possible": apart.is_some(),
             "serves_apart_with": apart,
             "stable_s": { "view": stable(since.view), "configuration": stable(since.config), "owners": stable(since.owners) },
             "checks": self.checks.lock().unwrap_or_else(PoisonError::into_inner).states(),
-            "warnings": *self.warnings,
+            "warnings": warnings,
         })
+    }
+
+    /// What stands behind a guard that hangs as well, where there is no fence.
+    fn behind_guard(&self) -> String {
+        let plan = self.plan.borrow();
+        match plan.lifetime() {
+            Some(lifetime) => {
+                let routes = plan.seats.values().any(|seat| seat.mode == Mode::Route);
+                let but = if routes { " (routes stay)" } else { "" };
+                format!(
+                    "without a fence addresses leave by themselves {} s after their last renewal{but}",
+                    lifetime.as_secs()
+                )
+            }
+            None => "without a fence, and with so many addresses, nothing stands behind the guard".into(),
+        }
     }
 
     async fn members(&self, _: Value) -> Result<Value, Failure> {

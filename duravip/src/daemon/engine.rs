@@ -8,13 +8,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use duravip_core::{Action, Answer, Event, Incarnation, Member, MemberId, Message, Notice, Time, Version};
+use duravip_core::{
+    Action, Answer, Event, Incarnation, Known, Member, MemberId, Message, Notice, Time, Trouble, Version,
+};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::{TimeSpec, TimeValLike as _};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::announcer::Announcer;
 use super::guard::Guard;
 use super::history::History;
 use super::hooks::Hooks;
@@ -25,6 +28,7 @@ use super::plumber::Plumber;
 use super::prober::Prober;
 use super::store::Store;
 use super::transport::{Bulk, Heard, Transport};
+use super::view::state_text;
 use super::watcher::list;
 use crate::sys;
 
@@ -54,12 +58,12 @@ pub struct Since {
 pub struct Hands {
     /// Addresses on and off.
     pub plumber: Plumber,
+    /// Who tells the segment.
+    pub announcer: Announcer,
     /// Questions to the segment.
     pub prober: Prober,
     /// Who outlives this process.
     pub guard: Guard,
-    /// Who wants to know.
-    pub hooks: Hooks,
 }
 
 /// The loop's state.
@@ -74,6 +78,8 @@ pub struct Engine {
     pub inputs: Inputs,
     /// The machine.
     pub hands: Option<Hands>,
+    /// Who wants to know.
+    pub hooks: Hooks,
     /// The fence.
     pub lease: Lease,
     /// What happened.
@@ -107,6 +113,9 @@ pub struct Pending {
     owners: u64,
     config: duravip_core::ConfigId,
     chores_at: Time,
+    /// What is wrong with which address, as of what this leader knew then.
+    troubles: BTreeMap<IpAddr, Trouble>,
+    known: Option<Known>,
     /// When the last addresses were given to this member.
     given_at: Option<Time>,
     left: bool,
@@ -160,8 +169,8 @@ impl Engine {
                 self.transport.set_peers(places);
                 if let Some(hands) = &self.hands {
                     hands.prober.configure(plan.clone());
-                    hands.hooks.configure(plan.clone());
                 }
+                self.hooks.configure(plan.clone());
                 self.hand_in(Event::Config(plan.config.clone()));
             }
             Input::Order(order, answer) => {
@@ -252,7 +261,7 @@ impl Engine {
                     self.with_hands(addresses, |hands, addresses| hands.prober.probe(addresses))
                 }
                 Action::Announce(addresses) => {
-                    self.with_hands(addresses, |hands, addresses| hands.plumber.announce(addresses));
+                    self.with_hands(addresses, |hands, addresses| hands.announcer.announce(addresses));
                 }
             }
         }
@@ -271,6 +280,9 @@ impl Engine {
         self.lease.set(until);
         if let Some(hands) = &self.hands {
             hands.guard.set_lease(until);
+            if !self.lease.is_fenced() {
+                hands.plumber.renew(until);
+            }
         }
     }
 
@@ -353,7 +365,7 @@ impl Engine {
 
     fn announce_all(&self) {
         if let Some(hands) = &self.hands {
-            hands.plumber.announce(self.member.held().filter(|address| self.member.holds(*address)));
+            hands.announcer.announce(self.member.held().filter(|address| self.member.holds(*address)));
         }
     }
 
@@ -368,6 +380,7 @@ impl Engine {
         self.metrics.dropped.set(self.transport.counts.dropped as f64);
         self.pending.orders.retain(|_, (at, _)| now.since(*at) < FORGET);
         self.pending.asked.retain(|_, (at, _)| now.since(*at) < FORGET);
+        self.note_states(now);
         let runs = self.transport.runs();
         let Some(hands) = &mut self.hands else { return };
         hands.guard.look_after();
@@ -376,6 +389,35 @@ impl Engine {
             hands.guard.set_last_words(words);
             self.pending.runs = runs;
         }
+    }
+
+    /// The leader knows what is wrong with addresses, and tells the hooks of its node. A new leader begins with all that is
+    /// wrong: what changed while nobody led is not lost, and what its predecessor told may be told again.
+    fn note_states(&mut self, now: Time) {
+        let known = self.member.known();
+        if known == self.pending.known {
+            return;
+        }
+        self.pending.known = known;
+        let troubles = self.member.troubles(now).unwrap_or_default();
+        let before = std::mem::replace(&mut self.pending.troubles, troubles);
+        if self.pending.known.is_none() {
+            return;
+        }
+        let now = &self.pending.troubles;
+        let addresses: BTreeSet<&IpAddr> = before.keys().chain(now.keys()).collect();
+        let changed = addresses.into_iter().filter(|address| before.get(*address) != now.get(*address));
+        let changed: Vec<(IpAddr, &str)> =
+            changed.map(|address| (*address, state_text(now.get(address).copied()))).collect();
+        if changed.is_empty() {
+            return;
+        }
+        for state in BTreeSet::from_iter(changed.iter().map(|(_, state)| *state)) {
+            let these: Vec<IpAddr> =
+                changed.iter().filter(|(_, other)| *other == state).map(|(address, _)| *address).collect();
+            self.history.note("state", format!("{state}: {}", list(&these)));
+        }
+        self.hooks.state(&changed);
     }
 
     fn sleep(&mut self) {
@@ -404,6 +446,7 @@ impl Engine {
         self.lease.end();
         if let Some(hands) = self.hands.take() {
             hands.plumber.end();
+            hands.announcer.end();
             if clean {
                 hands.guard.dismiss();
             }

@@ -1,7 +1,7 @@
 //! Commands that people want run when an address comes, goes, or changes its state. Never two at once for one address,
 //! always in order, each with a deadline; nobody waits for them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ const WAITING: usize = 32;
 #[derive(Debug)]
 enum Told {
     Plan(Arc<Plan>),
-    Changed(&'static str, Vec<(IpAddr, String)>),
+    Changed(&'static str, Vec<(IpAddr, &'static str)>),
 }
 
 /// The queue in front of the hooks.
@@ -49,20 +49,20 @@ impl Hooks {
 
     /// These came.
     pub fn acquired(&self, addresses: &[IpAddr]) {
-        self.changed("acquired", addresses.iter().map(|address| (*address, String::new())).collect());
+        self.changed("acquired", addresses.iter().map(|address| (*address, "")).collect());
     }
 
     /// These left.
     pub fn released(&self, addresses: &[IpAddr]) {
-        self.changed("released", addresses.iter().map(|address| (*address, String::new())).collect());
+        self.changed("released", addresses.iter().map(|address| (*address, "")).collect());
     }
 
     /// The state of these changed.
-    pub fn state(&self, states: Vec<(IpAddr, String)>) {
-        self.changed("state", states);
+    pub fn state(&self, states: &[(IpAddr, &'static str)]) {
+        self.changed("state", states.to_vec());
     }
 
-    fn changed(&self, what: &'static str, addresses: Vec<(IpAddr, String)>) {
+    fn changed(&self, what: &'static str, addresses: Vec<(IpAddr, &'static str)>) {
         let _ = self.sender.send(Told::Changed(what, addresses));
     }
 }
@@ -115,7 +115,7 @@ impl Runner {
         }
     }
 
-    fn sort(&mut self, what: &'static str, addresses: &[(IpAddr, String)]) {
+    fn sort(&mut self, what: &'static str, addresses: &[(IpAddr, &'static str)]) {
         let Some(plan) = self.plan.clone() else { return };
         let argv = match what {
             "acquired" => &plan.hook.acquired,
@@ -133,8 +133,14 @@ impl Runner {
             queue.jobs.push_back(Job { argv: argv.clone(), environment, timeout });
         };
         if plan.hook.batch {
-            let all: Vec<String> = addresses.iter().map(|(address, _)| address.to_string()).collect();
-            add(self, None, vec![("EC_VIP_EVENT", what.into()), ("EC_VIP_ADDRESSES", all.join(" "))]);
+            // One state at a time: all addresses of a batch have the one that it names.
+            for state in BTreeSet::from_iter(addresses.iter().map(|(_, state)| *state)) {
+                let these = addresses.iter().filter(|(_, other)| *other == state);
+                let these: Vec<String> = these.map(|(address, _)| address.to_string()).collect();
+                let mut environment = vec![("EC_VIP_EVENT", what.into()), ("EC_VIP_ADDRESSES", these.join(" "))];
+                environment.push(("EC_VIP_STATE", state.into()));
+                add(self, None, environment);
+            }
             return;
         }
         for (address, state) in addresses {

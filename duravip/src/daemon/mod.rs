@@ -4,7 +4,8 @@
 //! |---|---|---|
 //! | `vip-engine` | the loop around the core, datagrams, the disk | waits for anything but its socket and its pipe |
 //! | `vip-fence` | opens the kernel's fence for each lease | |
-//! | `vip-plumber` | addresses on and off, announcements | keeps the loop waiting |
+//! | `vip-plumber` | addresses on and off | keeps the loop waiting |
+//! | `vip-announcer` | tells the segment whose addresses are here | keeps the plumber waiting |
 //! | `vip-watcher` | what the kernel tells, the net below it | |
 //! | `vip-prober` | asks who has an address, before it is put on for the first time | |
 //! | `vip-network` | with `no_quorum = "probe"`: whether anybody else is still there | |
@@ -13,6 +14,8 @@
 //! Before the first packet: what an earlier run left is off the machine, and the fence is closed. After the last: everything
 //! was handed over, or the guard sees to it.
 
+pub mod announcer;
+pub mod check_tls;
 pub mod checks;
 pub mod control;
 pub mod engine;
@@ -40,14 +43,14 @@ use anyhow::{Context as _, bail};
 use cluster::control::{Server, ServerOptions};
 use cluster::identity::ReloadingIdentity;
 use cluster::shutdown::Shutdown;
-use cluster::subscription::{Daemon, DaemonOptions, Snapshot, Subscription, Wanted};
+use cluster::subscription::{Daemon, DaemonOptions, Snapshot, Subscription, Version, Wanted};
 use duravip_core::envelope::{Envelope, Key};
 use duravip_core::{Event, Incarnation, Member, Start};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
+use self::announcer::Announcer;
 use self::checks::Checks;
 use self::control::Desk;
 use self::engine::{Engine, Hands, Pending, Since};
@@ -79,8 +82,8 @@ fn wall_clock_ms() -> u64 {
     (OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000) as u64
 }
 
-/// Runs the daemon until it is told to stop, and hands everything over first.
-pub async fn run(options: &DaemonOptions, shutdown: &Shutdown) -> anyhow::Result<()> {
+/// Runs the daemon until it is told to stop, and hands everything over first. A witness may vote in another subcluster.
+pub async fn run(options: &DaemonOptions, votes_in: Option<String>, shutdown: &Shutdown) -> anyhow::Result<()> {
     let wanted = Wanted::documents(["duravip.toml", "cluster.toml"]);
     let Daemon { node, data, identity, cluster_key, mut subscription, lock, .. } =
         options.open(PROGRAM, wanted, shutdown).await?;
@@ -91,8 +94,10 @@ pub async fn run(options: &DaemonOptions, shutdown: &Shutdown) -> anyhow::Result
             "nothing authenticates this member to the others: give --cluster-key FILE, or --identity DIR with the node's identity"
         ),
     };
-    let Some(first) = first_plan(&mut subscription).await else { return Ok(()) };
+    let reader = Reader { votes_in };
+    let Some(first) = reader.first_plan(&mut subscription).await else { return Ok(()) };
     let first = Arc::new(first);
+    let mut versions = subscription.versions();
     let mut running = start(&node, &data, credentials, first, shutdown).await?;
     // Not before there is somebody to answer: a command would wait for a configuration.
     let control = Server::bind(&ServerOptions::new(PROGRAM, &node))?;
@@ -100,8 +105,12 @@ pub async fn run(options: &DaemonOptions, shutdown: &Shutdown) -> anyhow::Result
     loop {
         tokio::select! {
             snapshot = subscription.next() => match snapshot {
-                Some(snapshot) => running.reconfigure(snapshot).await,
+                Some(snapshot) => running.reconfigure(&reader, snapshot).await,
                 None => break,
+            },
+            changed = versions.changed() => match changed {
+                Ok(()) => running.renumber(&mut versions).await,
+                Err(_) => break,
             },
             () = running.ended.cancelled() => bail!("the member's loop has ended"),
         }
@@ -112,24 +121,32 @@ pub async fn run(options: &DaemonOptions, shutdown: &Shutdown) -> anyhow::Result
     Ok(())
 }
 
-/// The first configuration that can be used; nothing if the program stops before there is one.
-async fn first_plan(subscription: &mut Subscription) -> Option<Plan> {
-    while let Some(snapshot) = subscription.next().await {
-        match read(&snapshot) {
-            Ok(plan) => {
-                snapshot.applied().await;
-                return Some(plan);
-            }
-            Err(reason) => snapshot.refused(reason).await,
-        }
-    }
-    None
+/// Reads configurations.
+struct Reader {
+    /// The subcluster whose members this witness is one of, if that is not its own.
+    votes_in: Option<String>,
 }
 
-fn read(snapshot: &Snapshot) -> Result<Plan, String> {
-    let words = |error: &dyn std::error::Error| cluster::error::Chain(error).to_string();
-    let conf = snapshot.conf().map_err(|error| words(&error))?;
-    plan(&conf, snapshot.version()).map_err(|error| words(&error))
+impl Reader {
+    /// The first configuration that can be used; nothing if the program stops before there is one.
+    async fn first_plan(&self, subscription: &mut Subscription) -> Option<Plan> {
+        while let Some(snapshot) = subscription.next().await {
+            match self.read(&snapshot) {
+                Ok(plan) => {
+                    snapshot.applied().await;
+                    return Some(plan);
+                }
+                Err(reason) => snapshot.refused(reason).await,
+            }
+        }
+        None
+    }
+
+    fn read(&self, snapshot: &Snapshot) -> Result<Plan, String> {
+        let words = |error: &dyn std::error::Error| cluster::error::Chain(error).to_string();
+        let conf = snapshot.conf().map_err(|error| words(&error))?;
+        plan(&conf, snapshot.version(), self.votes_in.as_deref()).map_err(|error| words(&error))
+    }
 }
 
 /// What authenticates this member to the others.
@@ -168,7 +185,7 @@ async fn start(
     let store = Store::in_dir(data);
     let stored = store.load()?;
     let metrics = Metrics::new(node);
-    let history = History::default();
+    let history = History::open(data).context("the history cannot be kept")?;
     let (inbox, inputs) = inbox()?;
     let witness = plan.config.spec.members.get(&plan.me).is_some_and(|member| member.witness);
     let mut warnings = Vec::new();
@@ -176,10 +193,12 @@ async fn start(
     if let Err(error) = sys::lock_memory() {
         tracing::debug!(%error, "memory is not locked");
     }
+    let hooks = Hooks::start(shutdown.tracker());
+    hooks.configure(plan.clone());
     let (hands, lease, next) = if witness {
         (None, Lease::start(None)?, Arc::default())
     } else {
-        hands(&plan, &inbox, &history, &metrics, shutdown.tracker(), &mut warnings)?
+        hands(&plan, &inbox, &history, &metrics, &hooks, &mut warnings)?
     };
     let places = engine::resolve(&plan).await;
     let stored_run = stored.as_ref().map_or(0, |stored| stored.incarnation.0);
@@ -227,6 +246,7 @@ async fn start(
         store,
         inputs,
         hands,
+        hooks,
         lease,
         history,
         metrics,
@@ -274,7 +294,7 @@ fn hands(
     inbox: &Inbox,
     history: &History,
     metrics: &Metrics,
-    tasks: &TaskTracker,
+    hooks: &Hooks,
     warnings: &mut Vec<String>,
 ) -> anyhow::Result<Equipped> {
     let needs = "addresses are managed with CAP_NET_ADMIN and CAP_NET_RAW";
@@ -287,21 +307,21 @@ fn hands(
     }
     if let Err(error) = &mut fence {
         warnings.push(format!(
-            "no kernel fence ({error}): a daemon that hangs keeps answering until its guard has taken the addresses off"
+            "no kernel fence ({error}): a daemon that hangs answers until its guard has taken the addresses off"
         ));
         tracing::warn!("{}", warnings[warnings.len() - 1]);
     }
     let fence = fence.ok();
     let lease = Lease::start(fence.is_some().then(Fence::open).transpose()?)?;
-    let hooks = Hooks::start(tasks);
-    hooks.configure(plan.clone());
     let installed = Installed::default();
     let guard = Guard::start(fence.is_some()).context("the guard cannot be started")?;
+    let announcer = Announcer::start(installed.clone(), lease.clone(), metrics.clone())?;
     let plumber = Plumber::start(Tools {
         plumbing: Plumbing::open()?,
         installed: installed.clone(),
         inbox: inbox.clone(),
-        lease: lease.clone(),
+        unfenced: fence.is_none(),
+        announcer: announcer.clone(),
         hooks: hooks.clone(),
         metrics: metrics.clone(),
     })?;
@@ -313,18 +333,19 @@ fn hands(
         fence,
         installed,
         plumber: plumber.clone(),
+        announcer: announcer.clone(),
         inbox: inbox.clone(),
         history: history.clone(),
         metrics: metrics.clone(),
         next: next.clone(),
     };
     watcher.start(plan.clone()).context("the machine's addresses cannot be looked after")?;
-    Ok((Some(Hands { plumber, prober, guard, hooks }), lease, next))
+    Ok((Some(Hands { plumber, announcer, prober, guard }), lease, next))
 }
 
 impl Running {
-    async fn reconfigure(&mut self, snapshot: Snapshot) {
-        let plan = match read(&snapshot) {
+    async fn reconfigure(&mut self, reader: &Reader, snapshot: Snapshot) {
+        let plan = match reader.read(&snapshot) {
             Ok(plan) => Arc::new(plan),
             Err(reason) => return snapshot.refused(reason).await,
         };
@@ -334,6 +355,20 @@ impl Running {
             let reason = "this node's own address, port or being a witness changes only with a restart of its duravip";
             return snapshot.refused(reason).await;
         }
+        self.carry_out(plan).await;
+        snapshot.applied().await;
+    }
+
+    /// Another commit changed nothing for this node.
+    async fn renumber(&mut self, versions: &mut watch::Receiver<Option<Version>>) {
+        let version = versions.borrow_and_update().clone();
+        let plan = version.and_then(|version| self.plan.borrow().at(&version));
+        if let Some(plan) = plan {
+            self.carry_out(Arc::new(plan)).await;
+        }
+    }
+
+    async fn carry_out(&mut self, plan: Arc<Plan>) {
         let places = engine::resolve(&plan).await;
         self.checks.lock().unwrap_or_else(PoisonError::into_inner).configure(&plan.checks, &self.inbox);
         self.plan.send_replace(plan.clone());
@@ -343,7 +378,6 @@ impl Running {
             // The fence covers new addresses before the core may want them on: the watcher hands the plan on.
             self.next.lock().unwrap_or_else(PoisonError::into_inner).plan = Some((plan, places));
         }
-        snapshot.applied().await;
     }
 
     /// Hands everything over and waits until it is, at most as long as a planned end may take.

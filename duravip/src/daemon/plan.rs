@@ -23,8 +23,11 @@ const UNPLUMB: Duration = Duration::from_millis(20);
 /// With more IPv4 addresses than this, `auto` takes routes: an address costs more the more there are.
 const MANY: usize = 256;
 
+/// With more addresses than this they get no lifetime: renewing them all the time would cost more than it gives.
+const RENEWED: usize = 1024;
+
 /// A configuration that this node can carry out.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Plan {
     /// For the core.
     pub config: Arc<Config>,
@@ -48,6 +51,22 @@ pub struct Plan {
     pub hook: schema::Hook,
 }
 
+impl Plan {
+    /// The same, as of another version that changed nothing for this node; nothing if it is of that version. A leader
+    /// adopts a configuration that most members have: also those for whom it says what the one before it said.
+    pub fn at(&self, version: &Version) -> Option<Self> {
+        let id = config_id(version);
+        let moved = !self.config.stranger && self.config.id != id;
+        moved.then(|| Self { config: Arc::new(Config { id, ..(*self.config).clone() }), ..self.clone() })
+    }
+
+    /// Where there is no fence: how long the kernel keeps an address that nobody renews. It counts in whole seconds.
+    pub fn lifetime(&self) -> Option<Duration> {
+        let seconds = self.config.timing.lease().as_millis().div_ceil(1000) as u64;
+        (self.seats.len() <= RENEWED).then_some(Duration::from_secs(seconds))
+    }
+}
+
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
@@ -68,14 +87,65 @@ pub enum PlanError {
     NoAddress(String),
 }
 
-/// Translates a configuration.
-pub fn plan(conf: &NodeConf<'_>, version: &Version) -> Result<Plan, PlanError> {
-    let duravip: Duravip = conf.load()?;
-    let subcluster = conf.subcluster().to_owned();
-    let nodes: Vec<&Node> = conf.cluster().members_of(&subcluster).collect();
+/// Translates a configuration. A witness may vote in another subcluster than its own, whose documents it does not have.
+pub fn plan(conf: &NodeConf<'_>, version: &Version, votes_in: Option<&str>) -> Result<Plan, PlanError> {
+    let subcluster = votes_in.unwrap_or(conf.subcluster());
+    let nodes: Vec<&Node> = conf.cluster().members_of(subcluster).collect();
     let Some(own) = nodes.iter().find(|node| node.name == conf.node()) else {
         return Err(PlanError::NoMember(conf.node().into()));
     };
+    if subcluster == conf.subcluster() {
+        of_member(conf.load()?, version, own, &nodes)
+    } else {
+        of_stranger(own, &nodes)
+    }
+}
+
+/// The longest there may be: what the members of that subcluster use is in a document that this node does not have.
+fn longest() -> Result<Timing, TimingError> {
+    Timing::new(Duration::from_secs(60), Duration::from_secs(60) / 8, UNPLUMB)
+}
+
+fn of_stranger(own: &Node, nodes: &[&Node]) -> Result<Plan, PlanError> {
+    let member = |node: &&Node| MemberSpec {
+        name: node.name.clone(),
+        weight: 1,
+        labels: node.labels.clone(),
+        witness: node.witness,
+    };
+    let members = duravip_core::number_members(nodes.iter().map(member))?;
+    Ok(Plan {
+        config: Arc::new(Config::of_stranger(ConfigId::NONE, longest()?, members)?),
+        me: MemberId::of_name(&own.name),
+        names: names(nodes),
+        peers: peers(own, nodes)?,
+        here: here(own),
+        seats: BTreeMap::new(),
+        interfaces: BTreeSet::new(),
+        everybody: true,
+        checks: BTreeMap::new(),
+        hook: schema::Hook::default(),
+    })
+}
+
+fn names(nodes: &[&Node]) -> BTreeMap<MemberId, String> {
+    nodes.iter().map(|node| (MemberId::of_name(&node.name), node.name.clone())).collect()
+}
+
+fn here(own: &Node) -> HostPort {
+    reached(own).unwrap_or(HostPort { host: Host::Ip(IpAddr::from([0, 0, 0, 0])), port: own.ports.duravip })
+}
+
+fn peers(own: &Node, nodes: &[&Node]) -> Result<BTreeMap<MemberId, HostPort>, PlanError> {
+    let mut peers = BTreeMap::new();
+    for node in nodes.iter().filter(|node| node.name != own.name) {
+        let place = reached(node).ok_or_else(|| PlanError::NoAddress(node.name.clone()))?;
+        peers.insert(MemberId::of_name(&node.name), place);
+    }
+    Ok(peers)
+}
+
+fn of_member(duravip: Duravip, version: &Version, own: &Node, nodes: &[&Node]) -> Result<Plan, PlanError> {
     let members = duravip_core::number_members(nodes.iter().map(|node| member(node, &duravip)))?;
     let spec = Spec {
         vips: duravip.vips.iter().map(|(address, vip)| (*address, vip_spec(vip))).collect(),
@@ -92,23 +162,15 @@ pub fn plan(conf: &NodeConf<'_>, version: &Version) -> Result<Plan, PlanError> {
         members,
     };
     let timing = Timing::new(duravip.dead_after.get(), duravip.heartbeat.get(), UNPLUMB)?;
-    let names = nodes.iter().map(|node| (MemberId::of_name(&node.name), node.name.clone())).collect();
-    let me = MemberId::of_name(&own.name);
-    let here = reached(own).unwrap_or(HostPort { host: Host::Ip(IpAddr::from([0, 0, 0, 0])), port: own.ports.duravip });
-    let mut peers = BTreeMap::new();
-    for node in nodes.iter().filter(|node| node.name != own.name) {
-        let place = reached(node).ok_or_else(|| PlanError::NoAddress(node.name.clone()))?;
-        peers.insert(MemberId::of_name(&node.name), place);
-    }
     let seats = if own.witness { BTreeMap::new() } else { seats(&duravip) };
     let used: BTreeSet<&String> = duravip.vips.values().flat_map(|vip| &vip.checks).collect();
     let checks = if own.witness { BTreeMap::new() } else { duravip.checks.clone() };
     Ok(Plan {
         config: Arc::new(Config::new(config_id(version), timing, spec)?),
-        me,
-        names,
-        peers,
-        here,
+        me: MemberId::of_name(&own.name),
+        names: names(nodes),
+        peers: peers(own, nodes)?,
+        here: here(own),
         interfaces: seats.values().map(|seat| seat.interface.clone()).collect(),
         seats,
         everybody: duravip.arp_all_hosts,
@@ -121,13 +183,14 @@ fn reached(node: &Node) -> Option<HostPort> {
     node.address.clone().map(|host| HostPort { host, port: node.ports.duravip })
 }
 
-/// A directory has no revisions: what members read at different times has to be the same configuration for all of them.
+/// Every node numbers its targets by itself; what grows for all members alike are the revisions of the repositories. A
+/// directory has none: what members read at different times has to be the same configuration for all of them.
 fn config_id(version: &Version) -> ConfigId {
     let mut commit = [0; 32];
     let bytes = hex::decode(&version.commit).unwrap_or_default();
     let length = bytes.len().min(commit.len());
     commit[..length].copy_from_slice(&bytes[..length]);
-    ConfigId { revision: version.serial.unwrap_or(0), commit }
+    ConfigId { revision: version.repos.values().map(|head| head.revision).sum(), commit }
 }
 
 fn member(node: &Node, duravip: &Duravip) -> MemberSpec {
@@ -186,7 +249,7 @@ pub(super) mod tests {
                        [node.n3]\naddress = \"10.0.0.3\"\nwitness = true\n[node.elsewhere]\nsubcluster = \"east\"\n";
         let files = MemoryFiles::from_texts([("global/cluster.toml", cluster), ("default/duravip.toml", duravip)]);
         let conf = NodeConf::read(&files, node, None).unwrap();
-        plan(&conf, &Version::of_directory("ab".repeat(20)))
+        plan(&conf, &Version::of_directory("ab".repeat(20)), None)
     }
 
     const TOPOLOGY: &str = "[topology.\"10.1.0.0/16\"]\ninterface = \"eth1\"\nprefix_length = 24\n";
@@ -208,9 +271,39 @@ pub(super) mod tests {
         assert_eq!(vips[&"10.1.1.2".parse().unwrap()].placement, Placement::Follows("10.1.1.1".parse().unwrap()));
         assert_eq!(plan.checks.keys().collect::<Vec<_>>(), ["a"], "what no address asks for is not run");
         assert_eq!((plan.config.id.revision, plan.config.id.commit[0]), (0, 0xAB));
+        assert!(plan.at(&Version::of_directory("ab".repeat(20))).is_none(), "the version it is of");
+        let later = plan.at(&Version::of_directory("cd".repeat(20))).unwrap();
+        assert_eq!((later.config.id.commit[0], &later.config.spec), (0xCD, &plan.config.spec));
         let witness = plan_of("n3", &text).unwrap();
         assert!(witness.seats.is_empty() && witness.checks.is_empty() && witness.config.spec.vips.len() == 2);
         assert!(matches!(plan_of("elsewhere", &text), Err(PlanError::Documents(_) | PlanError::NoAddress(_))));
+    }
+
+    #[test]
+    fn a_witness_votes_elsewhere_without_the_documents_there_and_nobody_else_does() {
+        let cluster = "[node.n1]\naddress = \"10.0.0.1\"\n[node.n2]\naddress = \"10.0.0.2\"\n\
+                       [node.w]\naddress = \"10.0.0.9\"\nwitness = true\nsubcluster = \"east\"\n[node.e1]\nsubcluster = \"east\"\n";
+        let files = MemoryFiles::from_texts([("global/cluster.toml", cluster)]);
+        let plan_of = |node: &str, votes_in| {
+            let conf = NodeConf::read(&files, node, None).unwrap();
+            plan(&conf, &Version::of_directory("ab".repeat(20)), votes_in)
+        };
+        let plan = plan_of("w", Some("default")).unwrap();
+        assert_eq!(plan.names.values().collect::<Vec<_>>().len(), 3);
+        assert!(plan.config.stranger && plan.config.spec.members[&plan.me].witness && plan.seats.is_empty());
+        assert!(plan.at(&Version::of_directory("cd".repeat(20))).is_none(), "it says nothing about configurations");
+        assert!(matches!(plan_of("e1", Some("default")), Err(PlanError::NoMember(_))));
+    }
+
+    #[test]
+    fn revisions_are_those_of_the_repositories_whatever_number_the_node_gives_its_target() {
+        let id = |serial: u64, revision: u64| {
+            let head = |revision| cluster::api::Head { revision, commit: format!("{revision:040}") };
+            let heads = [("default".to_owned(), head(revision)), ("global".to_owned(), head(3))];
+            config_id(&Version::of_target(serial, heads.into()))
+        };
+        assert_eq!(id(5, 7), id(900, 7));
+        assert!(id(5, 8).may_follow(id(900, 7)) && !id(900, 7).may_follow(id(5, 8)));
     }
 
     #[test]

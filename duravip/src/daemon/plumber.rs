@@ -1,29 +1,23 @@
 //! Puts addresses on and takes them off, a few dozen at a time, on a thread of its own: 10,240 addresses must not delay a
-//! heartbeat. What is to go goes first.
+//! heartbeat. What is to go goes first. What came is announced by another thread, while the next ones are put on.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use duravip_core::Event;
+use duravip_core::{Event, Time};
 
+use super::announcer::Announcer;
 use super::hooks::Hooks;
 use super::inbox::Inbox;
-use super::lease::Lease;
 use super::metrics::Metrics;
 use super::plan::Plan;
-use crate::effects::announce::{Neighbour, Sender, frames};
-use crate::effects::neighbours;
 use crate::effects::plumbing::{Placed, Plumbing, Seat};
+use crate::sys;
 
-/// Addresses in one request to the kernel and one burst of announcements: a few milliseconds at worst.
+/// Addresses in one request to the kernel: a few milliseconds at worst, for which nobody else can change an address.
 const CHUNK: usize = 64;
-/// When an address is announced again after it came: hosts that were deaf, switches that were learning.
-const AGAIN: [Duration; 3] = [Duration::from_millis(100), Duration::from_secs(1), Duration::from_secs(5)];
-/// Repeats keep out of the way of what is urgent.
-const PACE: Duration = Duration::from_millis(2);
 
 /// What is on the machine now, by this program.
 pub type Installed = Arc<Mutex<BTreeMap<IpAddr, Placed>>>;
@@ -40,13 +34,14 @@ struct Shared {
     there: Condvar,
 }
 
-// Bounded by the number of addresses: each is in one of these lists at most once, or is announced.
+// Bounded by the number of addresses: each is in one of these lists at most once.
 #[derive(Debug, Default)]
 struct Work {
     off: VecDeque<IpAddr>,
     on: VecDeque<IpAddr>,
-    announce: VecDeque<IpAddr>,
     plan: Option<Arc<Plan>>,
+    /// Without a fence: the lease runs until then, and what is on stays for another lifetime.
+    renewed_until: Option<Time>,
     ended: bool,
 }
 
@@ -59,8 +54,10 @@ pub struct Tools {
     pub installed: Installed,
     /// Where results go.
     pub inbox: Inbox,
-    /// The fence.
-    pub lease: Lease,
+    /// There is no fence, so that addresses have to leave by themselves when nobody renews them.
+    pub unfenced: bool,
+    /// Who tells the segment.
+    pub announcer: Announcer,
     /// Who wants to know of changes.
     pub hooks: Hooks,
     /// What is counted.
@@ -71,14 +68,7 @@ impl Plumber {
     /// Starts the thread.
     pub fn start(tools: Tools) -> std::io::Result<Self> {
         let plumber = Self { shared: Arc::default() };
-        let worker = Worker {
-            shared: plumber.shared.clone(),
-            tools,
-            plan: None,
-            sender: Sender::default(),
-            again: BinaryHeap::new(),
-            hosts: (None, Vec::new()),
-        };
+        let worker = Worker { shared: plumber.shared.clone(), tools, plan: None, renewed: None };
         std::thread::Builder::new().name("vip-plumber".into()).spawn(move || worker.run())?;
         Ok(plumber)
     }
@@ -105,9 +95,9 @@ impl Plumber {
         self.shared.there.notify_one();
     }
 
-    /// Announces these again, on the whole schedule.
-    pub fn announce(&self, addresses: impl IntoIterator<Item = IpAddr>) {
-        self.work().announce.extend(addresses);
+    /// Without a fence: the lease runs until then.
+    pub fn renew(&self, until: Time) {
+        self.work().renewed_until = Some(until);
         self.shared.there.notify_one();
     }
 
@@ -122,14 +112,10 @@ impl Plumber {
     }
 }
 
-/// What becomes of the addresses at the head of a queue.
-type MakeJob = fn(Vec<IpAddr>) -> Job;
-
 enum Job {
     Off(Vec<IpAddr>),
     On(Vec<IpAddr>),
-    Announce(Vec<IpAddr>),
-    Again,
+    Renew(Time),
     End,
 }
 
@@ -138,26 +124,18 @@ struct Worker {
     shared: Arc<Shared>,
     tools: Tools,
     plan: Option<Arc<Plan>>,
-    sender: Sender,
-    /// What is announced again, when, and which repetition that is. Bounded by three entries for each announced chunk.
-    again: BinaryHeap<Reverse<(Instant, usize, Vec<IpAddr>)>>,
-    /// The hosts of interest, as of a short while ago.
-    hosts: (Option<Instant>, Vec<(u32, Neighbour)>),
+    /// When lifetimes began anew, and which.
+    renewed: Option<(Instant, Option<Duration>)>,
 }
 
 impl Worker {
     fn run(mut self) {
+        sys::be_urgent();
         loop {
             match self.next_job() {
                 Job::Off(addresses) => self.take(&addresses),
                 Job::On(addresses) => self.put(&addresses),
-                Job::Announce(addresses) => self.announce(addresses, 0),
-                Job::Again => {
-                    if let Some(Reverse((_, round, addresses))) = self.again.pop() {
-                        self.announce(addresses, round);
-                        std::thread::sleep(PACE);
-                    }
-                }
+                Job::Renew(until) => self.renew(until),
                 Job::End => return,
             }
         }
@@ -167,27 +145,23 @@ impl Worker {
         let mut work = self.shared.work.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if let Some(plan) = work.plan.take() {
+                self.tools.plumbing.lifetime = plan.lifetime().filter(|_| self.tools.unfenced);
                 self.plan = Some(plan);
             }
-            let waiting = &mut *work;
-            let queues: [(&mut VecDeque<IpAddr>, MakeJob); 3] =
-                [(&mut waiting.off, Job::Off), (&mut waiting.on, Job::On), (&mut waiting.announce, Job::Announce)];
-            for (queue, job) in queues {
-                if !queue.is_empty() {
-                    let count = queue.len().min(CHUNK);
-                    return job(queue.drain(..count).collect());
-                }
+            let next = |queue: &mut VecDeque<IpAddr>| queue.drain(..queue.len().min(CHUNK)).collect::<Vec<_>>();
+            if !work.off.is_empty() {
+                return Job::Off(next(&mut work.off));
+            }
+            if !work.on.is_empty() {
+                return Job::On(next(&mut work.on));
+            }
+            if let Some(until) = work.renewed_until.take() {
+                return Job::Renew(until);
             }
             if work.ended {
                 return Job::End;
             }
-            let due = self.again.peek().map(|Reverse((at, ..))| at.saturating_duration_since(Instant::now()));
-            if due.is_some_and(|due| due.is_zero()) {
-                return Job::Again;
-            }
-            let patience = due.unwrap_or(Duration::from_secs(3600));
-            let waited = self.shared.there.wait_timeout(work, patience);
-            work = waited.unwrap_or_else(PoisonError::into_inner).0;
+            work = self.shared.there.wait(work).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -227,12 +201,31 @@ impl Worker {
         }
         if !on.is_empty() {
             // The first word on the segment, before anything else: clients wait for it.
-            self.tools.lease.wait_open(Duration::from_millis(50));
+            self.tools.announcer.announce(on.iter().copied());
             self.tools.metrics.acquired.inc_by(on.len() as u64);
-            self.announce(on.clone(), 0);
             self.tools.hooks.acquired(&on);
             self.tools.inbox.event(Event::Plumbed(on));
         }
+    }
+
+    /// Four times in a lifetime; and once more where another configuration has another.
+    fn renew(&mut self, until: Time) {
+        let lifetime = self.tools.plumbing.lifetime;
+        let fresh = |(at, of): (Instant, Option<Duration>)| {
+            of == lifetime && lifetime.is_none_or(|lifetime| at.elapsed() < lifetime / 4)
+        };
+        if self.renewed.is_some_and(fresh) || until <= sys::now() {
+            return;
+        }
+        let placed: Vec<(IpAddr, Placed)> =
+            self.installed().iter().map(|(address, placed)| (*address, *placed)).collect();
+        for some in placed.chunks(CHUNK) {
+            if let Err(error) = self.tools.plumbing.renew(some) {
+                tracing::error!(%error, "addresses are not renewed and will leave");
+                return;
+            }
+        }
+        self.renewed = Some((Instant::now(), lifetime));
     }
 
     fn take(&mut self, addresses: &[IpAddr]) {
@@ -241,6 +234,7 @@ impl Worker {
             let mut installed = self.installed();
             addresses.iter().filter_map(|address| Some((*address, installed.remove(address)?))).collect()
         };
+        self.tools.announcer.wait_silent();
         while let Err(error) = self.tools.plumbing.take(&placed) {
             // Nobody else may have them before they are off; the fence and the lease's end stand behind this.
             tracing::error!(%error, "the kernel keeps addresses; trying again");
@@ -249,49 +243,5 @@ impl Worker {
         self.tools.inbox.event(Event::Unplumbed(addresses.to_vec()));
         self.tools.metrics.released.inc_by(addresses.len() as u64);
         self.tools.hooks.released(addresses);
-    }
-
-    /// Announces what of these is still here, and plans the next time.
-    fn announce(&mut self, addresses: Vec<IpAddr>, round: usize) {
-        let everybody = self.plan.as_ref().is_none_or(|plan| plan.everybody);
-        if !everybody {
-            self.look_for_hosts();
-        }
-        let here: Vec<(IpAddr, Placed)> = {
-            let installed = self.installed();
-            addresses.iter().filter_map(|address| Some((*address, *installed.get(address)?))).collect()
-        };
-        let mut by_interface: BTreeMap<u32, Vec<Vec<u8>>> = BTreeMap::new();
-        for (address, placed) in &here {
-            let hosts: Vec<Neighbour> =
-                self.hosts.1.iter().filter(|(index, _)| *index == placed.lan).map(|(_, host)| *host).collect();
-            let to = (!everybody).then_some(hosts.as_slice());
-            by_interface.entry(placed.lan).or_default().extend(frames(placed.mac, *address, to));
-        }
-        for (interface, frames) in by_interface {
-            match self.sender.send(interface, &frames) {
-                Ok(sent) => {
-                    self.tools.metrics.announcements.inc_by(sent as u64);
-                }
-                Err(error) => tracing::warn!(%error, interface, "announcements not sent"),
-            }
-        }
-        if let Some(wait) = AGAIN.get(round)
-            && !here.is_empty()
-        {
-            let addresses = here.into_iter().map(|(address, _)| address).collect();
-            self.again.push(Reverse((Instant::now() + *wait, round + 1, addresses)));
-        }
-    }
-
-    /// Known neighbours, the gateways among them. A second old is fresh enough.
-    fn look_for_hosts(&mut self) {
-        if self.hosts.0.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
-            return;
-        }
-        match neighbours::all(self.tools.plumbing.socket()) {
-            Ok(hosts) => self.hosts = (Some(Instant::now()), hosts),
-            Err(error) => tracing::warn!(%error, "the neighbours cannot be listed"),
-        }
     }
 }

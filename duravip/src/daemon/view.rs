@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use duravip_core::assign::{Verdict, Why};
-use duravip_core::{Cannot, Difference, Explanation, Member, MemberId, Placement, Time};
+use duravip_core::{Cannot, Difference, Explanation, Member, MemberId, Placement, Time, Trouble};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -82,12 +82,7 @@ fn vip(member: &Member, address: IpAddr, explained: Option<&Explanation>) -> Val
     let entry = table.entries.get(&address).copied().unwrap_or_default();
     let spec = &table.spec.vips[&address];
     let difference = explained.and_then(|explanation| explanation.difference);
-    let state = match (entry.conflict, difference) {
-        (Some(_), _) => "conflict",
-        (None, Some(Difference::Name)) => "BROKEN",
-        (None, Some(Difference::Services)) => "UNSAFE",
-        (None, None) => "safe",
-    };
+    let state = state_text(Trouble::of(Some(&entry), difference));
     let candidates: Vec<String> = explained
         .iter()
         .flat_map(|explanation| &explanation.verdicts)
@@ -123,6 +118,7 @@ fn explain(member: &Member, now: Time, address: IpAddr) -> Value {
         "difference": explanation.difference.map(|difference| match difference {
             Difference::Name => "BROKEN: members disagree about its name",
             Difference::Services => "UNSAFE: members disagree about its services",
+            Difference::Preference => "conflict: members prefer different nodes, so it is placed as if none were preferred",
         }),
     })
 }
@@ -138,6 +134,16 @@ fn without(member: &Member, now: Time, gone: &str) -> Value {
         })
     };
     json!({ "without": gone, "moves": changes.iter().map(change).collect::<Vec<_>>() })
+}
+
+/// The state of an address, as commands and hooks say it.
+pub fn state_text(trouble: Option<Trouble>) -> &'static str {
+    match trouble {
+        None => "safe",
+        Some(Trouble::Unsafe) => "UNSAFE",
+        Some(Trouble::Broken) => "BROKEN",
+        Some(Trouble::Conflict) => "conflict",
+    }
 }
 
 /// The reason in words.

@@ -12,6 +12,7 @@ use duravip_core::{Cannot, Event, MemberId};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::announcer::Announcer;
 use super::history::History;
 use super::inbox::{Inbox, Input};
 use super::metrics::Metrics;
@@ -27,6 +28,9 @@ use crate::effects::probe::Ear;
 const RECONCILE: Duration = Duration::from_secs(30);
 /// How soon a new configuration, or the end, is seen.
 const LOOK: Duration = Duration::from_millis(100);
+/// What is told within such a time is looked at together: a segment full of questions, and thousands of addresses that are
+/// put on, would otherwise wake this thread for each.
+const TOGETHER: Duration = Duration::from_millis(2);
 /// Another machine's claim is answered this often at most: two that both insist would otherwise fill the segment.
 const CLAIM: Duration = Duration::from_secs(1);
 
@@ -39,8 +43,10 @@ pub struct Watcher {
     pub fence: Option<Fence>,
     /// What is there by this program.
     pub installed: Installed,
-    /// Who announces.
+    /// Who puts on, and has to know where.
     pub plumber: Plumber,
+    /// Who announces.
+    pub announcer: Announcer,
     /// Who is told.
     pub inbox: Inbox,
     /// What happened.
@@ -139,7 +145,11 @@ impl Watch {
         let ears: Vec<_> = self.ears.values().flat_map(Ear::fds).collect();
         fds.extend(ears.iter().map(|ear| PollFd::new(ear.as_fd(), PollFlags::POLLIN)));
         match poll(&mut fds, PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::ZERO)) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Ok(0) | Err(Errno::EINTR) => Ok(()),
+            Ok(_) => {
+                std::thread::sleep(TOGETHER);
+                Ok(())
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -163,6 +173,7 @@ impl Watch {
         self.unable = None;
         self.look()?;
         self.tools.plumber.configure(self.plan.clone());
+        self.tools.announcer.configure(self.plan.clone());
         Ok(())
     }
 
@@ -196,7 +207,7 @@ impl Watch {
                 .map(|(address, _)| *address)
                 .collect();
             self.tools.history.note("link-up", format!("{} addresses announced again", back.len()));
-            self.tools.plumber.announce(back);
+            self.tools.announcer.announce(back);
         }
         Ok(())
     }
@@ -307,7 +318,7 @@ impl Watch {
             if here && self.claimed.insert(claim.address, now).is_none() {
                 self.tools.metrics.claims.inc();
                 self.tools.history.note("claim", format!("{} claimed by {}", claim.address, mac_text(claim.mac)));
-                self.tools.plumber.announce([claim.address]);
+                self.tools.announcer.announce([claim.address]);
             }
         }
     }

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use super::netlink::{ACK, Batch, CREATE, EXCLUSIVE, REPLACE, REQUEST, Received, Socket, number};
+use super::netlink::{Batch, CREATE, EXCLUSIVE, REPLACE, REQUEST, Received, Socket, number};
 
 /// Our protocol number, for addresses and for routes; the kernel gives meaning to those below 16 only.
 pub const PROTOCOL: u8 = 0xEC;
@@ -63,13 +63,22 @@ pub(super) fn family(address: IpAddr) -> u8 {
     }
 }
 
-/// Adds an address to the batch's work. With a lifetime the kernel takes it off by itself unless it is renewed in time
-/// (whole seconds): the net below where there is no fence.
+/// Adds an address to the batch's work; one that is there is an error. With a lifetime the kernel takes it off by itself
+/// unless it is renewed in time (whole seconds): the net below where there is no fence.
 pub fn add(batch: &mut Batch, index: u32, address: IpAddr, prefix_length: u8, lifetime: Option<Duration>) {
+    put(batch, EXCLUSIVE, index, address, prefix_length, lifetime);
+}
+
+/// Adds the renewal of an address to the batch's work: from now on it stays for so long, or for ever.
+pub fn renew(batch: &mut Batch, index: u32, address: IpAddr, prefix_length: u8, lifetime: Option<Duration>) {
+    put(batch, REPLACE, index, address, prefix_length, lifetime);
+}
+
+fn put(batch: &mut Batch, how: u16, index: u32, address: IpAddr, prefix_length: u8, lifetime: Option<Duration>) {
     let mut header = vec![family(address), prefix_length, 0, 0];
     header.extend(index.to_ne_bytes());
-    let how = if lifetime.is_some() { REPLACE } else { EXCLUSIVE };
-    let mut message = batch.message(RTM_NEWADDR, REQUEST | ACK | CREATE | how, &header);
+    // Only failures are answered.
+    let mut message = batch.message(RTM_NEWADDR, REQUEST | CREATE | how, &header);
     let bytes = octets(address);
     message.put(IFA_LOCAL, &bytes).put(IFA_ADDRESS, &bytes).put(IFA_PROTO, &[PROTOCOL]);
     let valid = lifetime.map_or(FOR_EVER, |lifetime| lifetime.as_secs().max(1) as u32);
@@ -78,7 +87,7 @@ pub fn add(batch: &mut Batch, index: u32, address: IpAddr, prefix_length: u8, li
         message.number(IFA_FLAGS, IFA_F_NODAD | single);
         // Deprecated from the start: it answers, and is never chosen as the sender of what the node says by itself.
         message.put(IFA_CACHEINFO, &lifetimes(0, valid));
-    } else if lifetime.is_some() {
+    } else {
         message.put(IFA_CACHEINFO, &lifetimes(valid, valid));
     }
 }
@@ -92,7 +101,7 @@ pub fn remove(batch: &mut Batch, index: u32, address: IpAddr, prefix_length: u8)
     let mut header = vec![family(address), prefix_length, 0, 0];
     header.extend(index.to_ne_bytes());
     let bytes = octets(address);
-    batch.message(RTM_DELADDR, REQUEST | ACK, &header).put(IFA_LOCAL, &bytes).put(IFA_ADDRESS, &bytes);
+    batch.message(RTM_DELADDR, REQUEST, &header).put(IFA_LOCAL, &bytes).put(IFA_ADDRESS, &bytes);
 }
 
 /// All addresses of all interfaces.

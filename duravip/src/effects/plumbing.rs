@@ -128,6 +128,15 @@ impl Plumbing {
         Ok(())
     }
 
+    /// What is on as an address stays for another lifetime. A failure is found by who looks what is missing.
+    pub fn renew(&mut self, placed: &[(IpAddr, Placed)]) -> io::Result<()> {
+        let mut batch = Batch::default();
+        for (address, placed) in placed.iter().filter(|(_, placed)| !placed.as_route) {
+            address::renew(&mut batch, placed.carrier, *address, placed.prefix_length, self.lifetime);
+        }
+        self.socket.run(batch).map(drop)
+    }
+
     /// Everything of ours that is on the machine: address and carrier, whether it is a route, the prefix length.
     pub fn ours(&mut self) -> io::Result<Vec<(IpAddr, Placed)>> {
         let known = address::dump(&mut self.socket)?.into_iter().filter(|known| known.ours);

@@ -5,7 +5,7 @@ use std::io;
 use std::net::IpAddr;
 
 use super::address::{PROTOCOL, family, from_octets, octets};
-use super::netlink::{ACK, Batch, CREATE, EXCLUSIVE, REQUEST, Received, Socket, number};
+use super::netlink::{Batch, CREATE, EXCLUSIVE, REQUEST, Received, Socket, number};
 
 const RTM_NEWROUTE: u16 = 24;
 pub(super) const RTM_DELROUTE: u16 = 25;
@@ -33,13 +33,13 @@ fn header(address: IpAddr) -> [u8; RTMSG_BYTES] {
 
 /// Adds a route to the batch's work.
 pub fn add(batch: &mut Batch, index: u32, address: IpAddr) {
-    let mut message = batch.message(RTM_NEWROUTE, REQUEST | ACK | CREATE | EXCLUSIVE, &header(address));
+    let mut message = batch.message(RTM_NEWROUTE, REQUEST | CREATE | EXCLUSIVE, &header(address));
     message.put(RTA_DST, &octets(address)).number(RTA_OIF, index);
 }
 
 /// Adds the removal of a route to the batch's work; one of another protocol is not found, and stays.
 pub fn remove(batch: &mut Batch, index: u32, address: IpAddr) {
-    let mut message = batch.message(RTM_DELROUTE, REQUEST | ACK, &header(address));
+    let mut message = batch.message(RTM_DELROUTE, REQUEST, &header(address));
     message.put(RTA_DST, &octets(address)).number(RTA_OIF, index);
 }
 

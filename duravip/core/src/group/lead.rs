@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::election::Candidate;
-use super::{Effect, Group, Mine, Role};
+use super::{Effect, Group, Mine, Promise, Role};
 use crate::action::Notice;
 use crate::assign::Unit;
 use crate::config::Timing;
@@ -255,6 +255,12 @@ impl Lead {
         !self.leaving.is_empty() || commit < table.version || self.dirty
     }
 
+    /// The numbers of the reports that the others gave.
+    pub(crate) fn reports(&self) -> Vec<(MemberId, u64)> {
+        let number = |peer: &Peer| peer.report.as_ref().map_or(0, |report| report.number);
+        self.peers.iter().map(|(member, peer)| (*member, number(peer))).collect()
+    }
+
     /// Whether moves that nothing forces are made.
     pub(crate) fn is_rebalancing(&self, table: &Table) -> bool {
         table.spec.rebalance == crate::config::Rebalance::Auto || self.rebalance_ordered
@@ -348,6 +354,9 @@ impl Group {
         self.note_commit(now);
         self.beat_if_due(now, fx);
         self.hand_over_if_removed(fx);
+        if mine.config.stranger {
+            self.hand_over_to_who_knows(now, fx);
+        }
         if let Role::Leader(lead) = &self.role
             && self.commit.term == lead.term
         {
@@ -365,6 +374,24 @@ impl Group {
             return;
         }
         fx.push(Effect::Notice(Notice::Deposed(lead.term)));
+        self.role = Role::Follower;
+        self.following = None;
+    }
+
+    /// A leader that knows no configuration brought the others' tables up to date, which none of them could: whoever had the
+    /// newest of them could not win against this voter. Now they can. It elects nobody before its own leadership would
+    /// have ended, for the leases that it gave last as long as that allows.
+    fn hand_over_to_who_knows(&mut self, now: Time, fx: &mut Vec<Effect>) {
+        let Role::Leader(lead) = &self.role else { return };
+        let witness = |member: &MemberId| self.table.spec.members.get(member).is_some_and(|spec| spec.witness);
+        let mut others = lead.peers.iter().filter(|(member, _)| !witness(member));
+        let ready = |peer: &Peer| peer.standing.have == self.table.version && peer.is_here(now, lead.granting);
+        if lead.is_busy(self.commit, &self.table) || !others.any(|(_, peer)| ready(peer)) {
+            return;
+        }
+        fx.push(Effect::Notice(Notice::Deposed(lead.term)));
+        self.promise = Some(Promise { to: self.me, until: lead.until, void: false });
+        self.stand_after = lead.until + self.timing().lease();
         self.role = Role::Follower;
         self.following = None;
     }

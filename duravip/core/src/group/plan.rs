@@ -22,6 +22,10 @@ use crate::time::Time;
 
 /// Addresses that go back at a time. Small enough that a batch is off and on again before anybody notices.
 const BATCH: usize = 64;
+/// Addresses that an owner that answers hands over at a time, at least; of thousands a part of this size, so that neither a
+/// part nor the number of parts takes long. An address is dark for as long as its part is on its way.
+const HAND_OVER: usize = 64;
+const HAND_OVER_PART: usize = 16;
 /// A member that leaves again within this time is flapping.
 const FLAP_WINDOW: Duration = Duration::from_secs(600);
 /// However often it flapped, a member is trusted again after this long.
@@ -211,25 +215,44 @@ impl Planner<'_> {
     }
 
     /// Another configuration becomes the table's when most members that are here have it or a later revision. One that
-    /// only this member has would name addresses that the others cannot serve.
+    /// only this member has would name addresses that the others cannot serve. Witnesses do not count: they serve none,
+    /// and one from another subcluster never has it.
     fn adopt(&mut self, config: &Arc<Config>) {
-        if !config.id.may_follow(self.table.config) {
+        if config.stranger || !config.id.may_follow(self.table.config) {
             return;
         }
-        let here = self.lead.peers.values().filter(|peer| peer.is_here(self.now, self.lead.granting));
-        let (mut all, mut have) = (1, 1);
-        for peer in here {
+        // Right after an election nobody else has said anything yet.
+        let heard = |member| match self.lead.peers.get(&member) {
+            Some(peer) => peer.is_here(self.now, self.lead.granting),
+            None => member == self.me,
+        };
+        if self.table.config != ConfigId::NONE && !self.table.header.electorate.majority(heard) {
+            return;
+        }
+        let witness = |member: &MemberId| config.spec.members.get(member).is_some_and(|spec| spec.witness);
+        let here = self
+            .lead
+            .peers
+            .iter()
+            .filter(|(member, peer)| !witness(member) && peer.is_here(self.now, self.lead.granting));
+        let own = usize::from(!witness(&self.me));
+        let (mut all, mut have) = (own, own);
+        for (_, peer) in here {
             all += 1;
             let has = |id: ConfigId| id == config.id || id.revision > config.id.revision;
             have += usize::from(peer.report.as_ref().is_some_and(|report| has(report.config)));
         }
-        if have * 2 <= all {
+        if have * 2 <= all && all > 0 {
             return;
         }
         self.table.config = config.id;
-        self.table.spec = Arc::new(config.spec.clone());
-        self.draft.spec = true;
-        self.lead.units = Arc::new(units(&config.spec));
+        self.draft.header = true;
+        // A commit that says the same need not travel.
+        if *self.table.spec != config.spec {
+            self.table.spec = Arc::new(config.spec.clone());
+            self.draft.spec = true;
+            self.lead.units = Arc::new(units(&config.spec));
+        }
         let header = &mut self.table.header;
         if header.timing != Some(config.timing) {
             let known = header.longest.or(header.timing).unwrap_or(config.timing);
@@ -362,6 +385,8 @@ impl Planner<'_> {
         // A member alone cannot have all of a unit's addresses when a follower cannot be there.
         let misfits = misfits(&situation, &units, &targets);
         let quiet = self.lead.leaving.is_empty() && self.commit == self.table.version && self.draft.is_empty();
+        // What is not on yet must not become more with every part.
+        let quiet = quiet && self.count_arriving() < BATCH;
         let wanted = self.lead.is_rebalancing(self.table);
         let mut moves = Vec::new();
         if quiet
@@ -387,13 +412,58 @@ impl Planner<'_> {
             self.draft.header = true;
         }
         let free = settled && !self.is_gathering();
+        let part = HAND_OVER.max(self.table.entries.len() / HAND_OVER_PART);
+        // One part leaves while the one before it arrives.
+        let belongs = |(unit, target): (&Unit, &Target)| match self.table.owner(unit.lead) {
+            None if target.owner.is_some() => unit.addresses.len(),
+            _ => 0,
+        };
+        let ownerless: usize = units.iter().zip(&targets).map(belongs).sum();
+        let mut room = (2 * part).saturating_sub(ownerless + self.count_arriving()).min(part);
         for (unit, target) in units.iter().zip(&targets) {
+            if self.is_handed_over(unit.lead, target.owner) {
+                // Its turn comes when others have arrived; until then its owner goes on answering.
+                if room == 0 {
+                    continue;
+                }
+                room = room.saturating_sub(unit.addresses.len());
+            }
             for address in &unit.addresses {
                 let wanted = target.owner.filter(|_| !misfits.contains(address));
                 self.settle(*address, unit.lead, wanted, free);
             }
         }
         self.remove_unwanted(free);
+    }
+
+    /// Whether an owner that is there would have to give this up to another.
+    fn is_handed_over(&self, lead_address: IpAddr, wanted: Option<MemberId>) -> bool {
+        let Some(owner) = self.table.owner(lead_address) else { return false };
+        wanted.is_some_and(|wanted| wanted != owner) && self.presence_of(owner) == Presence::Here
+    }
+
+    /// Addresses that were given to members which do not have them on the network yet.
+    fn count_arriving(&self) -> usize {
+        let plumbed = |owner| match self.lead.peers.get(&owner) {
+            Some(peer) => peer.standing.plumbed,
+            None if owner == self.me => self.lead.mine.plumbed,
+            None => Version::ZERO,
+        };
+        // An entry of an earlier term was on before this leader was elected, or is on its way anew.
+        let here = |owner: &MemberId| self.presence_of(*owner) == Presence::Here;
+        let arriving = |entry: &&Entry| {
+            entry.since.term == self.lead.term
+                && entry.owner.filter(here).is_some_and(|owner| plumbed(owner) < entry.since)
+        };
+        self.table.entries.values().filter(arriving).count()
+    }
+
+    fn presence_of(&self, member: MemberId) -> Presence {
+        match self.lead.peers.get(&member) {
+            Some(peer) => presence(self.now, peer, self.lead),
+            None if member == self.me => Presence::Here,
+            None => Presence::Gone,
+        }
     }
 
     /// One step of an address towards where it belongs.
@@ -443,11 +513,7 @@ impl Planner<'_> {
 
     /// Takes an address from its owner, unless that one is in limbo. From one that is gone nothing has to come back.
     fn take(&mut self, address: IpAddr, owner: MemberId) -> bool {
-        let presence = match self.lead.peers.get(&owner) {
-            Some(peer) => presence(self.now, peer, self.lead),
-            None if owner == self.me => Presence::Here,
-            None => Presence::Gone,
-        };
+        let presence = self.presence_of(owner);
         if presence == Presence::Limbo {
             return false;
         }

@@ -352,6 +352,7 @@ pub(crate) fn run(seed: u64, log: bool) -> (World, Result<(), String>) {
     let first = Arc::new(config(1, members, witnesses, 6, timing(lease, beat)));
     let mut configs = Configs { newest: first.clone(), members };
     let mut world = World::new(seed, members, first);
+    world.strangers = seed.is_multiple_of(2) || Mix::of(seed) == Mix::Tangle;
     world.log = log.then(Vec::new);
     for node in 0..members {
         world.schedule(0, Fault::Start(node));

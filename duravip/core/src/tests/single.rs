@@ -354,6 +354,100 @@ fn two_members_and_a_witness_survive_one() {
     }
 }
 
+/// The new configuration reaches the members that have it, whoever else votes.
+#[test]
+fn a_witness_from_another_subcluster_votes_and_never_stands_in_a_configurations_way() {
+    for seed in 0..20 {
+        let first = config(1, 3, 1, usize::from(ADDRESSES), timing(200, 25));
+        let mut world = World::new(seed, 3, Arc::new(first.clone()));
+        world.strangers = true;
+        (0..3).for_each(|node| world.start(node));
+        world.run_ms(4_000);
+        world.covered(&[0, 1]).unwrap();
+        let all: Vec<_> = (1..=ADDRESSES).map(address).collect();
+        world.crash(seed as usize % 2);
+        until_owned(&mut world, &all);
+        // One member that serves is here, and it has the new configuration.
+        let left = 1 - seed as usize % 2;
+        let mut second = first;
+        second.id = ConfigId { revision: 2, commit: [2; 32] };
+        second.spec.vips.remove(&address(1));
+        for node in [left, 2] {
+            world.configure(node, Arc::new(second.clone()));
+        }
+        world.run_ms(1_000);
+        assert!(world.owners(address(1)).is_empty(), "seed {seed}: the configuration is not adopted");
+        assert!(world.hosts[2].core.as_ref().unwrap().cluster.lead().is_none(), "seed {seed}: a stranger leads");
+        world.start(1 - left);
+        world.configure(1 - left, Arc::new(second));
+        world.run_ms(3_000);
+        world.covered(&[0, 1]).unwrap();
+        world.verdict().unwrap();
+    }
+}
+
+/// A witness may be the only one that is left with the newest table: it leads until a member has that, and no longer.
+#[test]
+fn a_stranger_hands_the_table_on_and_leads_no_more() {
+    let mut led = 0;
+    for seed in 0..40 {
+        let mut world = World::new(seed, 3, Arc::new(config(1, 3, 1, usize::from(ADDRESSES), timing(200, 25))));
+        world.strangers = true;
+        (0..3).for_each(|node| world.start(node));
+        world.run_ms(4_000);
+        let first = (0..2).find(|node| leader(&world) == *node).expect("a member leads");
+        let other = 1 - first;
+        // What the leader decides now reaches the witness alone.
+        world.net.cut.extend([(first, other), (other, first)]);
+        world.event(first, Event::Order(1, Order::Move(address(1), MemberId(first as u64 + 1))));
+        world.event(first, Event::Order(2, Order::Announce));
+        world.run_ms(60);
+        world.crash(first);
+        world.net.cut.clear();
+        until_owned(&mut world, &(1..=ADDRESSES).map(address).collect::<Vec<_>>());
+        world.run_ms(1_500);
+        led += world
+            .notices
+            .iter()
+            .filter(|(_, id, notice)| *id == MemberId(3) && matches!(notice, Notice::Leading(_)))
+            .count();
+        assert_eq!(leader(&world), other, "seed {seed}: a stranger still leads");
+        world.verdict().unwrap();
+    }
+    assert!(led > 0, "in no seed had the witness to lead: the test means nothing");
+}
+
+#[test]
+fn an_owner_of_many_hands_over_some_at_a_time() {
+    let mut many = config(1, 3, 1, 240, timing(200, 25));
+    for vip in many.spec.vips.values_mut() {
+        vip.placement = Placement::Preferred(MemberId(1));
+    }
+    for seed in 0..6 {
+        let mut world = calm(seed, many.clone());
+        world.run_ms(3_000);
+        world.watch.changed.clear();
+        let all: Vec<_> = (1..=240).map(address).collect();
+        assert!(all.iter().all(|address| world.owners(*address) == [0]), "seed {seed}: n1 has not all");
+        world.event(leader(&world), Event::Order(1, Order::Drain(MemberId(1))));
+        let mut dark = 0;
+        for _ in 0..20_000 {
+            world.run_us(50);
+            dark = dark.max(all.iter().filter(|address| world.owners(**address).is_empty()).count());
+            if all.iter().all(|address| world.owners(*address) == [1]) {
+                break;
+            }
+        }
+        assert!(all.iter().all(|address| world.owners(*address) == [1]), "seed {seed}: not drained");
+        // The first may still be on their way while the next leave.
+        assert!((1..=2 * 64).contains(&dark), "seed {seed}: {dark} addresses of nobody at once");
+        let moved: Vec<_> = world.watch.changed.iter().map(|(_, address)| *address).collect();
+        let twice = all.iter().filter(|address| moved.iter().filter(|moved| moved == address).count() > 2).count();
+        assert_eq!(twice, 0, "seed {seed}: addresses moved more than once");
+        world.verdict().unwrap();
+    }
+}
+
 #[test]
 fn without_a_majority_nobody_serves() {
     let mut world = calm(41, usual());

@@ -88,6 +88,8 @@ pub(crate) struct World {
     pub(crate) outsider: Option<IpAddr>,
     /// The cut is between the members' ports; the segment is whole.
     pub(crate) probes_cross_cuts: bool,
+    /// Witnesses are from another subcluster.
+    pub(crate) strangers: bool,
     pub(crate) notices: Vec<(u64, MemberId, Notice)>,
     queue: BinaryHeap<Reverse<(u64, u64)>>,
     happenings: BTreeMap<u64, Happening>,
@@ -137,6 +139,7 @@ impl World {
             steady: false,
             outsider: None,
             probes_cross_cuts: false,
+            strangers: false,
             notices: Vec::new(),
             queue: BinaryHeap::new(),
             happenings: BTreeMap::new(),
@@ -223,7 +226,11 @@ impl World {
 
     /// Lets time pass.
     pub(crate) fn run_ms(&mut self, ms: u64) {
-        let end = self.now_us + ms * 1000;
+        self.run_us(ms * 1000);
+    }
+
+    pub(crate) fn run_us(&mut self, us: u64) {
+        let end = self.now_us + us;
         let mut steps = 0_u64;
         while let Some(Reverse((us, number))) = self.queue.peek().copied() {
             if us > end {
@@ -234,7 +241,7 @@ impl World {
             let Some(happening) = self.happenings.remove(&number) else { continue };
             self.happen(happening);
             steps += 1;
-            assert!(steps < 3_000 * (ms + 100), "the members talk without end");
+            assert!(steps < 3_000 * (us / 1000 + 100), "the members talk without end");
         }
         self.now_us = end;
     }
@@ -262,6 +269,7 @@ impl World {
 
     /// Starts the daemon: it takes leftovers off before it says a word.
     pub(crate) fn start(&mut self, node: usize) {
+        self.hosts[node].config = self.as_read_by(node, self.hosts[node].config.clone());
         let seed = self.random();
         let incarnation = Incarnation(self.now_us / 1000);
         let now_us = self.now_us;
@@ -332,7 +340,17 @@ impl World {
         }
     }
 
+    /// A witness from another subcluster sees of a configuration who the members are.
+    fn as_read_by(&self, node: usize, config: Arc<Config>) -> Arc<Config> {
+        let witness = config.spec.members.get(&self.hosts[node].id).is_some_and(|spec| spec.witness);
+        if !witness || !self.strangers || config.stranger {
+            return config;
+        }
+        Arc::new(Config::of_stranger(ConfigId::NONE, timing(600, 60), config.spec.members.clone()).unwrap())
+    }
+
     pub(crate) fn configure(&mut self, node: usize, config: Arc<Config>) {
+        let config = self.as_read_by(node, config);
         self.hosts[node].config = config.clone();
         self.event(node, Event::Config(config));
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use crate::documents::hint;
 use crate::documents::place::KeyPath;
@@ -109,8 +110,8 @@ pub enum Probe {
     Tcp(HostPort),
     /// Runs a command.
     Exec(Vec<String>),
-    /// Asks a URL.
-    Http(String),
+    /// Asks a URL; with https, whose certificates are believed instead of those that the machine trusts.
+    Http(String, Option<PathBuf>),
 }
 
 /// Commands at changes of ownership, each an argv.
@@ -282,12 +283,19 @@ fn resolve_checks(raw: BTreeMap<String, RawCheck>, check: &mut Checker<'_>) -> B
         let mut probes = Vec::new();
         probes.extend(raw.tcp.map(Probe::Tcp));
         probes.extend(raw.exec.map(Probe::Exec));
-        probes.extend(raw.http.map(Probe::Http));
-        if let Some(Probe::Http(url)) = probes.iter().find(|probe| matches!(probe, Probe::Http(_)))
+        if let Some(url) = &raw.http
             && !is_http_url(url)
         {
             check.refuse(&path.key("http"), "expected a URL such as \"http://127.0.0.1:8080/health\"");
         }
+        if let Some(ca) = &raw.ca {
+            if !raw.http.as_ref().is_some_and(|url| url.starts_with("https://")) {
+                check.refuse(&path.key("ca"), "ca goes with http = \"https://…\"");
+            } else if !ca.starts_with('/') {
+                check.refuse(&path.key("ca"), "expected the absolute path of a PEM file");
+            }
+        }
+        probes.extend(raw.http.map(|url| Probe::Http(url, raw.ca.map(PathBuf::from))));
         if probes.len() != 1 {
             check.refuse(&path, format!("the check \"{name}\" needs exactly one of tcp, exec and http"));
         }

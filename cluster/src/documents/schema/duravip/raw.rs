@@ -122,6 +122,8 @@ pub struct RawCheck {
     pub exec: Option<Vec<String>>,
     /// Passes when the URL answers 200 to 399.
     pub http: Option<String>,
+    /// Whose certificates are believed where the URL has https, instead of those that the machine trusts.
+    pub ca: Option<String>,
     /// Time between two runs.
     pub interval: Option<HumanDuration>,
     /// The longest that a run may take.
