@@ -184,13 +184,14 @@ impl Commit {
         written: &dyn Fn() -> Option<Written>,
     ) -> Result<()> {
         let mut state = locked(&self.state);
-        state.waiting.push(end);
+        if state.synced.next < end {
+            state.waiting.push(end);
+        }
         let error = loop {
             if let Some(error) = epoch.error(end) {
                 break error;
             }
             if state.synced.next >= end {
-                state.forget_released();
                 return Ok(());
             }
             let complete = state.is_complete();
