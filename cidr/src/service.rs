@@ -31,7 +31,7 @@ pub struct QueryLimits {
     /// Queries that run at a time; the next ones wait two seconds and are then told to come back
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub max_queries: usize,
-    /// Seconds that a query may take
+    /// Seconds that a query may take, the time of whoever reads its answer included
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub query_seconds: u64,
     /// Rows of an answer

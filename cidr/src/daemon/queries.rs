@@ -1,5 +1,5 @@
 //! Queries on threads of their own, with an answer that streams: bounded in time, rows, memory and number, and ended as soon as nobody
-//! waits for it any more.
+//! waits for it any more. The time of whoever reads the answer counts, too: clients that stop reading would otherwise keep all places.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use bytes::Bytes;
 use cidr_engine::{Format, QueryError, QueryOptions};
 use cluster::control::Failure;
 use cluster::error::Chain;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use crate::service::Service;
@@ -63,7 +64,7 @@ pub async fn begin(
     let place = tokio::time::timeout(PLACE, service.query_places.clone().acquire_owned()).await;
     let Ok(Ok(place)) = place else { return Err(QueryFailure::Busy) };
     let (sender, receiver) = mpsc::channel(PIECES);
-    let service = service.clone();
+    let (service, runtime) = (service.clone(), Handle::current());
     tokio::task::spawn_blocking(move || {
         let begun = Instant::now();
         let patience = Patience::new(&service, &sender);
@@ -74,18 +75,20 @@ pub async fn begin(
             format,
             stop: &|| patience.is_over(),
         };
-        let answered = store.query(&text, &options, &mut Pieces(&sender));
+        let mut pieces = Pieces { sender: &sender, deadline: patience.deadline, runtime: &runtime };
+        let answered = store.query(&text, &options, &mut pieces);
+        drop(place);
         service.meters.query_seconds.observe(begun.elapsed().as_secs_f64());
         match answered {
             Ok(_) => drop(service.meters.queries.inc()),
             Err(error) => {
                 service.meters.queries_failed.inc();
                 if let Some(failure) = patience.judge(&error, &text) {
-                    let _ = sender.blocking_send(Err(failure));
+                    // Whoever reads again learns that the answer is not whole; a thread does not wait for that.
+                    runtime.spawn(async move { sender.send(Err(failure)).await });
                 }
             }
         }
-        drop(place);
     });
     Ok(receiver)
 }
@@ -123,6 +126,9 @@ impl<'a> Patience<'a> {
             QueryError::Condensed { .. } | QueryError::Memory { .. } | QueryError::Rows { .. } => {
                 QueryFailure::Wrong(Failure::new(error.to_string()).code("query"))
             }
+            QueryError::Output(error) if error.kind() == io::ErrorKind::TimedOut => {
+                QueryFailure::Slow { seconds: self.seconds }
+            }
             error if error.is_cancelled() => QueryFailure::Slow { seconds: self.seconds },
             error => {
                 tracing::error!(error = %Chain(error), "a query failed");
@@ -133,15 +139,65 @@ impl<'a> Patience<'a> {
 }
 
 /// Where the engine writes its answer.
-struct Pieces<'a>(&'a mpsc::Sender<Piece>);
+struct Pieces<'a> {
+    sender: &'a mpsc::Sender<Piece>,
+    deadline: Instant,
+    runtime: &'a Handle,
+}
 
 impl Write for Pieces<'_> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let sent = self.0.blocking_send(Ok(Bytes::copy_from_slice(data)));
-        sent.map(|()| data.len()).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        let place = tokio::time::timeout_at(self.deadline.into(), self.sender.reserve());
+        match self.runtime.block_on(place) {
+            Ok(Ok(place)) => {
+                place.send(Ok(Bytes::copy_from_slice(data)));
+                Ok(data.len())
+            }
+            Ok(Err(_)) => Err(io::ErrorKind::BrokenPipe.into()),
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use cidr_engine::{Counts, Window};
+
+    use super::*;
+    use crate::service::QueryLimits;
+    use crate::settings::Settings;
+
+    #[tokio::test]
+    async fn a_client_that_reads_nothing_gives_its_place_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let outbox = crate::outbox::Outbox::open(&dir.path().join("outbox"), "n1").unwrap();
+        let limits = QueryLimits { max_queries: 1, query_seconds: 1, query_rows: 1 << 20, query_memory_mib: 64 };
+        let (peers, meters) = (crate::peers::Peers::new(None), crate::metrics::Meters::new("n1"));
+        let (service, _finished) = Service::new("n1".into(), dir.path().into(), limits, outbox, peers, meters);
+        let mut settings = Settings::none();
+        settings.servers = vec!["n1".into()];
+        service.apply(settings).unwrap();
+        // Two megabytes of text, of which a quarter fits between the query and its reader.
+        let counts = Counts::from_rows((0..60_000).map(|host| (host, 1)).collect(), Vec::new());
+        let window = Window { series: "big".into(), node: "n1".into(), start: 0, end: 900, counts };
+        service.store().unwrap().commit(None, &[window]).unwrap();
+        let ask = |text: &str| begin(&service, text.to_owned(), Format::Text);
+
+        let mut unread = ask("show count for 0.0.0.0/0 in big").await.unwrap();
+        assert!(unread.recv().await.unwrap().is_ok());
+        // The only place is taken until the second is over; this waits for it, at most two.
+        let mut other = ask("show count for 0.0.0.7 in big").await.unwrap();
+        assert_eq!(other.recv().await.unwrap().unwrap(), "0.0.0.7/32         :         1\n");
+        // What was left unread does not look whole.
+        let mut last = None;
+        while let Some(piece) = unread.recv().await {
+            last = Some(piece);
+        }
+        assert!(matches!(last, Some(Err(QueryFailure::Slow { seconds: 1 }))), "{last:?}");
     }
 }
