@@ -241,6 +241,18 @@ released = []
 }
 
 #[test]
+fn whom_a_check_believes_goes_with_https() {
+    for (check, words) in [
+        ("http = \"http://127.0.0.1/\"\nca = \"/etc/ca.pem\"", "ca goes with"),
+        ("tcp = \"127.0.0.1:1\"\nca = \"/etc/ca.pem\"", "ca goes with"),
+        ("http = \"https://127.0.0.1/\"\nca = \"ca.pem\"", "absolute path"),
+    ] {
+        let found = mistakes(DocumentKind::Duravip, &format!("[check.web]\n{check}\n"));
+        assert!(found.contains(words), "{check}: {found}");
+    }
+}
+
+#[test]
 fn two_members_must_choose() {
     let of = |nodes: &str, first_line: &str| {
         let vip = format!("{first_line}\n[topology.\"10.1.1.0/24\"]\ninterface = \"eth1\"\n[vip.\"10.1.1.1\"]\n");
