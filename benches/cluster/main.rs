@@ -267,6 +267,7 @@ async fn catchup(ours: &mut Ours) {
     const COMMITS: usize = 10_000;
     const ROUNDS: usize = 6;
     let (mut before, mut without, mut during, mut took) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut starting, mut sending, mut slowest) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let leader = ours.leader().await;
         let away = (leader + 1) % 3;
@@ -281,15 +282,35 @@ async fn catchup(ours: &mut Ours) {
         let (reached, follower) = (std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false)), ours.client(away));
         let flag = reached.clone();
         let waiting = tokio::spawn(async move {
-            while head(&follower).await.map_or(0, |head| head.revision) < target {
+            let mut up = None;
+            loop {
+                match head(&follower).await {
+                    Ok(head) if head.revision >= target => break,
+                    Ok(_) => up = up.or_else(|| Some(begun.elapsed())),
+                    // A problem is an answer, too.
+                    Err(error) if error.api().is_some() => up = up.or_else(|| Some(begun.elapsed())),
+                    Err(_) => {}
+                }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             flag.store(true, std::sync::atomic::Ordering::Relaxed);
-            begun.elapsed()
+            (up.unwrap_or_else(|| begun.elapsed()), begun.elapsed())
         });
         let stop = || reached.load(std::sync::atomic::Ordering::Relaxed);
-        during.extend(commit_times(&client, Duration::from_secs(60), stop).await);
-        took.push(waiting.await.unwrap());
+        let times = commit_times(&client, Duration::from_secs(60), stop).await;
+        let (up, all) = waiting.await.unwrap();
+        took.push(all);
+        let mut at = Duration::ZERO;
+        for time in &times {
+            if at < up {
+                starting.push(*time)
+            } else {
+                sending.push(*time)
+            }
+            slowest.push((*time, at, up));
+            at += *time;
+        }
+        during.extend(times);
         ours.ready(away).await;
     }
     let seconds = |at, took: &mut [Duration]| quantile(took, at).as_secs_f64();
@@ -298,8 +319,14 @@ async fn catchup(ours: &mut Ours) {
         seconds(0.5, &mut took),
         seconds(1.0, &mut took)
     );
-    for (name, times) in [("all are there", &mut before), ("it is away", &mut without), ("it catches up", &mut during)]
-    {
+    let phases = [
+        ("all are there", &mut before),
+        ("it is away", &mut without),
+        ("it catches up", &mut during),
+        ("… it starts", &mut starting),
+        ("… it is sent", &mut sending),
+    ];
+    for (name, times) in phases.into_iter().filter(|(_, times)| !times.is_empty()) {
         let count = times.len();
         println!(
             "commits of the leader while {name:<14} {count:>6}   p50 {:>6.2} ms   p90 {:>6.2} ms   p99 {:>6.2} ms",
@@ -308,6 +335,11 @@ async fn catchup(ours: &mut Ours) {
             ms(quantile(times, 0.99))
         );
     }
+    slowest.sort_unstable();
+    let slowest = slowest.iter().rev().take(12);
+    let slowest: Vec<_> =
+        slowest.map(|(time, at, up)| format!("{:.0} at {:.0} (up {:.0})", ms(*time), ms(*at), ms(*up))).collect();
+    println!("the slowest meanwhile, in ms after its start: {}", slowest.join(", "));
     println!("p99 meanwhile: {:.1} times", ms(quantile(&mut during, 0.99)) / ms(quantile(&mut before, 0.99)));
 }
 

@@ -3,9 +3,10 @@
 //! ```text
 //! cargo run --release -p ecconfigd --example idle_watchers -- DATA ADDR:PORT SERVER_PID [COUNT] [sse|poll] [http/1.1|h2]
 //! ```
-//! `DATA` is the server's data directory (for the CA and the password). The figure is the growth of the server's resident memory
-//! divided by the number of watchers, so run it against a server that has just started, built with `--release`: debug figures mislead.
-//! Watchers come from 127.0.0.1, 127.0.0.2, … because the server bounds connections per address.
+//! `DATA` is the server's data directory (for the CA and the password). Printed are the server's memory before and with all watchers, as the
+//! kernel counts it (RSS) and with what it shares with other processes divided among them (PSS), and the growth per watcher: so run it against
+//! a server that has just started, built with `--release`: debug figures mislead. How this program itself is built does not matter.
+//! Watchers come from 127.0.0.1, 127.0.0.2, … because the server bounds connections per address; both processes need a file descriptor for each.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -40,14 +41,17 @@ async fn main() {
     // One before counting: what the first request sets up is not a watcher's cost.
     let mut held = vec![open(from(0), address, &ca, &authorization, sse, h2).await];
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let before = resident_bytes(pid);
+    let before = Memory::of(pid);
     for number in 1..=count {
         held.push(open(from(number), address, &ca, &authorization, sse, h2).await);
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let after = resident_bytes(pid);
-    let each = (after.saturating_sub(before)) as f64 / count as f64 / 1024.0;
-    println!("{count} watchers: {before} -> {after} bytes resident, {each:.1} KiB each");
+    let after = Memory::of(pid);
+    for (name, before, after) in [("RSS", before.rss_kib, after.rss_kib), ("PSS", before.pss_kib, after.pss_kib)] {
+        let each = after.saturating_sub(before) as f64 / count as f64;
+        let mb = |kib: u64| kib as f64 * 1024.0 / 1e6;
+        println!("{count} watchers: {name} {:.1} -> {:.1} MB, {each:.1} KiB each", mb(before), mb(after));
+    }
     assert_eq!(held.len(), count + 1);
     drop(held);
 }
@@ -113,8 +117,17 @@ async fn open_http2(from: IpAddr, address: SocketAddr, ca: &str, authorization: 
     }
 }
 
-fn resident_bytes(pid: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+/// The server's memory.
+struct Memory {
+    rss_kib: u64,
+    pss_kib: u64,
+}
+
+impl Memory {
+    fn of(pid: &str) -> Memory {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+        let line = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        let kib = |name: &str| line(name).split_whitespace().next().unwrap().parse().unwrap();
+        Memory { rss_kib: kib("Rss:"), pss_kib: kib("Pss:") }
+    }
 }

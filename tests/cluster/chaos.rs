@@ -144,8 +144,10 @@ impl Chaos {
             Fault::Demoted => drop(lab.eccfg(&["node", "demote", name])),
             Fault::Burnt => lab.burn(name),
             Fault::Removed => {
+                let mut turns = 0..;
                 crate::support::eventually("a removal", || {
-                    let output = lab.eccfg(&["node", "remove", name]);
+                    let turn = turns.next()?;
+                    let output = lab.eccfg_in_turn(turn, &["node", "remove", name]).output().unwrap();
                     // Said again after its answer was lost, it is refused: there is nobody of this name any more.
                     let gone = String::from_utf8_lossy(&output.stderr).contains("no such node");
                     (output.status.success() || gone).then_some(())
@@ -177,8 +179,11 @@ impl Chaos {
                 lab.wait_vote(&name);
             }
             Fault::Demoted => {
+                let mut turns = 0..;
                 crate::support::eventually("a promotion", || {
-                    lab.eccfg(&["node", "promote", &name]).status.success().then_some(())
+                    let turn = turns.next()?;
+                    let output = lab.eccfg_in_turn(turn, &["node", "promote", &name]).output().unwrap();
+                    output.status.success().then_some(())
                 });
             }
         }

@@ -174,19 +174,23 @@ impl Lab {
 
     /// The join alone.
     pub fn join_with(&self, name: &str, token: &str, options: &[&str]) {
-        done("a join", || self.joining(name, token, options));
+        let turn = std::cell::Cell::new(0);
+        done("a join", || self.joining(name, token, options, turn.replace(turn.get() + 1)));
     }
 
     pub fn try_join(&self, name: &str, token: &str, options: &[&str]) -> Output {
-        self.joining(name, token, options).output().unwrap()
+        self.joining(name, token, options, 0).output().unwrap()
     }
 
-    fn joining(&self, name: &str, token: &str, options: &[&str]) -> Command {
+    fn joining(&self, name: &str, token: &str, options: &[&str], turn: usize) -> Command {
         let machine = self.machine(name);
         let listen = format!("{}:{PORT}", machine.address);
         let mut join = machine.command(&["ecconfigd", "join", "--node", name, "--listen", &listen, "--token", token]);
-        for other in self.machines.iter().filter(|other| other.child.is_some()) {
-            join.args(["--server", &other.url()]);
+        let mut others = self.running();
+        let first = turn % others.len().max(1);
+        others.rotate_left(first);
+        for other in others {
+            join.args(["--server", &self.machine(other).url()]);
         }
         join.args(options).arg("--data").arg(machine.data());
         join
@@ -202,8 +206,10 @@ impl Lab {
     }
 
     fn token_by(&self, args: &[&str]) -> String {
+        let mut turns = 0..;
         eventually("a token", || {
-            let output = self.eccfg(args);
+            let turn = turns.next()?;
+            let output = self.eccfg_in_turn(turn, args).output().unwrap();
             output.status.success().then(|| String::from_utf8(output.stdout).unwrap().trim().to_owned())
         })
     }
@@ -427,8 +433,17 @@ impl Lab {
     /// The same, as often as a machine that is so busy that the leadership moves makes it fail.
     #[track_caller]
     pub fn done(&self, args: &[&str]) -> String {
-        let names = self.running();
-        done(&args.join(" "), || self.eccfg_of(&names, args))
+        let turn = std::cell::Cell::new(0);
+        done(&args.join(" "), || self.eccfg_in_turn(turn.replace(turn.get() + 1), args))
+    }
+
+    /// The same, speaking to another machine first at each turn: one that is cut off from the leader answers 503, after which `eccfg` asks
+    /// nobody else what might have been done already.
+    pub fn eccfg_in_turn(&self, turn: usize, args: &[&str]) -> Command {
+        let mut names = self.running();
+        let first = turn % names.len().max(1);
+        names.rotate_left(first);
+        self.eccfg_of(&names, args)
     }
 
     /// The same, speaking to these machines in this order.

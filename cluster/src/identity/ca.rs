@@ -19,9 +19,10 @@ use crate::files;
 /// How long a node's certificate is good for when nobody says otherwise.
 pub const DEFAULT_VALIDITY: Duration = Duration::from_secs(90 * 24 * 3600);
 
-/// A new certificate is valid from this long ago, so that a node whose clock runs behind accepts it; one with a shorter life from as long
-/// ago as it has left, so that two thirds of its life are not over when it begins.
-const BACKDATE: time::Duration = time::Duration::hours(1);
+/// A new certificate is valid from this long ago, so that a node whose clock runs behind accepts it, and everybody accepts what a node issues
+/// whose clock is ahead; one with a shorter life from as long ago as it has left, so that two thirds of its life are not over when it begins.
+/// The CA's own begins as early.
+const BACKDATE: time::Duration = time::Duration::days(1);
 /// The CA outlives every machine that trusts it: replacing it means enrolling every node again.
 const CA_VALIDITY: time::Duration = time::Duration::days(30 * 365);
 
@@ -89,7 +90,7 @@ impl Ca {
         let key = KeyPair::generate().map_err(IdentityError::crypto("make a CA key"))?;
         let now = OffsetDateTime::now_utc();
         let mut params = CertificateParams::default();
-        params.not_before = now - time::Duration::days(1);
+        params.not_before = now - BACKDATE;
         params.not_after = now + CA_VALIDITY;
         params.serial_number = Some(serial());
         params.distinguished_name = names([
@@ -166,7 +167,7 @@ impl Ca {
         cluster_name_of(&self.certificate)
     }
 
-    /// Issues a certificate, valid from an hour ago (or less, see `BACKDATE`) until `validity` from now.
+    /// Issues a certificate, valid from a day ago (or less, see `BACKDATE`) until `validity` from now.
     pub fn issue(&self, csr_pem: &str, node: &NodeCert, validity: Duration) -> Result<CertChain, IdentityError> {
         self.issue_at(csr_pem, node, validity, OffsetDateTime::now_utc())
     }

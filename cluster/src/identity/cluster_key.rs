@@ -11,6 +11,7 @@ use std::time::Duration;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose, SanType, SerialNumber};
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use sha2::{Digest as _, Sha256};
+use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::ca::ia5;
@@ -18,8 +19,9 @@ use super::peer::uri_of_cluster;
 use super::{Ca, IdentityError, KeyRequest, NodeCert, NodeRole, ReloadingIdentity};
 use crate::files;
 
-/// Members issue their certificates to themselves at every start.
-const VALIDITY: Duration = Duration::from_secs(10 * 365 * 86_400);
+/// Members issue their certificates to themselves at every start, so an end would protect nothing, and dates would only keep out members
+/// whose clocks are wrong: from 1970 on, for five centuries.
+const VALIDITY: Duration = Duration::from_secs(500 * 365 * 86_400);
 /// What comes before the seed in the private key's DER (RFC 8410).
 const ED25519_PKCS8: [u8; 16] = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
 
@@ -51,7 +53,9 @@ impl ClusterKey {
     pub fn identity(&self, node: &str, subcluster: &str, dir: &Path) -> Result<Arc<ReloadingIdentity>, IdentityError> {
         let request = KeyRequest::generate(node)?;
         let certificate = NodeCert::new(node, subcluster, NodeRole::Client);
-        let chain = self.ca()?.issue(request.csr_pem(), &certificate, VALIDITY)?;
+        // A day later, because what is issued is valid from a day before.
+        let start = OffsetDateTime::UNIX_EPOCH + time::Duration::days(1);
+        let chain = self.ca()?.issue_at(request.csr_pem(), &certificate, VALIDITY, start)?;
         request.certified(&chain.pem, &chain.ca_pem)?.store(dir)?;
         ReloadingIdentity::load(dir)
     }
@@ -96,6 +100,16 @@ mod tests {
         assert_eq!(n1.ca_fingerprint(), n2.ca_fingerprint());
         assert_ne!(n1.ca_fingerprint(), n3.ca_fingerprint());
         assert_eq!((n1.node(), n2.node()), ("n1", "n2"));
+    }
+
+    #[test]
+    fn no_clock_keeps_a_member_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = ClusterKey(Zeroizing::new([11; 32]));
+        let identity = key.identity("n1", "default", dir.path()).unwrap().current();
+        let own = identity.peer();
+        let (start, year) = (OffsetDateTime::UNIX_EPOCH, time::Duration::days(365));
+        assert!(own.not_before <= start && own.not_after > start + year * 499, "{own:?}");
     }
 
     #[test]

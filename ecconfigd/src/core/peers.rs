@@ -4,6 +4,7 @@
 //! may be the one that missed the changes (it was away while others joined, or it is new itself), so it also listens to Raft's messages of
 //! any server that the cluster's CA certified; terms and logs decide then, as Raft has it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -55,6 +56,19 @@ pub(super) struct Status {
     /// Why it does not do all that a member does, where that is so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) trouble: Option<String>,
+    /// Where members told it that they are.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) said: Places,
+}
+
+/// Addresses of members by number. Only what they said themselves is passed on, so that nothing goes round for ever.
+pub(super) type Places = BTreeMap<u64, String>;
+
+/// The question of [`Method::STATUS`]; a build that does not know of places asks with nothing.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct AskStatus {
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    said: Places,
 }
 
 impl From<Readiness> for Status {
@@ -67,7 +81,7 @@ impl From<Readiness> for Status {
             Readiness::Failed(why) => Some(format!("failed: {why}")),
             Readiness::Stopping => Some("stopping".into()),
         };
-        Self { trouble }
+        Self { trouble, said: Places::new() }
     }
 }
 
@@ -80,7 +94,7 @@ impl Core {
             let (id, node) = (*id, node.clone());
             let trouble = match &self.inner.client {
                 _ if id == self.inner.raft_id => Status::from(self.readiness()).trouble,
-                Some(client) => match status(client, &target(id, &node), STATUS_WITHIN).await {
+                Some(client) => match status(client, &target(id, &node), Places::new(), STATUS_WITHIN).await {
                     Ok(status) => status.trouble,
                     Err(error) => Some(format!("does not answer: {error}")),
                 },
@@ -93,12 +107,18 @@ impl Core {
 }
 
 /// Asks a member how it is. One of a build that cannot say is well.
-pub(super) async fn status(client: &Client, target: &Target, within: Duration) -> Result<Status, PeerError> {
-    match client.call(target, Method::STATUS, Bytes::new(), within).await {
+pub(super) async fn status(
+    client: &Client,
+    target: &Target,
+    said: Places,
+    within: Duration,
+) -> Result<Status, PeerError> {
+    let body = serde_json::to_vec(&AskStatus { said }).map(Bytes::from).unwrap_or_default();
+    match client.call(target, Method::STATUS, body, within).await {
         Ok(answer) => serde_json::from_slice(&answer)
             .map_err(|error| PeerError::Lost { peer: target.node.clone(), why: error.to_string() }),
         Err(PeerError::Refused { refusal, .. }) if refusal.code == RefusalCode::UnknownMethod => {
-            Ok(Status { trouble: None })
+            Ok(Status { trouble: None, said: Places::new() })
         }
         Err(error) => Err(error),
     }
@@ -213,9 +233,14 @@ impl PeerService {
         Ok(wire::appended(&response))
     }
 
-    /// What somebody who would hand the leadership over wants to know.
-    fn status(&self) -> Result<Bytes, Refusal> {
-        let status = Status::from(self.core()?.readiness());
+    /// What somebody who would hand the leadership over wants to know, and where others are, in exchange for the same.
+    fn status(&self, body: &[u8]) -> Result<Bytes, Refusal> {
+        let core = self.core()?;
+        let mut status = Status::from(core.readiness());
+        if let Some(client) = &core.inner.client {
+            status.said = client.said();
+            client.passed_on(serde_json::from_slice::<AskStatus>(body).unwrap_or_default().said);
+        }
         serde_json::to_vec(&status).map(Bytes::from).map_err(Refusal::failed)
     }
 
@@ -362,7 +387,7 @@ impl Service for PeerService {
             Method::READ_INDEX => self.read_index().boxed(),
             Method::HASHES => async move { self.core()?.tell_hashes(&body) }.boxed(),
             Method::FORWARD => async move { self.core()?.forwarded(body).await }.boxed(),
-            Method::STATUS => futures::future::ready(self.status()).boxed(),
+            Method::STATUS => futures::future::ready(self.status(&body)).boxed(),
             Method::CERTIFY => async move { self.core()?.certify(&caller, body).await }.boxed(),
             Method::CA_KEY => {
                 let caller = self.is_member(caller.raft_id, &caller.peer.node).then_some(caller.raft_id);

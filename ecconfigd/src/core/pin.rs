@@ -67,6 +67,7 @@ fn fit(metrics: &Metrics, raft_id: u64, to: u64) -> bool {
 async fn well(metrics: &Metrics, client: Option<&peer::Client>, to: u64) -> Result<(), String> {
     let node = metrics.membership_config.membership().get_node(&to);
     let (Some(client), Some(node)) = (client, node) else { return Ok(()) };
-    let status = peers::status(client, &peers::target(to, node), ANSWERED).await.map_err(|error| error.to_string())?;
+    let status = peers::status(client, &peers::target(to, node), peers::Places::new(), ANSWERED).await;
+    let status = status.map_err(|error| error.to_string())?;
     status.trouble.map_or(Ok(()), Err)
 }

@@ -21,7 +21,7 @@ use crate::state::{MemberRecord, View};
 
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(100);
-/// How often a node that knows no leader calls the others, and how long it waits for them.
+/// How often a node that knows no leader, or where one is that the others do not find, calls everybody, and how long it waits for them.
 const GREET: Duration = Duration::from_secs(1);
 /// A step that hangs (the group lost its majority) is given up and tried again.
 const STEP: Duration = Duration::from_secs(15);
@@ -99,14 +99,15 @@ pub(super) async fn run(core: Core, stopping: CancellationToken) {
                 keep_connections(client, &proposer, &view);
                 key.note("the CA's key", look_for_key(&proposer, raft_id, &options, client, &view).await);
             }
-            if leaderless(&proposer) {
-                if let Some(client) = &client
-                    && greeted.elapsed() > GREET
-                {
-                    greet(client, &proposer, raft_id).await;
-                    greeted = tokio::time::Instant::now();
-                }
-            } else if moved(&options, raft_id, &view) {
+            let alone = leaderless(&proposer);
+            if let Some(client) = &client
+                && greeted.elapsed() > GREET
+                && (alone || knows_better(&options, client, &view))
+            {
+                greet(client, &proposer, raft_id).await;
+                greeted = tokio::time::Instant::now();
+            }
+            if !alone && moved(&options, raft_id, &view) {
                 place.note("this node's address in the cluster", readdress(&core).await);
             }
             if proposer.raft.is_leader() {
@@ -213,13 +214,27 @@ async fn readdress(core: &Core) -> Result<(), String> {
     core.one(op).await.map(drop).map_err(|error| error.to_string())
 }
 
-/// Calls everybody once, so that they know where this node is: whoever leads may look for it elsewhere.
+/// Whether this node was told that a member is elsewhere than the cluster knows, and has not heard from it: nobody else may find it there.
+fn knows_better(options: &CoreOptions, client: &peer::Client, view: &View) -> bool {
+    if options.peers.is_empty() {
+        return false;
+    }
+    let said = client.said();
+    let elsewhere =
+        |member: &MemberRecord| options.peers.get(member.node.as_str()).is_some_and(|told| *told != member.address);
+    view.members.values().any(|member| elsewhere(member) && !said.contains_key(&member.raft_id))
+}
+
+/// Calls everybody once, so that they know where this node is: whoever leads may look for it elsewhere. Both ends tell each other where the
+/// others are, so that it is enough if one of those who moved was told.
 async fn greet(client: &peer::Client, proposer: &Proposer, raft_id: u64) {
     let metrics = proposer.raft.metrics().borrow_watched().clone();
     let others = metrics.membership_config.membership().nodes().filter(|(id, _)| **id != raft_id);
     let targets: Vec<_> = others.map(|(id, node)| super::peers::target(*id, node)).collect();
-    let calls = targets.iter().map(|target| super::peers::status(client, target, GREET));
-    drop(futures::future::join_all(calls).await);
+    let calls = targets.iter().map(|target| super::peers::status(client, target, client.said(), GREET));
+    for status in futures::future::join_all(calls).await.into_iter().flatten() {
+        client.passed_on(status.said);
+    }
 }
 
 /// The record of the node that makes the cluster.

@@ -11,6 +11,7 @@ use tokio::io::BufStream;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
+use super::addresses::Addresses;
 use super::bulk::Bulk;
 use super::frame::{self, Frame};
 use super::hello::{self, Hello, Welcome};
@@ -41,10 +42,6 @@ struct Inner {
     dialer: Arc<Dialer>,
     /// One per member and lane; members are few, and those that changed are forgotten by [`Client::keep`].
     links: Mutex<HashMap<(Target, Lane), Arc<Link>>>,
-    /// Where members said they are, by number; it counts more than what the log says, which follows. As many as there are members.
-    moved: Mutex<HashMap<u64, String>>,
-    /// Where the operator says that nodes are, by name; it counts less than what they say themselves.
-    told: BTreeMap<String, String>,
 }
 
 /// Makes connections.
@@ -53,6 +50,8 @@ pub(super) struct Dialer {
     raft_id: u64,
     /// Where this node is reached.
     address: Option<String>,
+    /// Where the others are.
+    addresses: Addresses,
     version: u16,
 }
 
@@ -71,8 +70,8 @@ impl Client {
         told: BTreeMap<String, String>,
         version: u16,
     ) -> Self {
-        let dialer = Arc::new(Dialer { identity, raft_id, address, version });
-        Self { inner: Arc::new(Inner { dialer, links: Mutex::default(), moved: Mutex::default(), told }) }
+        let dialer = Arc::new(Dialer { identity, raft_id, address, addresses: Addresses::new(told), version });
+        Self { inner: Arc::new(Inner { dialer, links: Mutex::default() }) }
     }
 
     fn link(&self, target: &Target, lane: Lane) -> Arc<Link> {
@@ -82,25 +81,30 @@ impl Client {
         links.entry((target.clone(), lane)).or_insert_with(make).clone()
     }
 
-    /// The member where it said it is, if it did.
+    /// The member where it is to be looked for now.
     fn found(&self, target: &Target) -> Target {
-        let moved = self.inner.moved.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = moved.get(&target.raft_id).or_else(|| self.inner.told.get(&target.node));
-        Target { address: known.unwrap_or(&target.address).clone(), ..target.clone() }
+        self.inner.dialer.addresses.found(target)
     }
 
     /// A member has said where it is.
     pub fn moved(&self, raft_id: u64, address: &str) {
-        let mut moved = self.inner.moved.lock().unwrap_or_else(PoisonError::into_inner);
-        moved.insert(raft_id, address.to_owned());
+        self.inner.dialer.addresses.said(raft_id, address);
+    }
+
+    /// Where members said that they are, by number.
+    pub fn said(&self) -> BTreeMap<u64, String> {
+        self.inner.dialer.addresses.all_said()
+    }
+
+    /// Another member says where they told it they are.
+    pub fn passed_on(&self, places: BTreeMap<u64, String>) {
+        self.inner.dialer.addresses.pass_on(places);
     }
 
     /// Closes connections to everybody who is not among these, and forgets where they are.
     pub fn keep(&self, targets: &[Target]) {
+        self.inner.dialer.addresses.keep(targets);
         let targets: Vec<Target> = targets.iter().map(|target| self.found(target)).collect();
-        let mut moved = self.inner.moved.lock().unwrap_or_else(PoisonError::into_inner);
-        moved.retain(|raft_id, _| targets.iter().any(|target| target.raft_id == *raft_id));
-        drop(moved);
         let mut links = self.inner.links.lock().unwrap_or_else(PoisonError::into_inner);
         links.retain(|(target, _), _| targets.contains(target));
     }
@@ -148,10 +152,12 @@ impl Dialer {
     /// Connects, proves both ends, and exchanges the hello.
     pub(super) async fn dial(&self, target: &Target, lane: Lane) -> Result<BufStream<TlsStream<TcpStream>>, PeerError> {
         let unreachable = |why: String| PeerError::Unreachable { peer: target.node.clone(), why };
-        match tokio::time::timeout(DIAL, self.connect(target, lane)).await {
+        let done = match tokio::time::timeout(DIAL, self.connect(target, lane)).await {
             Ok(done) => done.map_err(unreachable),
             Err(_) => Err(unreachable(format!("{} did not answer within {} s", target.address, DIAL.as_secs()))),
-        }
+        };
+        self.addresses.tried(target, done.is_ok());
+        done
     }
 
     async fn connect(&self, target: &Target, lane: Lane) -> Result<BufStream<TlsStream<TcpStream>>, String> {

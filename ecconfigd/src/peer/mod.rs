@@ -15,6 +15,7 @@
 //!     kind 4 ping     5 pong     6 piece of a bulk stream        7 its end
 //! ```
 
+mod addresses;
 mod bulk;
 mod client;
 mod frame;
@@ -65,7 +66,7 @@ impl Method {
     pub const CA_KEY: Method = Method(10);
     /// A certificate, from whoever holds that key.
     pub const CERTIFY: Method = Method(11);
-    /// How the node is: whether it writes.
+    /// How the node is: whether it writes; and where members are, in both directions.
     pub const STATUS: Method = Method(12);
     /// The hashes of the state at some indexes, and how the asked node is.
     pub const HASHES: Method = Method(13);

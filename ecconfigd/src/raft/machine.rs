@@ -93,7 +93,7 @@ impl<C: Group> RaftStateMachine<C> for Machine {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<openraft::alias::SnapshotOf<C, Manifest>>, io::Error> {
-        let found = self.blocking(State::current_snapshot).await?;
+        let found = self.blocking(State::sound_snapshot).await?;
         Ok(found.map(|(meta, snapshot)| Snapshot { meta, snapshot }))
     }
 }

@@ -4,7 +4,8 @@
 //! entries one of their own, so that 8 MiB of packs never stand in front of a lease. Whatever fails is "unreachable" to openraft, which then
 //! waits a little; the words go to its log. `pre_vote` really asks: openraft's own default grants, which would undo what it is there for.
 //!
-//! A follower that is far behind gets one small append at a time, with a rest after each: disks and processors belong to the commits first.
+//! A follower that is far behind gets one small append at a time, with a rest after each: disks and processors belong to the commits first,
+//! as long as it gains on them.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -32,9 +33,13 @@ use crate::state::Manifest;
 const WINDOW: usize = 32;
 /// … and their bytes: the follower's disk is the bottleneck, more would only wait in memory.
 const WINDOW_BYTES: usize = 16 << 20;
-/// After an append to a follower that is far behind nothing is sent for as long as it took, so that half of the time is left to others, and at
-/// most for this long.
+/// After an append to a follower that is far behind nothing is sent for so many times as long as it took, so that most of the time is left to
+/// others, …
+const RESTS: u32 = 3;
+/// … and at most for this long.
 const LONGEST_REST: Duration = Duration::from_millis(100);
+/// That holds while it gets entries so many times faster than the log grows: it shall not be behind for ever.
+const GAINS: u64 = 4;
 /// How long a follower may take to write entries to its disk. Heartbeats have openraft's own, short time.
 const APPEND_WITHIN: Duration = Duration::from_secs(5);
 /// A piece of a snapshot.
@@ -96,7 +101,8 @@ impl Member {
         let prev = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(prev);
         let index = |id: Option<LogId>| id.map_or(0, |id| id.index);
-        let far_behind = index(last) + FAR_BEHIND < index(request.leader_commit);
+        let place = Place { sent: index(last), committed: index(request.leader_commit) };
+        let far_behind = (place.sent + FAR_BEHIND < place.committed).then_some(place);
         let answer = async move {
             let answer =
                 client.call_on(lane, &target, Method::APPEND, body, APPEND_WITHIN).await.map_err(unreachable)?;
@@ -106,13 +112,32 @@ impl Member {
     }
 }
 
+/// How far a follower was sent entries, and the log had grown then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    sent: u64,
+    committed: u64,
+}
+
+impl Place {
+    /// How many times as long as an append took the rest after it is, for a follower that has come here from there.
+    fn rests_since(self, from: Place) -> u32 {
+        let (got, grown) = (self.sent.saturating_sub(from.sent), self.committed.saturating_sub(from.committed));
+        match got {
+            got if got >= GAINS * grown => RESTS,
+            got if got >= 2 * grown => 1,
+            _ => 0,
+        }
+    }
+}
+
 /// An append on its way.
 struct Started {
     prev: Option<LogId>,
     last: Option<LogId>,
     bytes: usize,
-    /// The follower lacks much more than this.
-    far_behind: bool,
+    /// The follower lacks much more than this, and where it is then.
+    far_behind: Option<Place>,
     answer: BoxFuture<'static, Rpc<AppendEntriesResponse<TypeConfig>>>,
 }
 
@@ -129,8 +154,10 @@ struct Pipeline<'s, S> {
     /// Before, after and weight of each, in the order of `answers`.
     ranges: VecDeque<(Option<LogId>, Option<LogId>, usize)>,
     bytes: usize,
-    /// Since when the one append to a follower that is far behind is on its way.
-    alone_since: Option<Instant>,
+    /// Since when the one append to a follower that is far behind is on its way, and how long a rest it is worth.
+    alone_since: Option<(Instant, u32)>,
+    /// Where the follower was when it was first found far behind.
+    fell_behind: Option<Place>,
     /// Nothing is sent before this.
     rest_until: Option<Instant>,
 }
@@ -168,7 +195,9 @@ impl<S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin> Pipeline<'_, S>
 
     fn start(&mut self, request: AppendEntriesRequest<TypeConfig>) -> Rpc<()> {
         let mut started = self.member.start_append(request)?;
-        self.alone_since = started.far_behind.then(Instant::now);
+        self.fell_behind = started.far_behind.map(|now| self.fell_behind.unwrap_or(now));
+        let rests = started.far_behind.zip(self.fell_behind).map(|(now, then)| now.rests_since(then));
+        self.alone_since = rests.map(|rests| (Instant::now(), rests));
         // Polled at once, so that it stands in the connection's queue before the next one.
         let answer = match (&mut started.answer).now_or_never() {
             Some(ready) => futures::future::ready(ready).boxed(),
@@ -183,8 +212,8 @@ impl<S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin> Pipeline<'_, S>
     fn take(&mut self, answer: Rpc<AppendEntriesResponse<TypeConfig>>) -> Rpc<StreamAppendResult<TypeConfig>> {
         let (prev, last, bytes) = self.ranges.pop_front().expect("every answer has its range");
         self.bytes -= bytes;
-        if let Some(since) = self.alone_since {
-            self.rest_until = Some(Instant::now() + since.elapsed().min(LONGEST_REST));
+        if let Some((since, rests)) = self.alone_since {
+            self.rest_until = Some(Instant::now() + (since.elapsed() * rests).min(LONGEST_REST));
         }
         let answer = answer.inspect_err(|_| self.over = true)?;
         let whole = match &answer {
@@ -239,6 +268,7 @@ impl RaftNetworkV2<TypeConfig> for Member {
             ranges: VecDeque::new(),
             bytes: 0,
             alone_since: None,
+            fell_behind: None,
             rest_until: None,
         };
         let answers = futures::stream::unfold(pipeline, |mut pipeline| async move {
@@ -319,4 +349,19 @@ async fn send_snapshot(
     let lost = |why: String| PeerError::Lost { peer: target.node.clone(), why };
     let last = last.ok_or_else(|| lost("it did not say how it stands".into()))?;
     wire::read_only_vote(last).map_err(|error| lost(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_does_not_gain_on_the_log_gets_no_rests() {
+        let from = Place { sent: 100, committed: 10_000 };
+        let rests = |sent, committed| Place { sent, committed }.rests_since(from);
+        assert_eq!(rests(100, 10_000), RESTS);
+        assert_eq!(rests(1_100, 10_250), RESTS);
+        assert_eq!(rests(1_100, 10_251), 1);
+        assert_eq!(rests(1_100, 10_501), 0);
+    }
 }

@@ -11,8 +11,9 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 
 use super::damage::Damage;
 use super::disk::Disk;
+use super::faults::{Counts, Fault};
 use super::history::History;
-use super::invariants::{refs_follow_log, replicas_equal};
+use super::invariants::{clock_keeps_pace, refs_follow_log, replicas_equal};
 use super::mutants::{self, Mutant};
 use super::net::Net;
 use super::node::{Behaviour, Node, Setup};
@@ -44,6 +45,7 @@ struct Inner {
     digest: u64,
     stopping: bool,
     rng: Rng,
+    faults: Counts,
 }
 
 /// A machine, with or without a node that runs on it.
@@ -74,6 +76,7 @@ impl World {
             digest: 0,
             stopping: false,
             rng,
+            faults: Counts::new(),
         };
         World { inner: Arc::new(Mutex::new(inner)), net, plan: Arc::new(plan), dir: dir.to_string_lossy().into() }
     }
@@ -138,6 +141,15 @@ impl World {
         work(&mut locked(&self.inner).history)
     }
 
+    /// Something went wrong on purpose.
+    pub(super) fn count(&self, fault: Fault) {
+        *locked(&self.inner).faults.entry(fault).or_default() += 1;
+    }
+
+    pub(super) fn faults(&self) -> Counts {
+        locked(&self.inner).faults.clone()
+    }
+
     pub(super) fn oracle<T>(&self, work: impl FnOnce(&Oracle) -> T) -> T {
         work(&locked(&self.inner).oracle)
     }
@@ -158,7 +170,12 @@ impl World {
         let mut inner = locked(&self.inner);
         let dir = dir.join(format!("n{id}"));
         std::fs::create_dir_all(&dir).expect("the run's directory can be written");
-        let drift_permille = inner.rng.between(0, 40) as i64 - 20;
+        // Crystals are better than that, but some machines are not machines.
+        let most = if inner.rng.chance(200) { 100 } else { 20 };
+        let drift_permille = inner.rng.between(0, 2 * most) as i64 - most as i64;
+        if drift_permille.abs() > 20 {
+            *inner.faults.entry(Fault::Drift).or_default() += 1;
+        }
         let behaviour = Behaviour { wall_skew_ms: 0, sync_us: self.plan.sync_us };
         let disk = Arc::new(Disk::new(dir));
         inner.places.insert(
@@ -192,7 +209,8 @@ impl World {
             (Setup { id, disk, rng, drift_permille, behaviour, compact_entries }, place.starts)
         };
         let world = self.clone();
-        let scope = Scope::new(move |what| world.fail(format!("a task of n{id} panicked: {what}")));
+        let drift = setup.drift_permille;
+        let scope = Scope::new(drift, move |what| world.fail(format!("a task of n{id} panicked: {what}")));
         let (sender, started) = tokio::sync::oneshot::channel();
         let world = self.clone();
         let inside = scope.clone();
@@ -214,7 +232,11 @@ impl World {
                 }
                 self.look(id);
             }
-            Ok(Err(why)) if self.plan.damage.is_some_and(|damage| damage != Damage::Row) && self.is_damaged(id) => {
+            // Without a snapshot alone a node goes on: it writes another one.
+            Ok(Err(why))
+                if self.plan.damage.is_some_and(|damage| !matches!(damage, Damage::Row | Damage::Snapshot))
+                    && self.is_damaged(id) =>
+            {
                 self.note(|| format!("n{id} is lost: {why}"));
                 if let Some(place) = locked(&self.inner).places.get_mut(&id) {
                     place.lost = Some(why);
@@ -236,8 +258,12 @@ impl World {
         };
         self.note(|| format!("n{id} crash at {}", node.state.view().applied_index()));
         self.net.leave(id);
+        self.count(Fault::Crash);
         // The disk first: what the tasks do while they are dropped must not reach it.
-        disk.crash(&mut rng);
+        if disk.crash(&mut rng) {
+            self.count(Fault::CrashInMerge);
+            self.note(|| format!("n{id} was merging packs"));
+        }
         node.scope.kill();
     }
 
@@ -325,6 +351,7 @@ impl World {
             let moment = oracle.at(applied.index).ok_or_else(|| {
                 format!("n{id} has applied index {}, of which no log entry was ever seen", applied.index)
             })?;
+            clock_keeps_pace::check(id, &view, now())?;
             replicas_equal::check(id, &view, moment)?;
             refs_follow_log::check(id, &view, moment)?;
             oracle.check_records(id, &node.state, seen, applied.index)?;

@@ -7,6 +7,8 @@ use std::sync::atomic::Ordering;
 
 use super::cluster::World;
 use super::disk::{Disk, files};
+use super::faults::Fault;
+use super::node::Node;
 use super::rng::Rng;
 use super::runtime::sleep_us;
 
@@ -19,19 +21,51 @@ pub(super) enum Damage {
     Database,
     /// A bit of the log flips, before the group that was synced last.
     Log,
+    /// A bit of the newest snapshot flips.
+    Snapshot,
+    /// A bit of the database and one of the newest snapshot flip.
+    Both,
     /// A bit of a pack or its index flips.
     Pack,
 }
 
 impl Damage {
+    /// The last one needs packs.
+    pub(super) const ALL: [Damage; 6] =
+        [Damage::Row, Damage::Database, Damage::Log, Damage::Snapshot, Damage::Both, Damage::Pack];
+
+    /// Nodes that have what is to be spoiled.
+    fn victims(self, world: &World) -> Vec<Node> {
+        let leader = world.leader().map(|node| node.id);
+        let possible = |node: &Node| match self {
+            // A snapshot of a leader that has not noticed yet would bring its row to others.
+            Damage::Row => Some(node.id) != leader,
+            Damage::Snapshot | Damage::Both => node.disk.dir.join("snapshot").exists(),
+            Damage::Database | Damage::Log | Damage::Pack => true,
+        };
+        let sound = world.running().into_iter().filter(|node| !node.disk.volume().is_broken());
+        sound.filter(possible).collect()
+    }
+
+    pub(super) fn fault(self) -> Fault {
+        match self {
+            Damage::Row => Fault::Row,
+            Damage::Database => Fault::Database,
+            Damage::Log => Fault::Log,
+            Damage::Snapshot => Fault::Snapshot,
+            Damage::Both => Fault::Both,
+            Damage::Pack => Fault::Pack,
+        }
+    }
+
     /// What happens in a run; in most nothing.
     pub(super) fn of(seed: u64, objects: bool) -> Option<Damage> {
         let mut rng = Rng::new(seed).fork(9);
         if !rng.chance(if objects { 500 } else { 120 }) {
             return None;
         }
-        let all = [Damage::Row, Damage::Database, Damage::Log, Damage::Pack];
-        rng.pick(if objects { &all } else { &all[..3] }).copied()
+        let all = Damage::ALL;
+        rng.pick(if objects { &all } else { &all[..5] }).copied()
     }
 }
 
@@ -40,25 +74,28 @@ pub(super) async fn strike(world: World) {
     let Some(damage) = world.plan.damage else { return };
     let mut rng = Rng::new(world.plan.seed).fork(6);
     sleep_us(rng.between(world.plan.busy_ms / 4, world.plan.busy_ms) * 1000).await;
-    let leader = world.leader().map(|node| node.id);
-    let running = world.running();
-    // A snapshot of a leader that has not noticed yet would bring its row to others.
-    let possible = running.into_iter().filter(|node| !node.disk.volume().is_broken());
-    let victims: Vec<_> = possible.filter(|node| damage != Damage::Row || Some(node.id) != leader).collect();
-    let Some(victim) = rng.pick(&victims).cloned() else { return };
-    drop(victims);
-    if world.stopping() {
-        return;
-    }
+    let victim = loop {
+        if world.stopping() {
+            return;
+        }
+        if let Some(victim) = rng.pick(&damage.victims(&world)).cloned() {
+            break victim;
+        }
+        sleep_us(20_000).await;
+    };
     let (id, disk) = (victim.id, victim.disk.clone());
     if damage == Damage::Row {
         disk.damaged.store(true, Ordering::Relaxed);
         victim.state.spoil_table();
+        world.count(Fault::Row);
         return world.note(|| format!("n{id} has a row that nobody wrote"));
     }
     drop(victim);
     world.crash(id);
     let what = disk.flip(damage, &mut rng);
+    if disk.is_damaged() {
+        world.count(damage.fault());
+    }
     world.note(|| format!("n{id}: {what}"));
     sleep_us(rng.between(5, 300) * 1000).await;
     if !world.stopping() {
@@ -73,6 +110,12 @@ impl Disk {
             Damage::Row => None,
             Damage::Database => self.volume().flip(rng).map(|at| format!("the database at {at}")),
             Damage::Log => self.flip_log(rng),
+            Damage::Snapshot => self.flip_snapshot(rng),
+            Damage::Both => {
+                let database = self.volume().flip(rng).map(|at| format!("the database at {at}"));
+                let snapshot = self.flip_snapshot(rng);
+                database.map(|database| [database].into_iter().chain(snapshot).collect::<Vec<_>>().join(" and "))
+            }
             Damage::Pack => self.flip_pack(rng),
         };
         self.damaged.store(what.is_some(), Ordering::Relaxed);
@@ -86,6 +129,13 @@ impl Disk {
         let at = rng.between(32, end.checked_sub(1).filter(|last| *last > 32)?);
         flip_file(&path, at, rng)?;
         Some(format!("segment {segment} of the log at {at}"))
+    }
+
+    fn flip_snapshot(&self, rng: &mut Rng) -> Option<String> {
+        let path = self.dir.join("snapshot");
+        let at = rng.between(0, std::fs::metadata(&path).ok()?.len().checked_sub(1)?);
+        flip_file(&path, at, rng)?;
+        Some(format!("the snapshot at {at}"))
     }
 
     fn flip_pack(&self, rng: &mut Rng) -> Option<String> {

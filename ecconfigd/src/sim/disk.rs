@@ -4,6 +4,7 @@
 //! be there after a crash, be gone, or be there in part, sector by sector; what was synced is there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -224,8 +225,20 @@ pub(super) struct Disk {
     synced: Mutex<Synced>,
     /// What the node holds against itself: the product's `out.json`.
     out: Mutex<Option<Part>>,
+    /// The newest merge of packs.
+    merged: Mutex<Merged>,
     /// Something that was safe was spoiled.
     pub(super) damaged: AtomicBool,
+}
+
+/// A merge of packs, as long as it can be taken back: it is in the middle of it that power may be lost.
+#[derive(Default)]
+struct Merged {
+    repo: String,
+    /// What it made, …
+    new: Vec<PathBuf>,
+    /// … and the names of what it removed, with whether that was safe before, or would be by now.
+    old: Vec<(OsString, bool)>,
 }
 
 /// What is known to be on the platters.
@@ -247,6 +260,7 @@ impl Disk {
             fresh: Mutex::default(),
             synced: Mutex::default(),
             out: Mutex::default(),
+            merged: Mutex::default(),
             damaged: AtomicBool::new(false),
         }
     }
@@ -295,12 +309,18 @@ impl Disk {
         let mut synced = locked(&self.synced);
         synced.packs = packs;
         synced.uploads = uploads;
+        drop(synced);
+        locked(&self.merged).old.iter_mut().for_each(|(_, safe)| *safe = true);
     }
 
     /// The packs of one store that are there are there for good.
     pub(super) fn packs_synced(&self, repo: &crate::state::RepoName) {
         let packs = files(&self.dir.join("repos").join(format!("{repo}.git/objects/pack")));
         locked(&self.synced).packs.extend(packs);
+        let mut merged = locked(&self.merged);
+        if merged.repo == repo.as_str() {
+            merged.old.iter_mut().for_each(|(_, safe)| *safe = true);
+        }
     }
 
     /// Packs of a store are merged: the new one is synced, and that the old ones are gone is not.
@@ -322,11 +342,40 @@ impl Disk {
                 drop(fs::remove_file(attic.join(path.file_name().unwrap_or_default())));
             }
         }
+        let safe = |path: &PathBuf| locked(&self.synced).packs.contains(path);
+        let gone = before.iter().filter(|path| !after.contains(path));
+        let old: Vec<_> = gone.filter_map(|path| Some((path.file_name()?.to_owned(), safe(path)))).collect();
+        let before: BTreeSet<_> = before.iter().cloned().collect();
+        let new: Vec<_> = after.into_iter().filter(|path| !before.contains(path)).collect();
         if !mutants::is_on(Mutant::MergesUnsynced) {
-            let before: BTreeSet<_> = before.into_iter().collect();
-            locked(&self.synced).packs.extend(after.into_iter().filter(|path| !before.contains(path)));
+            locked(&self.synced).packs.extend(new.iter().cloned());
+        }
+        if !old.is_empty() {
+            *locked(&self.merged) = Merged { repo: repo.to_string(), new, old };
         }
         done
+    }
+
+    /// Has it that power was lost while the newest merge was under way: what it removes is there, what it makes is not safe yet. (A merge that was
+    /// removing is one that has ended, of which some of the removed files are back.) Answers whether there was one.
+    fn stop_in_merge(&self, rng: &mut Rng) -> bool {
+        let Merged { repo, new, old } = std::mem::take(&mut *locked(&self.merged));
+        if old.is_empty() || !rng.chance(500) {
+            return false;
+        }
+        let directory = self.dir.join("repos").join(format!("{repo}.git/objects/pack"));
+        let attic = self.dir.join("attic").join(&repo);
+        // The order is: the new one whole, synced, and only then the old ones.
+        let removed = if mutants::is_on(Mutant::RemovesFirst) { old.len() } else { 0 };
+        let mut synced = locked(&self.synced);
+        for (name, safe) in &old[removed..] {
+            let path = directory.join(name);
+            if fs::rename(attic.join(name), &path).is_ok() && *safe {
+                synced.packs.insert(path);
+            }
+        }
+        synced.packs.retain(|path| !new.contains(path));
+        true
     }
 
     /// Some of the packs that were merged since the last crash are there again.
@@ -348,9 +397,10 @@ impl Disk {
         stores.iter().flat_map(|store| files(&store.join("objects/pack"))).collect()
     }
 
-    /// The machine loses power.
-    pub(super) fn crash(&self, rng: &mut Rng) {
+    /// The machine loses power. Answers whether that was in the middle of a merge of packs.
+    pub(super) fn crash(&self, rng: &mut Rng) -> bool {
         self.volume().crash(rng);
+        let in_merge = self.stop_in_merge(rng);
         let synced = locked(&self.synced);
         let (segment, end) = synced.log;
         tear(&self.dir.join("raft").join(format!("{segment:016}.seg")), end, rng);
@@ -361,6 +411,7 @@ impl Disk {
         for upload in files(&self.dir.join("uploads")) {
             lose(&upload, synced.uploads.get(&upload).copied().unwrap_or(0), rng);
         }
+        in_merge
     }
 }
 

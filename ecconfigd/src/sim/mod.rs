@@ -14,6 +14,7 @@ mod clients;
 mod cluster;
 mod damage;
 mod disk;
+mod faults;
 mod forward;
 mod health;
 mod history;

@@ -27,12 +27,18 @@ pub(crate) enum Mutant {
     ThinSnapshot,
     /// Packs are merged, and the merged one is not synced before the others go.
     MergesUnsynced,
+    /// Packs are merged, and the others go before the merged one is there.
+    RemovesFirst,
     /// A node that differs from the others does not care.
     NeverDoubts,
     /// Packs are not compared with their checksums when a node starts.
     TrustsPacks,
     /// The pages of the database are not compared with their checksums when a node starts.
     TrustsPages,
+    /// A snapshot is not compared with its checksum.
+    TrustsSnapshots,
+    /// The cluster's clock goes by the leader's wall clock.
+    WallClock,
     /// A node hands over again what may have happened, whether it has a key or not.
     RepeatsAll,
     /// A node answers reads without asking the others.
@@ -40,7 +46,7 @@ pub(crate) enum Mutant {
 }
 
 impl Mutant {
-    pub(super) const ALL: [Mutant; 15] = [
+    pub(super) const ALL: [Mutant; 18] = [
         Mutant::AckBeforeSync,
         Mutant::AckBeforeQuorum,
         Mutant::NoStaleCheck,
@@ -51,9 +57,12 @@ impl Mutant {
         Mutant::UnsyncedPacks,
         Mutant::ThinSnapshot,
         Mutant::MergesUnsynced,
+        Mutant::RemovesFirst,
         Mutant::NeverDoubts,
         Mutant::TrustsPacks,
         Mutant::TrustsPages,
+        Mutant::TrustsSnapshots,
+        Mutant::WallClock,
         Mutant::RepeatsAll,
         Mutant::StaleRead,
     ];

@@ -10,6 +10,7 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::{AsyncRuntime as _, ChangeMembers};
 
 use super::cluster::World;
+use super::faults::Fault;
 use super::node::Node;
 use super::rng::Rng;
 use super::runtime::{Scheduler, sleep_us};
@@ -37,6 +38,7 @@ pub(super) async fn faults(world: World) {
             }
             39..=52 => {
                 cut = split(&mut rng, &machines);
+                world.count(Fault::Cut);
                 world.note(|| format!("cut {cut:?}"));
                 world.net().cut(cut.clone());
             }
@@ -55,19 +57,31 @@ pub(super) async fn faults(world: World) {
             77..=82 => slow_disk(&world, &mut rng, victim),
             83..=87 => storm(&world, &mut rng),
             88..=91 => {
-                let skew_ms = rng.between(0, 7_200_000) as i64 - 3_600_000;
+                let skew_ms = skew_ms(&mut rng);
+                world.count(if skew_ms < 0 { Fault::ClockBehind } else { Fault::ClockAhead });
                 world.note(|| format!("n{victim} wall clock {skew_ms} ms"));
                 world.behave(victim, move |behaviour| behaviour.wall_skew_ms = skew_ms);
             }
             92..=95 => broken_disk(&world, &mut rng, victim),
             _ => {
                 if let Some(leader) = world.leader() {
+                    world.count(Fault::HandOver);
                     world.note(|| format!("n{} shall hand over to n{victim}", leader.id));
                     drop(leader.raft.trigger().transfer_leader(victim).await);
                 }
             }
         }
     }
+}
+
+/// By how much a wall clock is wrong from now on: minutes, as after a suspend, a day, or all that a clock can be.
+fn skew_ms(rng: &mut Rng) -> i64 {
+    const HOUR_MS: u64 = 3_600_000;
+    let most_ms = *rng
+        .pick(&[HOUR_MS / 30, HOUR_MS, 24 * HOUR_MS, 20 * 365 * 24 * HOUR_MS, 80 * 365 * 24 * HOUR_MS])
+        .unwrap_or(&HOUR_MS);
+    let ms = rng.between(0, most_ms) as i64;
+    if rng.chance(500) { -ms } else { ms }
 }
 
 /// Everything works again: no cuts, no losses, all machines up.
@@ -142,6 +156,7 @@ fn split(rng: &mut Rng, machines: &[u64]) -> BTreeSet<(u64, u64)> {
 fn pause(world: &World, rng: &mut Rng, victim: u64) {
     let Some(node) = world.node(victim) else { return };
     let ms = rng.between(20, 900);
+    world.count(Fault::Pause);
     world.note(|| format!("n{victim} stands still for {ms} ms"));
     let scope = node.scope.clone();
     scope.pause(true);
@@ -153,6 +168,7 @@ fn pause(world: &World, rng: &mut Rng, victim: u64) {
 
 fn slow_disk(world: &World, rng: &mut Rng, victim: u64) {
     let (us, ms) = (rng.between(5_000, 120_000), rng.between(100, 800));
+    world.count(Fault::SlowDisk);
     world.note(|| format!("n{victim} syncs take up to {us} us"));
     let usual = world.plan.sync_us;
     world.behave(victim, move |behaviour| behaviour.sync_us = (us / 4, us));
@@ -168,6 +184,7 @@ fn slow_disk(world: &World, rng: &mut Rng, victim: u64) {
 /// The network loses a lot for a while.
 fn storm(world: &World, rng: &mut Rng) {
     let (permille, ms) = (rng.between(50, 500), rng.between(50, 400));
+    world.count(Fault::Storm);
     world.note(|| format!("storm {permille}"));
     let usual = world.plan.weather.clone();
     let mut weather = usual.clone();
@@ -186,6 +203,7 @@ fn storm(world: &World, rng: &mut Rng) {
 fn broken_disk(world: &World, rng: &mut Rng, victim: u64) {
     let Some(disk) = world.node(victim).map(|node| node.disk) else { return };
     let (writes, ms) = (rng.between(0, 30), rng.between(50, 500));
+    world.count(Fault::BrokenDisk);
     world.note(|| format!("n{victim} disk fails after {writes} writes"));
     disk.volume().fail_after(writes);
     let world = world.clone();

@@ -357,6 +357,9 @@ impl Parcel {
 
 async fn receive(peer: Peer, vote: Vote, parcel: Arc<Parcel>) -> Option<SnapshotResponse<SimConfig>> {
     let manifest = parcel.unpack(&peer).ok()?;
+    // As the product does before it fetches objects: a damaged one is refused, and openraft never sees it.
+    let file = manifest.file.try_clone().ok()?;
+    State::needs_of(&file).ok()?;
     let snapshot = Snapshot { meta: parcel.meta.clone(), snapshot: manifest };
     peer.raft.install_full_snapshot(vote, snapshot).await.ok()
 }

@@ -12,6 +12,7 @@ use openraft_rt_sim::SimRuntime;
 use super::clients::{Client, first_state};
 use super::cluster::World;
 use super::damage::{self, Damage};
+use super::faults::Counts;
 use super::invariants::{
     acknowledged_stays, key_applied_once, objects_are_whole, one_commit_per_revision, pushes_as_told,
     reads_are_linearizable, refused_never_happens, replicas_equal, watch_gap_free,
@@ -43,6 +44,7 @@ pub(super) struct Report {
     pub(super) reads: u64,
     pub(super) events: u64,
     pub(super) virtual_ms: u64,
+    pub(super) faults: Counts,
 }
 
 /// Runs a plan, with or without a bug.
@@ -69,7 +71,7 @@ pub(super) fn run(plan: Plan, mutant: Option<Mutant>) -> Report {
     drop(runtime);
     let (acks, reads, events) = world.history(|history| (history.acks.len(), history.reads, history.events));
     let (failure, digest, lines) = (world.failure(), world.digest(), world.lines());
-    Report { seed, failure, digest, lines, acks, reads, events, virtual_ms }
+    Report { seed, failure, digest, lines, acks, reads, events, virtual_ms, faults: world.faults() }
 }
 
 /// Answers how long it took in virtual time.

@@ -53,6 +53,8 @@ pub(super) async fn sleep_us(us: u64) {
 /// The tasks of one incarnation of a node.
 pub(super) struct Scope {
     inner: Mutex<Inner>,
+    /// Parts in a thousand by which the machine's clocks are fast or slow: openraft's waits, too, are longer on a slow one.
+    drift_permille: i64,
     /// Told when a task panics.
     panicked: Box<dyn Fn(String) + Send + Sync>,
 }
@@ -80,8 +82,8 @@ impl<F: Future + Send> End for Mutex<Option<Pin<Box<F>>>> {
 }
 
 impl Scope {
-    pub(super) fn new(panicked: impl Fn(String) + Send + Sync + 'static) -> Arc<Scope> {
-        Arc::new(Scope { inner: Mutex::default(), panicked: Box::new(panicked) })
+    pub(super) fn new(drift_permille: i64, panicked: impl Fn(String) + Send + Sync + 'static) -> Arc<Scope> {
+        Arc::new(Scope { inner: Mutex::default(), drift_permille, panicked: Box::new(panicked) })
     }
 
     /// Starts a task of this scope.
@@ -176,6 +178,19 @@ impl<F: Future> Future for Owned<F> {
     }
 }
 
+/// How long it really is until the clock of the machine whose task is polled has gone on by this much. Only slow clocks count: instants are
+/// the same for all machines here, and who wakes before its instant would sleep again, for less and less.
+fn real(duration: Duration) -> Duration {
+    let drift = CURRENT.with_borrow(|scope| scope.as_ref().map_or(0, |scope| scope.drift_permille));
+    let slow = u32::try_from(drift.saturating_neg()).unwrap_or(0);
+    duration.saturating_mul(1000 + slow) / 1000
+}
+
+fn real_until(deadline: SimInstant) -> SimInstant {
+    let now = SimInstant::now();
+    if deadline <= now { deadline } else { now + real(deadline - now) }
+}
+
 /// [`SimRuntime`] with scopes: what a task spawns belongs to the scope of that task.
 pub struct Scheduler;
 
@@ -210,19 +225,19 @@ impl AsyncRuntime for Scheduler {
     }
 
     fn sleep(duration: Duration) -> Self::Sleep {
-        SimRuntime::sleep(duration)
+        SimRuntime::sleep(real(duration))
     }
 
     fn sleep_until(deadline: SimInstant) -> Self::Sleep {
-        SimRuntime::sleep_until(deadline)
+        SimRuntime::sleep_until(real_until(deadline))
     }
 
     fn timeout<R, F: Future<Output = R> + OptionalSend>(duration: Duration, future: F) -> Self::Timeout<R, F> {
-        SimRuntime::timeout(duration, future)
+        SimRuntime::timeout(real(duration), future)
     }
 
     fn timeout_at<R, F: Future<Output = R> + OptionalSend>(deadline: SimInstant, future: F) -> Self::Timeout<R, F> {
-        SimRuntime::timeout_at(deadline, future)
+        SimRuntime::timeout_at(real_until(deadline), future)
     }
 
     fn is_panic(error: &Self::JoinError) -> bool {

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::damage::Damage;
+use super::faults::{Counts, Fault};
 use super::mutants::Mutant;
 use super::net::Weather;
 use super::plan::Plan;
@@ -36,18 +37,23 @@ fn seeds(first: u64) {
     let start = number("ECC_SIM_START").unwrap_or(0);
     let count = number("ECC_SIM_SEEDS").map_or(SEEDS, |all| all.div_ceil(4));
     let (began, mut acks, mut reads, mut events, mut virtual_ms) = (Instant::now(), 0, 0, 0, 0);
+    let mut faults = Counts::new();
     for seed in (0..count).map(|at| start + at * 4 + first) {
         let report = passes(seed);
         acks += report.acks;
         reads += report.reads;
         events += report.events;
         virtual_ms += report.virtual_ms;
+        report.faults.into_iter().for_each(|(fault, times)| *faults.entry(fault).or_default() += times);
     }
     println!(
         "{count} seeds in {:.1} s: {} s of cluster time, {acks} commits acknowledged, {reads} fresh reads, {events} events",
         began.elapsed().as_secs_f64(),
         virtual_ms / 1000
     );
+    println!("{faults:?}");
+    let never: Vec<_> = Fault::COMMON.into_iter().filter(|fault| !faults.contains_key(fault)).collect();
+    assert!(never.is_empty() || count < SEEDS, "these faults never happened: {never:?}");
 }
 
 #[test]
@@ -68,6 +74,22 @@ fn seeds_2() {
 #[test]
 fn seeds_3() {
     seeds(3);
+}
+
+/// Every kind of damage strikes, and is survived.
+#[test]
+fn every_damage_is_survived() {
+    for damage in Damage::ALL {
+        let plan =
+            |seed| Plan { damage: Some(damage), objects: damage == Damage::Pack, busy_ms: 900, ..Plan::new(seed) };
+        let struck = (0..20).find(|seed| {
+            let report = run(plan(*seed), None);
+            assert!(report.failure.is_none(), "{damage:?}: {}", describe(&report));
+            report.faults.contains_key(&damage.fault())
+        });
+        println!("{damage:?} strikes with seed {struck:?}");
+        assert!(struck.is_some(), "{damage:?} never struck");
+    }
 }
 
 /// A seed by hand, with everything that happens.
@@ -96,9 +118,10 @@ fn a_seed_replays() {
 fn with_a_bug(seed: u64, mutant: Mutant) -> Plan {
     let plan = Plan { busy_ms: 1500, ..Plan::new(seed) };
     match mutant {
-        Mutant::UnsyncedPacks | Mutant::MergesUnsynced => Plan { objects: true, ..plan },
+        Mutant::UnsyncedPacks | Mutant::MergesUnsynced | Mutant::RemovesFirst => Plan { objects: true, ..plan },
         Mutant::TrustsPacks => Plan { objects: true, damage: Some(Damage::Pack), ..plan },
         Mutant::TrustsPages => Plan { damage: Some(Damage::Database), ..plan },
+        Mutant::TrustsSnapshots => Plan { damage: Some(Damage::Snapshot), ..plan },
         // Answers have to get lost.
         Mutant::RepeatsAll => Plan { weather: Weather { loss_permille: 150, ..plan.weather.clone() }, ..plan },
         Mutant::NeverDoubts => Plan { damage: Some(Damage::Row), ..plan },

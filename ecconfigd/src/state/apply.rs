@@ -134,7 +134,7 @@ pub(super) fn apply(
             break;
         }
     }
-    view.at = state.outside().monotonic();
+    view.at = super::view::instant(state.outside());
     Ok((answers, view, effects))
 }
 

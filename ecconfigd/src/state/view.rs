@@ -13,6 +13,8 @@ use super::model::{Head, MemberRecord, NodeRecord, RepoRecord};
 use super::names::{NodeName, RepoName};
 use crate::outside::Outside;
 use crate::raft::{LogId, StoredMembership};
+#[cfg(test)]
+use crate::sim::mutants::{self, Mutant};
 use crate::watch::TargetEvent;
 
 /// One repository in the picture.
@@ -56,6 +58,15 @@ pub struct View {
     pub targets: Arc<BTreeMap<RepoName, Arc<TargetEvent>>>,
 }
 
+/// What the cluster's clock goes by between two entries.
+pub(super) fn instant(outside: &dyn Outside) -> Duration {
+    #[cfg(test)]
+    if mutants::is_on(Mutant::WallClock) {
+        return Duration::from_millis(outside.wall_ms());
+    }
+    outside.monotonic()
+}
+
 impl View {
     pub(super) fn empty(outside: Arc<dyn Outside>) -> View {
         View {
@@ -63,7 +74,7 @@ impl View {
             membership: StoredMembership::default(),
             hash: [0; 32],
             clock_ms: 0,
-            at: outside.monotonic(),
+            at: instant(&*outside),
             outside,
             cluster: String::new(),
             accounts: 0,
@@ -77,7 +88,7 @@ impl View {
 
     /// The cluster clock now.
     pub fn clock_now_ms(&self) -> u64 {
-        let since = self.outside.monotonic().saturating_sub(self.at);
+        let since = instant(&*self.outside).saturating_sub(self.at);
         self.clock_ms.saturating_add(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
     }
 

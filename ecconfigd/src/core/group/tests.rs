@@ -203,3 +203,71 @@ async fn a_member_that_missed_many_entries_gets_them_all() {
     group.converge().await;
     group.stop().await;
 }
+
+/// The voters as this member has them in its log: one set, or two while a change is half done.
+fn voter_sets(member: &Member) -> usize {
+    let metrics = member.core().inner.proposer.raft.metrics().borrow_watched().clone();
+    metrics.membership_config.membership().get_joint_config().len()
+}
+
+/// Has the leader begin to take a voter away and die before the second entry. Answers whether the change was half done then.
+async fn die_in_the_middle(group: &mut Group, leader: &str, gone: u64) -> bool {
+    let raft = group.member(leader).core().inner.proposer.raft.clone();
+    let change = openraft::ChangeMembers::RemoveVoters(std::collections::BTreeSet::from([gone]));
+    let both = async {
+        let others = || group.members.iter().filter(|member| member.name != leader);
+        while !others().any(|member| voter_sets(member) == 2) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = both => {}
+        // The second entry may be on its way.
+        done = raft.change_membership(change, true) => drop(done),
+    }
+    drop(raft);
+    group.member_mut(leader).kill().await;
+    let others = || group.members.iter().filter(|member| member.name != leader);
+    others().any(|member| voter_sets(member) == 2)
+}
+
+/// A leader dies between the two entries of a change of the voters, and the next one is asked for other changes at once: it has to end what
+/// was begun first, also where that leaves itself without a vote.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_leader_began_is_ended_before_anything_else() {
+    let mut group = Group::start(3).await;
+    group.join("n4", false).await;
+    for leader_goes in [true, false] {
+        let mut half_done = false;
+        for _ in 0..20 {
+            let leader = group.leader().await.name.clone();
+            let mut gone = group.members.iter().filter(|member| member.name != "n4");
+            let gone = gone.find(|member| (member.name == leader) == leader_goes).unwrap().raft_id;
+            half_done = die_in_the_middle(&mut group, &leader, gone).await;
+            // As soon as somebody leads, while the voters are still two sets.
+            group.member_mut(&leader).start().await;
+            let core = group.leader().await.core().clone();
+            let wanted = core.view().members[&"n4".parse().unwrap()].voter;
+            let asked = core.set_voter(&"n4".parse().unwrap(), !wanted).await;
+            assert!(!matches!(asked, Err(crate::error::Error::NotPossible(_))), "{asked:?}");
+            group
+                .wait("the voters are those of the records", |group| {
+                    let Some(core) = group.leader_core() else { return false };
+                    let voters = core.view().members.values().filter(|member| member.voter).count();
+                    settled_voters(core) == voters && core.group().members.len() == 4
+                })
+                .await;
+            if half_done {
+                break;
+            }
+        }
+        assert!(half_done, "the leader was never killed in time");
+    }
+    for member in &group.members {
+        member.core().wait_ready(PATIENCE).await.unwrap();
+    }
+    group.commit("default/a", "1").await;
+    group.converge().await;
+    group.stop().await;
+}

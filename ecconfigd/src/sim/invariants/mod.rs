@@ -1,6 +1,7 @@
 //! What must hold, whatever happens: one file each. `Err` says what was seen.
 
 pub(super) mod acknowledged_stays;
+pub(super) mod clock_keeps_pace;
 pub(super) mod key_applied_once;
 pub(super) mod objects_are_whole;
 pub(super) mod one_commit_per_revision;
