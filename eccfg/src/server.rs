@@ -201,7 +201,9 @@ impl Server {
 
     /// Removes a node for good.
     pub async fn remove_node(&self, node: &str) -> Result<(), ClientError> {
-        self.client.delete(&format!("/api/v1/nodes/{}", escape(node))).await
+        // Removed twice is removed: another server may be asked when one does not know what became of it.
+        let call = Call::delete(&format!("/api/v1/nodes/{}", escape(node)));
+        self.client.send(call.idempotency_key(&random_key())).await.map(drop)
     }
 
     /// A one-time token with which a new machine takes a member's name over.
@@ -214,9 +216,9 @@ impl Server {
         self.client.send(Call::post(&path).idempotency_key(&random_key())).await
     }
 
-    /// A one-time token for a new node.
+    /// A one-time token for a new node. One that was made and never seen expires by itself.
     pub async fn node_token(&self, request: &NodeTokenRequest) -> Result<NodeTokenResponse, ClientError> {
-        self.client.post_json("/api/v1/node-tokens", request).await
+        self.client.post_json_idempotent("/api/v1/node-tokens", request, &random_key()).await
     }
 
     /// The answer to a protocol v2 fetch, its body unread.
@@ -241,7 +243,7 @@ fn spec(revision: &RevisionSpec) -> String {
 }
 
 /// 128 random bits: no two requests ever share a key.
-fn random_key() -> String {
+pub(crate) fn random_key() -> String {
     let mut bytes = [0u8; 16];
     getrandom::fill(&mut bytes).expect("the kernel's random source does not fail once the system is up");
     hex::encode(bytes)

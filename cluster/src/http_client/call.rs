@@ -61,6 +61,11 @@ impl Call {
         Self::new(Method::POST, path)
     }
 
+    /// `DELETE`.
+    pub fn delete(path: &str) -> Self {
+        Self::new(Method::DELETE, path)
+    }
+
     /// Adds a query parameter, escaped.
     pub fn query(mut self, name: &str, value: impl ToString) -> Self {
         let separator = if self.path.contains('?') { '&' } else { '?' };

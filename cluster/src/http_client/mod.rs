@@ -232,11 +232,6 @@ impl ApiClient {
         self.send(Call::post(path).json(body)?.idempotency_key(key)).await?.json().await
     }
 
-    /// `DELETE`; the answer's body is dropped.
-    pub async fn delete(&self, path: &str) -> Result<(), ClientError> {
-        self.send(Call::new(Method::DELETE, path)).await.map(drop)
-    }
-
     /// Waits up to `wait` for news at a long-poll endpoint; `None` when there were none.
     pub async fn long_poll<T: DeserializeOwned>(&self, path: &str, wait: Duration) -> Result<Option<T>, ClientError> {
         let call = Call::get(path)

@@ -10,6 +10,8 @@ use cluster::api::NodeReport;
 use cluster::http_client::{ApiClient, Backoff, Call, ClientError, escape};
 use tokio::sync::watch;
 
+use crate::server::random_key;
+
 /// Where reports are left.
 #[derive(Clone, Debug)]
 pub(crate) struct Reporter {
@@ -69,5 +71,6 @@ async fn deliver(client: ApiClient, node: String, mut reports: watch::Receiver<O
 }
 
 async fn post(client: &ApiClient, path: &str, report: &NodeReport) -> Result<(), ClientError> {
-    client.send(Call::post(path).json(report)?).await.map(drop)
+    // The same report twice changes nothing, so any server may be tried.
+    client.send(Call::post(path).json(report)?.idempotency_key(&random_key())).await.map(drop)
 }
