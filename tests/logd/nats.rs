@@ -210,6 +210,9 @@ fn a_line_that_is_too_long_blocks_nothing_and_is_not_lost() {
 
     let waiting = fs::read_to_string(bus.lab.path("conf/default/logd.toml")).unwrap() + "too_large = \"wait\"\n";
     bus.lab.configure(&waiting);
+    eventually("the change is applied", || {
+        (bus.lab.log("n1").matches("configuration applied").count() == 2).then_some(())
+    });
     bus.send(&format!("s 4\n{}\ns 5\n", long("z", 3000)));
     eventually("the sink says that it waits", || {
         text(&bus.lab.run("n1", &["logs"])).contains("sink bus (waits").then_some(())

@@ -217,6 +217,11 @@ async fn files_of_a_later_version_are_refused_by_name_and_left_alone() {
         record[4..8].copy_from_slice(&crc.to_le_bytes());
     });
     assert!(words.await.contains("version 2, which this build does not know"));
-    let words = refused_with("snapshot", |bytes| bytes[6] = 2);
+    let words = refused_with("snapshot", |bytes| {
+        bytes[6] = 2;
+        let end = bytes.len() - 4;
+        let crc = crc32c::crc32c(&bytes[..end]);
+        bytes[end..].copy_from_slice(&crc.to_le_bytes());
+    });
     assert!(words.await.contains("the snapshot has version 2, this build knows 1"));
 }
