@@ -5,6 +5,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use data_encoding::BASE32_NOPAD;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use serde_json::Value;
 
@@ -71,8 +72,10 @@ fn line_behind<'a>(text: &'a str, begin: &str) -> Option<&'a str> {
 
 fn key_of(seed: &str) -> Result<Ed25519KeyPair, SinkError> {
     let wrong = SinkError::Credentials("the seed of the key is not a user's, or damaged");
-    let bytes = from_base32(seed.trim()).filter(|bytes| bytes.len() == 36);
-    let Some(bytes) = bytes else { return Err(wrong) };
+    let bytes = BASE32_NOPAD.decode(seed.trim().as_bytes()).unwrap_or_default();
+    if bytes.len() != 36 {
+        return Err(wrong);
+    }
     let kind = bytes[0] >> 3;
     let whose = (bytes[0] & 7) << 2 | bytes[1] >> 6;
     let sum = u16::from_le_bytes([bytes[34], bytes[35]]);
@@ -87,47 +90,13 @@ fn name_of(key: &Ed25519KeyPair) -> String {
     let mut bytes = vec![USER << 3];
     bytes.extend_from_slice(key.public_key().as_ref());
     bytes.extend_from_slice(&crc16(&bytes).to_le_bytes());
-    to_base32(&bytes)
+    BASE32_NOPAD.encode(&bytes)
 }
 
 fn crc16(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0, |crc: u16, byte| {
         (0..8).fold(crc ^ u16::from(*byte) << 8, |crc, _| if crc & 0x8000 == 0 { crc << 1 } else { crc << 1 ^ 0x1021 })
     })
-}
-
-const DIGITS: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
-
-fn from_base32(text: &str) -> Option<Vec<u8>> {
-    let (mut out, mut held, mut bits) = (Vec::new(), 0_u32, 0);
-    for letter in text.bytes() {
-        let digit = DIGITS.iter().position(|digit| *digit == letter)?;
-        held = held << 5 | u32::try_from(digit).ok()?;
-        bits += 5;
-        if bits >= 8 {
-            bits -= 8;
-            out.push((held >> bits) as u8);
-            held &= (1 << bits) - 1;
-        }
-    }
-    Some(out)
-}
-
-fn to_base32(bytes: &[u8]) -> String {
-    let (mut out, mut held, mut bits) = (String::new(), 0_u32, 0);
-    for byte in bytes {
-        held = held << 8 | u32::from(*byte);
-        bits += 8;
-        while bits >= 5 {
-            bits -= 5;
-            out.push(char::from(DIGITS[(held >> bits) as usize & 31]));
-        }
-        held &= (1 << bits) - 1;
-    }
-    if bits > 0 {
-        out.push(char::from(DIGITS[(held << (5 - bits)) as usize & 31]));
-    }
-    out
 }
 
 #[cfg(test)]
@@ -142,7 +111,7 @@ mod tests {
         let mut raw = vec![SEED << 3 | USER >> 2, (USER & 3) << 6];
         raw.extend_from_slice(&bytes);
         raw.extend_from_slice(&crc16(&raw).to_le_bytes());
-        to_base32(&raw)
+        BASE32_NOPAD.encode(&raw)
     }
 
     #[test]
@@ -153,7 +122,7 @@ mod tests {
         let mut connect = json!({});
         credentials.add_to(&mut connect, Some("nonce")).unwrap();
         let signature = URL_SAFE_NO_PAD.decode(connect["sig"].as_str().unwrap()).unwrap();
-        let name = from_base32(connect["nkey"].as_str().unwrap()).unwrap();
+        let name = BASE32_NOPAD.decode(connect["nkey"].as_str().unwrap().as_bytes()).unwrap();
         UnparsedPublicKey::new(&ED25519, &name[1..33]).verify(b"nonce", &signature).unwrap();
         assert!(connect["nkey"].as_str().unwrap().starts_with('U'));
         assert!(credentials.add_to(&mut connect, None).is_err(), "nothing to sign");
