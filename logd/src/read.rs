@@ -10,6 +10,7 @@ use std::io::{self, BufRead, BufReader, Read, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use cluster::control::Failure;
 use cluster::documents::schema::logd::PathPattern;
 
 use crate::manager::janitor::{Found, find};
@@ -70,6 +71,19 @@ pub struct OwnedLine {
 /// The files that hold wanted lines.
 pub fn files(pattern: &PathPattern, wanted: &Wanted) -> Vec<Found> {
     find(pattern).into_iter().filter(|found| wanted.takes(found)).collect()
+}
+
+/// A log that is neither among the `configured` nor has any file is a mistake, not a log without lines.
+///
+/// # Errors
+/// The words for whoever asked for it.
+pub fn refuse_unknown(pattern: &PathPattern, log: &str, configured: &[String]) -> Result<(), Failure> {
+    let anywhere = Wanted { log: log.to_owned(), ..Wanted::default() };
+    if configured.iter().any(|name| name == log) || !files(pattern, &anywhere).is_empty() {
+        return Ok(());
+    }
+    let failure = Failure::new(format!("there is no log {log}")).code("not_found");
+    Err(if configured.is_empty() { failure } else { failure.hint(format!("logd.toml has {}", configured.join(", "))) })
 }
 
 /// Opens a file, also one that was compressed.

@@ -20,7 +20,7 @@ struct Terminal {
 }
 
 impl Terminal {
-    fn open(node: &Node) -> Self {
+    fn open(node: &Node, pager: &str) -> Self {
         let size = Winsize { ws_row: 12, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = openpty(Some(&size), None).unwrap();
         let slave = || Stdio::from(pty.slave.try_clone().unwrap());
@@ -28,8 +28,7 @@ impl Terminal {
         let mut command = Command::new("setsid");
         clean(&mut command, &node.home);
         command.args(["--ctty", "--wait", ECCLUSTER, "cidr"]).env("ECCLUSTER_RUN", node.home.join("run"));
-        // A pager that shows how a page begins, and then waits for the end of the answer.
-        command.env("TERM", "xterm").env("PAGER", "sed -n -e 1,3p -e $p");
+        command.env("TERM", "xterm").env("PAGER", pager);
         let child = command.stdin(slave()).stdout(slave()).stderr(slave()).spawn().unwrap();
         let keys = File::from(pty.master);
         let (mut screen, seen) = (keys.try_clone().unwrap(), Arc::new(Mutex::new(Vec::new())));
@@ -95,10 +94,14 @@ fn crowded(top: &tempfile::TempDir, addresses: u32) -> Node {
     node
 }
 
-fn failed_queries(node: &Node) -> u64 {
+fn metric(node: &Node, name: &str) -> u64 {
     let metrics = node.get("/metrics").1;
-    let line = metrics.lines().find(|line| line.starts_with("cidr_queries_failed_total")).unwrap();
+    let line = metrics.lines().find(|line| line.starts_with(name)).unwrap();
     line.rsplit(' ').next().unwrap().trim().parse().unwrap()
+}
+
+fn failed_queries(node: &Node) -> u64 {
+    metric(node, "cidr_queries_failed_total")
 }
 
 /// Sixty passes over everything: all blocks of all lengths, sorted, with little memory.
@@ -108,7 +111,8 @@ const LONG: &str = "show count for 0.0.0.0/0 in big cidrsize 0 to 32 order by co
 fn the_shell_on_a_terminal() {
     let top = tempfile::tempdir().unwrap();
     let mut node = crowded(&top, 200_000);
-    let mut terminal = Terminal::open(&node);
+    // A pager that shows how a page begins, and then waits for the end of the answer.
+    let mut terminal = Terminal::open(&node, "sed -n -e 1,3p -e $p");
     terminal.shows("");
     // Words and series are completed, and what was asked before comes back.
     terminal.press("sho\tcou\tfor 10.0.0.7 in bi\t\r");
@@ -146,6 +150,31 @@ fn the_shell_on_a_terminal() {
     assert!(client.read(&mut [0; 256]).unwrap() > 0, "the answer begins");
     drop(client);
     eventually("the query of a client that left is ended", || (failed_queries(&node) > before).then_some(()));
+    node.end(Signal::SIGTERM);
+}
+
+#[test]
+fn whoever_reads_a_page_for_long_or_leaves_it_keeps_no_query_waiting() {
+    let top = tempfile::tempdir().unwrap();
+    let mut node = crowded(&top, 200_000);
+    let (pager, go) = (node.home.join("pager"), node.home.join("go"));
+    let script = format!("until [ -e {} ]; do sleep 0.02; done\nexec sed -n '$p'\n", go.display());
+    std::fs::write(&pager, script).unwrap();
+    let answered = || metric(&node, "cidr_queries_total");
+    let mut terminal = Terminal::open(&node, &format!("sh {}", pager.display()));
+    terminal.shows("");
+    let before = answered();
+    terminal.press("show count for 10.0.0.0/8 in big\r");
+    eventually("the query has ended before a line was read", || (answered() > before).then_some(()));
+    std::fs::write(&go, "").unwrap();
+    terminal.shows("10.3.13.63/32");
+
+    let mut terminal = Terminal::open(&node, "head -n 2");
+    terminal.shows("");
+    let before = failed_queries(&node);
+    terminal.press(&format!("{LONG}\r"));
+    eventually("the query that nobody reads is ended", || (failed_queries(&node) > before).then_some(()));
+    terminal.shows("");
     node.end(Signal::SIGTERM);
 }
 

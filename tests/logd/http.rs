@@ -61,6 +61,11 @@ fn pages_of_lines_for_managers_and_nobody_else() {
     assert!(texts(&get("/logs/mainlog/lines?until=1h").1).is_empty());
     let (status, problem) = get("/logs/mainlog/lines?limit=0");
     assert_eq!((status.as_str(), &problem["code"]), ("400", &"request".into()));
+    for path in ["/logs/mainlgo/lines", "/logs/mainlgo/follow"] {
+        let (status, problem) = get(path);
+        assert_eq!((status.as_str(), &problem["code"]), ("404", &"not_found".into()), "{problem}");
+        assert!(problem.to_string().contains("logd.toml has mainlog"), "{problem}");
+    }
     let (_, journals) = get("/logs?all");
     assert_eq!(journals.as_array().unwrap().len(), 3, "{journals}");
     assert_eq!(answer(&mut ask(None, "/logs")).0, "401");

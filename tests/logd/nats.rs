@@ -1,6 +1,6 @@
 //! A real nats-server as a sink: killed, with limits, over TLS, and with each kind of credentials.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -21,9 +21,17 @@ struct Nats {
 
 impl Nats {
     fn connect(address: &str) -> Option<Self> {
+        Self::log_in(address, |_| json!({ "user": "logd", "pass": "secret" }))
+    }
+
+    /// `login` makes the fields of CONNECT from the server's nonce.
+    fn log_in(address: &str, login: impl Fn(&str) -> Value) -> Option<Self> {
         let stream = TcpStream::connect(address).ok()?;
         let mut nats = Self { stream: BufReader::new(stream) };
-        let hello = "CONNECT {\"verbose\":false,\"user\":\"logd\",\"pass\":\"secret\"}\r\nSUB answers 1\r\nPING\r\n";
+        let info: Value = serde_json::from_str(nats.line()?.strip_prefix("INFO ")?).unwrap();
+        let mut fields = login(info["nonce"].as_str().unwrap_or_default());
+        fields["verbose"] = false.into();
+        let hello = format!("CONNECT {fields}\r\nSUB answers 1\r\nPING\r\n");
         nats.stream.get_mut().write_all(hello.as_bytes()).ok()?;
         while nats.line()? != "PONG" {}
         Some(nats)
@@ -50,6 +58,13 @@ impl Nats {
     }
 
     /// Messages of the stream `LOGS` with a subject, in order.
+    fn make_stream(&mut self, more: &Value) {
+        let mut stream = json!({ "name": "LOGS", "subjects": ["logs.>"] });
+        stream.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let made = self.ask("$JS.API.STREAM.CREATE.LOGS", &stream).unwrap();
+        assert!(made["error"].is_null(), "{made}");
+    }
+
     fn messages(&mut self, subject: &str) -> Option<Vec<String>> {
         let state = self.ask("$JS.API.STREAM.INFO.LOGS", &json!({}))?;
         let last = state["state"]["last_seq"].as_u64()?;
@@ -117,10 +132,7 @@ impl Bus {
     }
 
     fn make_stream(&self, more: &Value) {
-        let mut stream = json!({ "name": "LOGS", "subjects": ["logs.>"] });
-        stream.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        let made = self.connect().ask("$JS.API.STREAM.CREATE.LOGS", &stream).unwrap();
-        assert!(made["error"].is_null(), "{made}");
+        self.connect().make_stream(more);
     }
 
     fn send(&self, lines: &str) {
@@ -339,28 +351,49 @@ fn jetstream_with_keys_and_tokens() {
     server.kill();
 
     // Accounts that an operator signs, users that an account signs.
-    let (operator, account, other) = (Nkey::new('O', 2), Nkey::new('A', 3), Nkey::new('A', 4));
+    let (operator, system) = (Nkey::new('O', 2), Nkey::new('A', 5));
+    let (account, other) = (Nkey::new('A', 3), Nkey::new('A', 4));
     let limits = json!({
         "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1, "leaf": -1
     });
-    let of_account = operator.token(&account, json!({ "type": "account", "limits": limits }));
+    let mut with_streams = limits.clone();
+    for limit in ["mem_storage", "disk_storage", "streams", "consumer"] {
+        with_streams[limit] = (-1).into();
+    }
+    let of = |who: &Nkey, limits: &Value| operator.token(who, json!({ "type": "account", "limits": limits }));
     let of_operator = operator.token(&operator, json!({ "type": "operator" }));
-    let by_token =
-        format!("operator: {of_operator}\nresolver: MEMORY\nresolver_preload: {{ {}: {of_account} }}", account.name());
+    let of_system = of(&system, &limits);
+    let by_token = |limits: &Value| {
+        let preload = format!("{}: {}\n{}: {of_system}", account.name(), of(&account, limits), system.name());
+        let system = system.name();
+        format!(
+            "operator: {of_operator}\nsystem_account: {system}\nresolver: MEMORY\nresolver_preload {{\n{preload}\n}}"
+        )
+    };
+    let token = |signer: &Nkey| signer.token(&user, json!({ "type": "user", "subs": -1, "data": -1, "payload": -1 }));
     let creds = |signer: &Nkey| {
-        let token = signer.token(&user, json!({ "type": "user", "subs": -1, "data": -1, "payload": -1 }));
-        let seed = user.seed();
+        let (token, seed) = (token(signer), user.seed());
         format!(
             "-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
         )
     };
     fs::write(bus.lab.path("sinks/bus"), creds(&other)).unwrap();
-    let _server = bus.serve_without_streams(&by_token).unwrap();
+    let without_streams = bus.serve_without_streams(&by_token(&limits)).unwrap();
     Client::behind(bus.lab.socket("n1", "a"), "one", 100).send_until(110);
     eventually("an unknown account is refused", || bus.lab.log("n1").contains("Authorization Violation").then_some(()));
     assert!(!bus.lab.log("n1").contains("no stream takes"), "{}", bus.lab.log("n1"));
     fs::write(bus.lab.path("sinks/bus"), creds(&account)).unwrap();
     // The account has no JetStream: whoever hears that nobody takes the subject has been let in.
     eventually("the account's user is let in", || bus.lab.log("n1").contains("no stream takes").then_some(()));
+    without_streams.kill();
+    // Now it has: what waited comes.
+    let _server = bus.serve(&by_token(&with_streams)).unwrap();
+    let login =
+        |nonce: &str| json!({ "jwt": token(&account), "sig": base64url(user.pair.sign(nonce.as_bytes()).as_ref()) });
+    let mut nats = eventually("the bus answers", || Nats::log_in(&bus.address, login));
+    nats.make_stream(&json!({}));
+    bus.drained();
+    let came: BTreeSet<String> = nats.messages("logs.a.n1").unwrap().into_iter().collect();
+    assert_eq!(came, (101..=110).map(|number| format!("one {number}")).collect());
     bus.lab.stop("n1");
 }

@@ -2,11 +2,15 @@
 //!
 //! Without a terminal it reads questions line by line, so that a script may pipe them in.
 
-use cluster::command_line::Failure;
-use std::io::{BufRead as _, IsTerminal as _, Write};
+use std::fs::File;
+use std::io::{BufRead as _, IsTerminal as _, Seek as _, Write};
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
 
+use cluster::command_line::Failure;
 use rustyline::completion::{Completer, Pair};
 use rustyline::error::ReadlineError;
 use rustyline::history::FileHistory;
@@ -180,7 +184,7 @@ impl Shell<'_> {
 struct Pages {
     rows: usize,
     held: String,
-    pager: Option<Child>,
+    paged: Option<Paged>,
     direct: bool,
     left: bool,
 }
@@ -188,25 +192,24 @@ struct Pages {
 impl Pages {
     fn new() -> Self {
         let rows = screen_rows();
-        Self { rows: rows.unwrap_or(0), held: String::new(), pager: None, direct: rows.is_none(), left: false }
+        Self { rows: rows.unwrap_or(0), held: String::new(), paged: None, direct: rows.is_none(), left: false }
     }
 
     fn write(&mut self, piece: &str) -> Result<(), Failure> {
         if self.direct {
             return Ok(std::io::stdout().write_all(piece.as_bytes())?);
         }
-        if self.pager.is_none() {
+        if self.paged.is_none() {
             self.held.push_str(piece);
             if self.held.lines().count() < self.rows {
                 return Ok(());
             }
             let held = std::mem::take(&mut self.held);
-            self.pager = pager();
-            self.direct = self.pager.is_none();
+            self.paged = pager().map(Paged::through).transpose()?;
+            self.direct = self.paged.is_none();
             return self.write(&held);
         }
-        let input = self.pager.as_mut().and_then(|pager| pager.stdin.as_mut());
-        if input.is_none_or(|input| input.write_all(piece.as_bytes()).is_err()) {
+        if !self.paged.as_mut().map_or(Ok(false), |paged| paged.write(piece))? {
             self.left = true;
             return Err(Failure::new("the pager was left"));
         }
@@ -217,11 +220,56 @@ impl Pages {
     fn end(mut self) -> bool {
         let _ = std::io::stdout().write_all(self.held.as_bytes());
         let _ = std::io::stdout().flush();
-        if let Some(mut pager) = self.pager.take() {
-            drop(pager.stdin.take());
-            let _ = pager.wait();
+        if let Some(paged) = self.paged.take() {
+            paged.end();
         }
         self.left
+    }
+}
+
+/// A pager, and the answer in a file without a name: whoever reads a page for long does not keep the query waiting, which the daemon would end.
+struct Paged {
+    pager: Child,
+    answer: File,
+    /// How much of the answer is there; gone when there is no more.
+    grown: mpsc::Sender<u64>,
+    feeding: JoinHandle<()>,
+}
+
+impl Paged {
+    fn through(mut pager: Child) -> Result<Self, Failure> {
+        let answer = tempfile::tempfile()?;
+        let (file, mut input) = (answer.try_clone()?, pager.stdin.take());
+        // As many numbers as pieces of an answer, of 64 KiB each.
+        let (grown, come) = mpsc::channel();
+        let feeding = std::thread::spawn(move || {
+            let (mut piece, mut at) = (vec![0; 64 << 10], 0);
+            for end in come {
+                while at < end {
+                    let wanted = piece.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
+                    let Ok(read @ 1..) = file.read_at(&mut piece[..wanted], at) else { return };
+                    if input.as_mut().is_none_or(|input| input.write_all(&piece[..read]).is_err()) {
+                        return;
+                    }
+                    at += read as u64;
+                }
+            }
+        });
+        Ok(Self { pager, answer, grown, feeding })
+    }
+
+    /// False when the pager was left.
+    fn write(&mut self, piece: &str) -> Result<bool, Failure> {
+        self.answer.write_all(piece.as_bytes())?;
+        let end = self.answer.stream_position()?;
+        Ok(self.grown.send(end).is_ok())
+    }
+
+    fn end(self) {
+        let Self { mut pager, grown, feeding, .. } = self;
+        drop(grown);
+        let _ = feeding.join();
+        let _ = pager.wait();
     }
 }
 

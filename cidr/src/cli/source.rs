@@ -8,6 +8,7 @@ use cluster::command_line::Failure;
 use cluster::control;
 use cluster::http_client::{ApiClient, Call, ClientError, Credentials, ServerUrl};
 use serde_json::Value;
+use tokio::sync::oneshot;
 
 use crate::daemon::control::{CountArgs, QueryArgs, RemoveArgs};
 use crate::service::Count;
@@ -85,14 +86,22 @@ impl Source {
         match self {
             Self::Here => {
                 let args = QueryArgs { query: query.into(), format: format.into() };
-                let mut written = Ok(());
+                let (leave, mut left) = oneshot::channel();
+                let mut leave = Some(leave);
                 let part = |part: Value| {
-                    if let (Some(text), Ok(())) = (part.as_str(), &written) {
-                        written = each(text);
+                    if let (Some(text), true) = (part.as_str(), leave.is_some())
+                        && let Err(failure) = each(text)
+                    {
+                        let _ = leave.take().map(|leave| leave.send(failure));
                     }
                 };
-                control::call_streaming(PROGRAM, "query", args, part).await?;
-                written
+                // Whoever has seen enough hangs up, and the daemon ends the query.
+                tokio::select! {
+                    biased;
+                    Ok(failure) = &mut left => return Err(failure),
+                    answered = control::call_streaming(PROGRAM, "query", args, part) => drop(answered?),
+                }
+                left.try_recv().map_or(Ok(()), Err)
             }
             Self::There(client) => {
                 let call = Call::get("/query").query("q", query).query("format", format).streaming(HEAD);

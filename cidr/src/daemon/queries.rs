@@ -172,23 +172,56 @@ mod tests {
     use crate::service::QueryLimits;
     use crate::settings::Settings;
 
-    #[tokio::test]
-    async fn a_client_that_reads_nothing_gives_its_place_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let outbox = crate::outbox::Outbox::open(&dir.path().join("outbox"), "n1").unwrap();
-        let limits = QueryLimits { max_queries: 1, query_seconds: 1, query_rows: 1 << 20, query_memory_mib: 64 };
+    /// A server with one series `big` of 60,000 addresses: two megabytes of text, of which a quarter fits between a query and its reader.
+    fn server(dir: &std::path::Path, limits: QueryLimits) -> Arc<Service> {
+        let outbox = crate::outbox::Outbox::open(&dir.join("outbox"), "n1").unwrap();
         let (peers, meters) = (crate::peers::Peers::new(None), crate::metrics::Meters::new("n1"));
-        let (service, _finished) = Service::new("n1".into(), dir.path().into(), limits, outbox, peers, meters);
+        let (service, _finished) = Service::new("n1".into(), dir.into(), limits, outbox, peers, meters);
         let mut settings = Settings::none();
         settings.servers = vec!["n1".into()];
         service.apply(settings).unwrap();
-        // Two megabytes of text, of which a quarter fits between the query and its reader.
         let counts = Counts::from_rows((0..60_000).map(|host| (host, 1)).collect(), Vec::new());
         let window = Window { series: "big".into(), node: "n1".into(), start: 0, end: 900, counts };
         service.store().unwrap().commit(None, &[window]).unwrap();
+        service
+    }
+
+    const ALL: &str = "show count for 0.0.0.0/0 in big";
+
+    #[tokio::test]
+    async fn who_finds_no_place_is_told_and_an_answer_with_too_many_rows_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let limits = QueryLimits { max_queries: 1, query_seconds: 3_600, query_rows: 60_000, query_memory_mib: 64 };
+        let service = server(dir.path(), limits);
         let ask = |text: &str| begin(&service, text.to_owned(), Format::Text);
 
-        let mut unread = ask("show count for 0.0.0.0/0 in big").await.unwrap();
+        let unread = ask(ALL).await.unwrap();
+        assert!(matches!(ask("show count for 0.0.0.7 in big").await, Err(QueryFailure::Busy)));
+        drop(unread);
+        let mut last = None;
+        let mut whole = ask(ALL).await.unwrap();
+        while let Some(piece) = whole.recv().await {
+            last = Some(piece);
+        }
+        assert!(matches!(last, Some(Ok(_))), "as many rows as may be: {last:?}");
+
+        let more = ask("show count for 0.0.0.0/0 in big cidrsize 31 to 32").await;
+        let mut pieces = more.unwrap();
+        while let Some(piece) = pieces.recv().await {
+            last = Some(piece);
+        }
+        let Some(Err(QueryFailure::Wrong(failure))) = last else { panic!("{last:?}") };
+        assert!(failure.message.contains("60000"), "{failure:?}");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_nothing_gives_its_place_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let limits = QueryLimits { max_queries: 1, query_seconds: 1, query_rows: 1 << 20, query_memory_mib: 64 };
+        let service = server(dir.path(), limits);
+        let ask = |text: &str| begin(&service, text.to_owned(), Format::Text);
+
+        let mut unread = ask(ALL).await.unwrap();
         assert!(unread.recv().await.unwrap().is_ok());
         // The only place is taken until the second is over; this waits for it, at most two.
         let mut other = ask("show count for 0.0.0.7 in big").await.unwrap();

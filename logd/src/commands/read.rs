@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use cluster::control::call;
+use cluster::control::{ControlError, call};
 use cluster::documents::schema::logd::PathPattern;
 use cluster::units::HumanDuration;
 use serde_json::Value;
@@ -14,7 +14,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::daemon::PROGRAM;
 use crate::path::{now_us, rfc3339_local};
-use crate::read::{Line, OwnedLine, Wanted, files, merge, newest};
+use crate::read::{Line, OwnedLine, Wanted, files, merge, newest, refuse_unknown};
 use cluster::command_line::Failure;
 
 /// How often `tail -f` looks for more, and for new files.
@@ -104,19 +104,9 @@ impl Select {
         })?;
         let pattern = answer["pattern"].as_str().unwrap_or_default().parse();
         let pattern = pattern.map_err(|error| Failure::new(format!("the daemon's answer: {error}")))?;
-        self.refuse_unknown(&pattern, &answer["logs"])?;
+        let configured: Vec<String> = serde_json::from_value(answer["logs"].clone()).unwrap_or_default();
+        refuse_unknown(&pattern, &self.log, &configured).map_err(ControlError::Refused)?;
         Ok(pattern)
-    }
-
-    /// A log that is neither configured nor has any file is a mistake, not a log without lines.
-    fn refuse_unknown(&self, pattern: &PathPattern, configured: &Value) -> Result<(), Failure> {
-        let names: Vec<&str> = configured.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        let anywhere = Wanted { log: self.log.clone(), ..Wanted::default() };
-        if names.contains(&self.log.as_str()) || !files(pattern, &anywhere).is_empty() {
-            return Ok(());
-        }
-        let failure = Failure::new(format!("there is no log {}", self.log));
-        Err(if names.is_empty() { failure } else { failure.hint(format!("logd.toml has {}", names.join(", "))) })
     }
 
     fn wanted(&self) -> Wanted {

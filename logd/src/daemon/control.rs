@@ -147,6 +147,11 @@ impl Console {
         current.logd.managers.get(&self.shared.home.node).map(|manager| manager.logfile.clone())
     }
 
+    /// The logs of the configuration.
+    pub(crate) fn log_names(&self) -> Vec<String> {
+        self.shared.current().logd.logs.keys().cloned().collect()
+    }
+
     /// True for a node that aggregates.
     pub(crate) fn is_manager(&self, node: &str) -> bool {
         self.shared.service.is_manager(node)

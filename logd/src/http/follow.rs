@@ -11,7 +11,7 @@ use http::StatusCode;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::lines::{Asked, Row, pattern};
+use super::lines::{Asked, Row, known, pattern};
 use super::{App, Refusal};
 use crate::read::{Follow, OwnedLine, files, newest};
 
@@ -36,12 +36,18 @@ pub(super) async fn follow(
     RawQuery(query): RawQuery,
 ) -> Result<Response, Refusal> {
     let asked = Asked::parse(log, query.as_deref())?;
-    let pattern = pattern(&app)?;
+    let (pattern, configured) = (pattern(&app)?, app.console.log_names());
     let place =
         app.followers.clone().try_acquire_owned().map_err(|_| {
             Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Failure::new("as many follow logs here as may"))
         })?;
     let following = Following { asked, pattern, follow: None, quiet: 0, _place: place };
+    let looked = tokio::task::spawn_blocking(move || {
+        known(&following.pattern, &following.asked, &configured)?;
+        Ok(following)
+    });
+    let unable = |_| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Failure::new("an error inside logd"));
+    let following: Following = looked.await.map_err(unable)??;
     let events = futures::stream::unfold(following, |mut following| async move {
         loop {
             if following.follow.is_some() {

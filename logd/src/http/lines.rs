@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::{App, Refusal};
 use crate::commands::read::parse_time;
 use crate::path::rfc3339_local;
-use crate::read::{Line, Wanted, files, merge};
+use crate::read::{Line, Wanted, files, merge, refuse_unknown};
 
 /// Lines of a page, when nothing is said and at most.
 const LINES: (usize, usize) = (1_000, 10_000);
@@ -117,16 +117,25 @@ pub(super) async fn lines(
 ) -> Result<Json<Page>, Refusal> {
     let asked = Asked::parse(log, query.as_deref())?;
     let pattern = pattern(&app)?;
+    let configured = app.console.log_names();
     let unable = |what: &str| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Failure::new(what));
     let _place = app.scans.acquire().await.map_err(|_| unable("the daemon stops"))?;
-    let page = tokio::task::spawn_blocking(move || page(&pattern, &asked)).await;
-    let page = page.map_err(|_| unable("an error inside logd"))?;
-    page.map(Json).map_err(|error| unable(&error.to_string()))
+    let page = tokio::task::spawn_blocking(move || {
+        known(&pattern, &asked, &configured)?;
+        page(&pattern, &asked).map_err(|error| unable(&error.to_string()))
+    });
+    page.await.map_err(|_| unable("an error inside logd"))?.map(Json)
 }
 
 /// Where this node's manager writes.
 pub(super) fn pattern(app: &App) -> Result<PathPattern, Refusal> {
     app.console.pattern().ok_or_else(|| Refusal::not_found("aggregated files are on managers; this node is none"))
+}
+
+/// Refuses a log that is not there.
+pub(super) fn known(pattern: &PathPattern, asked: &Asked, configured: &[String]) -> Result<(), Refusal> {
+    let known = refuse_unknown(pattern, &asked.wanted.log, configured);
+    known.map_err(|failure| Refusal::new(StatusCode::NOT_FOUND, failure))
 }
 
 fn page(pattern: &PathPattern, asked: &Asked) -> std::io::Result<Page> {
