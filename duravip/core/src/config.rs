@@ -25,6 +25,9 @@ pub struct Config {
     /// A witness from another subcluster: it knows who the members are, and nothing of their addresses and times. It says
     /// nothing about configurations, and leads only until somebody else can.
     pub stranger: bool,
+    /// Addresses that only other members' files have: this member knows of them, so that it does not depend on who leads
+    /// which addresses there are, and says that it cannot serve them.
+    pub foreign: BTreeSet<IpAddr>,
 }
 
 /// What the table is made from. It travels with the table, so that a leader or an owner needs no file of its own.
@@ -239,7 +242,7 @@ impl Config {
                 }
             }
         }
-        Ok(Self { id, timing, spec, stranger: false })
+        Ok(Self { id, timing, spec, stranger: false, foreign: BTreeSet::new() })
     }
 }
 

@@ -251,6 +251,7 @@ impl Member {
                 if let Some(group) = self.group_mut(tag) {
                     group.receive(now, from, incarnation, body, &mut fx);
                 }
+                self.look = true;
                 self.run(now, tag, fx, out);
             }
             Message::Hello(hears) => self.apart.hello(now, from, self.me, &hears),
@@ -294,25 +295,25 @@ impl Member {
                         out.push(Action::Notice(notice));
                     }
                 }
-                Effect::Lease(until) => {
-                    if tag == self.active().tag {
-                        self.extend_lease(now, until, out);
-                    }
-                }
+                // A leader says it with every event: what is not news changes nothing.
+                Effect::Lease(until) if tag != self.active().tag || !self.extend_lease(now, until, out) => continue,
+                Effect::Lease(_) => {}
             }
             self.look = true;
         }
     }
 
-    fn extend_lease(&mut self, now: Time, until: Time, out: &mut Vec<Action>) {
+    /// Whether that made the lease longer.
+    fn extend_lease(&mut self, now: Time, until: Time, out: &mut Vec<Action>) -> bool {
         let until = self.limit_apart(until);
         let clean = self.held.is_clean();
         if until <= now || until <= self.lease || (self.lapsed && !clean && kept(Rule::LapseReleases)) {
-            return;
+            return false;
         }
         self.lapsed = false;
         self.lease = until;
         out.push(Action::Lease(until));
+        true
     }
 
     fn end_lease_in_time(&mut self, now: Time, out: &mut Vec<Action>) {
@@ -445,7 +446,8 @@ impl Member {
             let (report, config) = (self.report.clone(), self.config.clone());
             self.active_mut().finish(now, Mine { standing, report: &report, config: &config }, &mut fx);
             self.run(now, tag, fx, out);
-            if before == (self.active().table.version, self.active().commit) && !self.look {
+            self.look |= before != (self.active().table.version, self.active().commit);
+            if !self.look {
                 break;
             }
         }
@@ -558,7 +560,7 @@ impl Member {
         let mut cannot = BTreeMap::new();
         let mut differs = BTreeMap::new();
         for (address, said) in table.spec.vips.iter().filter(|_| !self.config.stranger) {
-            match self.config.spec.vips.get(address) {
+            match self.config.spec.vips.get(address).filter(|_| !self.config.foreign.contains(address)) {
                 // The next configuration may have dropped it. What is on stays until the table drops it too.
                 None if self.config.id.may_follow(table.config) && self.held.contains(*address) => {}
                 None => {

@@ -38,8 +38,17 @@ pub struct Announcer {
 struct Shared {
     work: Mutex<Work>,
     there: Condvar,
-    /// Held from the look at what is here until that was said.
-    speaking: Mutex<()>,
+    burst: Mutex<Burst>,
+    silent: Condvar,
+}
+
+/// What is being said, from the look at what is here until it is out. Not one mutex held meanwhile: who speaks without a
+/// pause would take it again before anybody who waits for it wakes up.
+#[derive(Debug, Default)]
+struct Burst {
+    speaking: bool,
+    /// How many are out.
+    done: u64,
 }
 
 #[derive(Debug, Default)]
@@ -90,7 +99,8 @@ impl Announcer {
     /// Waits until a burst that is on its way is out. What was taken from the list of what is here before this is said no
     /// more after it: the last word on the segment has to be the next owner's.
     pub fn wait_silent(&self) {
-        drop(self.shared.speaking.lock().unwrap_or_else(PoisonError::into_inner));
+        let under_way = self.shared.burst().under_way();
+        self.shared.wait_out(under_way);
     }
 
     /// Ends the thread; nothing is here any more.
@@ -101,6 +111,45 @@ impl Announcer {
 
     fn work(&self) -> MutexGuard<'_, Work> {
         self.shared.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Burst {
+    /// The number of the burst that is on its way.
+    fn under_way(&self) -> Option<u64> {
+        self.speaking.then_some(self.done)
+    }
+}
+
+impl Shared {
+    fn burst(&self) -> MutexGuard<'_, Burst> {
+        self.burst.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until this burst is out, whether another has begun since or not.
+    fn wait_out(&self, burst: Option<u64>) {
+        if let Some(number) = burst {
+            drop(self.silent.wait_while(self.burst(), |burst| burst.done == number));
+        }
+    }
+}
+
+/// A burst is on its way, until this is dropped.
+struct Speaking<'a>(&'a Shared);
+
+impl<'a> Speaking<'a> {
+    fn begin(shared: &'a Shared) -> Self {
+        shared.burst().speaking = true;
+        Self(shared)
+    }
+}
+
+impl Drop for Speaking<'_> {
+    fn drop(&mut self) {
+        let mut burst = self.0.burst();
+        burst.speaking = false;
+        burst.done += 1;
+        self.0.silent.notify_all();
     }
 }
 
@@ -168,7 +217,7 @@ impl Worker {
             self.look_for_hosts();
         }
         let shared = self.shared.clone();
-        let speaking = shared.speaking.lock().unwrap_or_else(PoisonError::into_inner);
+        let speaking = Speaking::begin(&shared);
         let here: Vec<(IpAddr, Placed)> = {
             let installed = self.installed.lock().unwrap_or_else(PoisonError::into_inner);
             addresses.iter().filter_map(|address| Some((*address, *installed.get(address)?))).collect()
@@ -206,5 +255,30 @@ impl Worker {
             Ok(hosts) => self.hosts = (Some(Instant::now()), hosts),
             Err(error) => tracing::warn!(%error, "the neighbours cannot be listed"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_for_silence_waits_for_the_burst_that_is_on_its_way_and_for_no_later_one() {
+        let shared = Shared::default();
+        assert_eq!(shared.burst().under_way(), None);
+        let first = Speaking::begin(&shared);
+        let under_way = shared.burst().under_way();
+        assert_eq!(under_way, Some(0));
+        let waits = std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| shared.wait_out(under_way));
+            let waits = !waiter.is_finished();
+            drop(first);
+            // The speaker goes on at once.
+            let _second = Speaking::begin(&shared);
+            let _ = waiter.join();
+            waits
+        });
+        assert!(waits);
+        shared.wait_out(under_way);
     }
 }

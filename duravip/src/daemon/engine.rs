@@ -131,7 +131,7 @@ impl Engine {
         self.carry_out(first);
         let mut ticked_at = Time::ZERO;
         while !self.pending.left && !self.pending.stop {
-            self.take_inputs();
+            let all = self.take_inputs();
             self.take_datagrams();
             let now = sys::now();
             let wake_at = self.member.wake_at();
@@ -143,16 +143,18 @@ impl Engine {
                 self.hand_in(Event::Tick);
             }
             self.do_chores();
-            self.sleep();
+            self.sleep(all);
         }
         self.end();
     }
 
-    fn take_inputs(&mut self) {
+    /// Whether none is left: those that are left ring no bell any more.
+    fn take_inputs(&mut self) -> bool {
         for _ in 0..AT_ONCE {
-            let Some(input) = self.inputs.take() else { return };
+            let Some(input) = self.inputs.take() else { return true };
             self.take_input(input);
         }
+        false
     }
 
     fn take_input(&mut self, input: Input) {
@@ -420,11 +422,11 @@ impl Engine {
         self.hooks.state(&changed);
     }
 
-    fn sleep(&mut self) {
+    fn sleep(&mut self, all_taken: bool) {
         let now = sys::now();
         let wake_at = self.member.wake_at().min(self.pending.chores_at.max(now + Duration::from_micros(100)));
         // A core that wants to be woken in the past was just woken: a moment's rest keeps a defect from eating a processor.
-        let left = wake_at.since(now).max(Duration::from_micros(50));
+        let left = if all_taken { wake_at.since(now).max(Duration::from_micros(50)) } else { Duration::ZERO };
         let timeout = TimeSpec::nanoseconds(left.as_nanos().min(1_000_000_000) as i64);
         let mut fds = [
             PollFd::new(self.transport.as_fd(), PollFlags::POLLIN),

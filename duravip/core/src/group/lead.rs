@@ -53,6 +53,8 @@ pub(crate) struct Lead {
     pub(super) rebalance_ordered: bool,
     /// Orders that the next version will carry.
     pub(super) orders: Option<Orders>,
+    /// The version that carried the last ones.
+    pub(super) orders_since: Version,
     /// When an address that somebody answered for is tried again (a member alone, that probes).
     pub(super) retry_at: BTreeMap<IpAddr, Time>,
     /// Addresses in conflict that an operator wants all the same.
@@ -179,6 +181,7 @@ impl Lead {
             departed_at: BTreeMap::new(),
             rebalance_ordered: false,
             orders: None,
+            orders_since: Version::ZERO,
             retry_at: BTreeMap::new(),
             take: BTreeSet::new(),
         }

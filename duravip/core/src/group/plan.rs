@@ -154,6 +154,7 @@ impl Planner<'_> {
             && orders != self.table.header.orders
         {
             self.table.header.orders = orders;
+            self.lead.orders_since = self.next;
             self.draft.header = true;
         }
         for address in std::mem::take(&mut self.lead.take) {
@@ -423,7 +424,7 @@ impl Planner<'_> {
         for (unit, target) in units.iter().zip(&targets) {
             if self.is_handed_over(unit.lead, target.owner) {
                 // Its turn comes when others have arrived; until then its owner goes on answering.
-                if room == 0 {
+                if room == 0 || !target.owner.is_some_and(|to| self.knows_orders(to)) {
                     continue;
                 }
                 room = room.saturating_sub(unit.addresses.len());
@@ -434,6 +435,13 @@ impl Planner<'_> {
             }
         }
         self.remove_unwanted(free);
+    }
+
+    /// Whether a majority, and this member, have the last orders on their disks. Nobody answers for an address while a
+    /// disk is waited for.
+    fn knows_orders(&self, member: MemberId) -> bool {
+        let since = self.lead.orders_since;
+        self.commit >= since && self.lead.peers.get(&member).is_none_or(|peer| peer.standing.have >= since)
     }
 
     /// Whether an owner that is there would have to give this up to another.

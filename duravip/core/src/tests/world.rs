@@ -51,7 +51,8 @@ impl Host {
     }
 
     fn true_us(&self, local: Time) -> u64 {
-        let local = local.since_start().as_micros().min(u128::from(u64::MAX / 4)) as u64;
+        // Upwards: an alarm that comes too early by less than this clock's grain would come again for ever.
+        let local = local.since_start().as_nanos().div_ceil(1000).min(u128::from(u64::MAX / 4)) as u64;
         let since = local.saturating_sub(self.offset_us);
         (u128::from(since) * 1_000_000 / (1_000_000 + i128::from(self.rate_ppm)) as u128) as u64
     }
