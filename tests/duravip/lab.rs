@@ -57,8 +57,20 @@ pub struct Lab {
     witnesses: BTreeSet<String>,
     /// Who has an identity of a cluster; the others have the key.
     certified: BTreeSet<String>,
+    /// The subclusters of those that are not of the usual one.
+    elsewhere: BTreeMap<String, String>,
     duravip: String,
+    /// Where the configuration comes from, if not out of a directory.
+    server: Option<Server>,
 }
+
+/// An ecconfigd on the host outside.
+#[derive(Debug)]
+struct Server {
+    child: Option<Child>,
+}
+
+const SERVER: &str = "10.77.0.1:2027";
 
 static LABS: AtomicU32 = AtomicU32::new(0);
 
@@ -67,8 +79,9 @@ impl Lab {
     pub fn new(machines: usize, duravip: &str) -> Lab {
         let id = format!("dv{}x{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
         let dir = tempfile::tempdir().unwrap();
-        let (witnesses, certified) = (BTreeSet::new(), BTreeSet::new());
-        let mut lab = Lab { dir, id, machines: Vec::new(), witnesses, certified, duravip: String::new() };
+        let (witnesses, certified, elsewhere) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
+        let (none, text) = (Vec::new(), String::new());
+        let mut lab = Lab { dir, id, machines: none, witnesses, certified, elsewhere, duravip: text, server: None };
         let switch = lab.switch();
         ip(&format!("netns add {switch}"));
         ip(&format!("-n {switch} link add br0 type bridge forward_delay 0 mcast_snooping 0"));
@@ -92,6 +105,81 @@ impl Lab {
         self.configure(&self.duravip.clone());
     }
 
+    /// Makes a machine a witness that belongs to another subcluster and votes here.
+    pub fn stranger(&mut self, name: &str) {
+        self.elsewhere.insert(name.to_owned(), "east".to_owned());
+        self.witness(name);
+    }
+
+    // ── an ecconfigd ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    /// Puts an ecconfigd on the host outside, enrols all machines there, and makes the configuration its first commit. From
+    /// here on daemons are started as its subscribers, and `configure` writes into a working copy.
+    pub fn serve(&mut self) {
+        let data = self.dir.path().join("ecconfigd");
+        let mut init = self.outside_command(&["ecconfigd", "init", "--node", "c1", "--listen", SERVER, "--data"]);
+        succeeds(init.arg(data));
+        self.server = Some(Server { child: None });
+        self.start_server();
+        for name in self.names() {
+            let token = succeeds(&mut self.eccfg(&["node", "token"]));
+            let words = ["eccfg", "node", "enroll", "--node", &name, "--token", token.trim(), "--server"];
+            let mut enroll = self.outside_command(&words);
+            succeeds(enroll.arg(format!("https://{SERVER}")).arg("--identity").arg(self.file(&name, "identity")));
+            self.certified.insert(name);
+        }
+        fs::remove_dir_all(self.conf()).unwrap();
+        succeeds(self.eccfg(&["bootstrap", "--clustername", "default", "--wc"]).arg(self.conf()));
+        self.configure(&self.duravip.clone());
+        self.commit();
+    }
+
+    /// Starts the ecconfigd, and waits until it answers.
+    pub fn start_server(&mut self) {
+        let log = File::options().create(true).append(true).open(self.dir.path().join("ecconfigd.log")).unwrap();
+        let mut run = self.outside_command(&["ecconfigd", "run", "--data"]);
+        run.arg(self.dir.path().join("ecconfigd")).stdout(log.try_clone().unwrap()).stderr(log);
+        self.server.as_mut().expect("a server").child = Some(run.spawn().unwrap());
+        eventually("ecconfigd answers", || {
+            self.eccfg(&["node", "list"]).output().unwrap().status.success().then_some(())
+        });
+    }
+
+    /// Ends the ecconfigd without a word.
+    pub fn kill_server(&mut self) {
+        let mut child = self.server.as_mut().and_then(|server| server.child.take()).expect("the server runs");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Commits what the working copy says.
+    pub fn commit(&self) {
+        let words = ["commit", "--add-all", "--delete-all", "-m", "Change", "--wc"];
+        succeeds(self.eccfg(&words).arg(self.conf()));
+    }
+
+    /// `eccfg` on the host outside, as the administrator.
+    fn eccfg(&self, arguments: &[&str]) -> Command {
+        let data = self.dir.path().join("ecconfigd");
+        let mut eccfg = self.outside_command(&["eccfg", "--username", "admin", "--password-file"]);
+        eccfg.arg(data.join("admin-password")).args(arguments);
+        eccfg.env("ECCFG_SERVER", format!("https://{SERVER}")).env("ECCFG_CA", data.join("ca.pem"));
+        eccfg
+    }
+
+    fn outside_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.outside(), ECCLUSTER]).args(arguments).stdin(Stdio::null());
+        command.env("HOME", self.dir.path()).env("ECCLUSTER_RUN", self.dir.path().join("run"));
+        command
+    }
+
+    fn conf(&self) -> PathBuf {
+        self.dir.path().join("conf")
+    }
+
+    // ── machines ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
     /// Gives these identities of a new cluster; their next starts use them instead of the key.
     pub fn certify(&mut self, names: &[&str]) {
         let ca = Ca::create("lab").unwrap();
@@ -109,7 +197,7 @@ impl Lab {
 
     /// What one machine's configuration says besides.
     pub fn layer(&self, name: &str, duravip: &str) {
-        let dir = self.dir.path().join("conf").join(name);
+        let dir = self.conf().join(name);
         fs::create_dir_all(&dir).unwrap();
         let next = self.dir.path().join("layer.next");
         fs::write(&next, duravip).unwrap();
@@ -129,9 +217,10 @@ impl Lab {
         let mut cluster = String::new();
         for (number, machine) in self.machines.iter().enumerate() {
             let witness = self.witnesses.contains(&machine.name);
+            let subcluster = self.elsewhere.get(&machine.name).map_or("default", String::as_str);
             let _ = writeln!(
                 cluster,
-                "[node.{}]\naddress = \"10.77.0.{}\"\nwitness = {witness}",
+                "[node.{}]\naddress = \"10.77.0.{}\"\nwitness = {witness}\nsubcluster = \"{subcluster}\"",
                 machine.name,
                 number + 11
             );
@@ -144,8 +233,9 @@ impl Lab {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        let conf = self.dir.path().join("conf");
+        let conf = self.conf();
         if conf.exists() {
+            fs::create_dir_all(conf.join("default")).unwrap();
             // Each file is replaced whole; a reader between the two sees a configuration that means something.
             for path in ["global/cluster.toml", "default/duravip.toml"] {
                 fs::rename(next.join(path), conf.join(path)).unwrap();
@@ -192,8 +282,13 @@ impl Lab {
 
     /// Starts the daemon of a machine.
     pub fn start(&mut self, name: &str) {
-        let (conf, key) = (self.dir.path().join("conf"), self.dir.path().join("key"));
+        let (conf, key) = (self.conf(), self.dir.path().join("key"));
         let certified = self.certified.contains(name);
+        let source = match &self.server {
+            Some(_) => ["--server".into(), PathBuf::from(format!("https://{SERVER}"))],
+            None => ["--conf".into(), conf],
+        };
+        let votes_in: &[&str] = if self.elsewhere.contains_key(name) { &["--votes-in", "default"] } else { &[] };
         let machine = self.machine_mut(name);
         let identity = machine.dir.join("identity");
         let known = match certified {
@@ -204,8 +299,9 @@ impl Lab {
         };
         let log = File::options().create(true).append(true).open(machine.dir.join("log")).unwrap();
         let child = Command::new("ip")
-            .args(["netns", "exec", &machine.namespace, ECCLUSTER, "duravip", "run", "--node", name, "--conf"])
-            .arg(conf)
+            .args(["netns", "exec", &machine.namespace, ECCLUSTER, "duravip", "run", "--node", name])
+            .args(source)
+            .args(votes_in)
             .arg("--data")
             .arg(machine.dir.join("data"))
             .args(known)
@@ -493,6 +589,15 @@ impl Lab {
     }
 }
 
+/// What a command printed, which has to succeed.
+#[track_caller]
+fn succeeds(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {words}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
 /// What a person still reads.
 fn shortened(text: &str) -> String {
     text.chars().take(4000).collect()
@@ -537,6 +642,10 @@ impl Drop for Lab {
                 let _ = child.kill();
                 let _ = child.wait();
             }
+        }
+        if let Some(mut child) = self.server.as_mut().and_then(|server| server.child.take()) {
+            let _ = child.kill();
+            let _ = child.wait();
         }
         // The guards of those that were killed end by themselves; their namespaces may go before.
         let mut namespaces: Vec<String> = self.machines.iter().map(|machine| machine.namespace.clone()).collect();

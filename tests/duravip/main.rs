@@ -2,15 +2,18 @@
 //! that asks for every address all the time. What is asserted is who answers, never when.
 #![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
+mod configured;
 mod crashes;
 mod flapping;
 mod identities;
 mod lab;
+mod layers;
 mod network;
 mod orders;
 mod prober;
 mod services;
 mod size;
+mod stranger;
 mod told;
 mod two;
 mod unfenced;

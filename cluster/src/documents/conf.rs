@@ -106,6 +106,24 @@ impl<'a> NodeConf<'a> {
         &self.subcluster
     }
 
+    /// Another node's view of the same files. Only what is really among them counts: a subscription has what was wanted.
+    pub fn of(&self, node: &str) -> NodeConf<'a> {
+        let subcluster = self.cluster.nodes.get(node).map_or("default", |node| node.subcluster.as_str()).to_owned();
+        let search_path = SearchPath::of_node(node, self.cluster.groups_of(node));
+        NodeConf { files: self.files, node: node.to_owned(), subcluster, search_path, cluster: self.cluster.clone() }
+    }
+
+    /// The files that a document of this node is merged from, the least specific first.
+    pub fn layers(&self, name: &str) -> Result<Vec<String>, ConfError> {
+        let mut there = Vec::new();
+        for path in self.search_path.layers_of(name) {
+            if self.files.read(&path)?.is_some() {
+                there.push(path);
+            }
+        }
+        Ok(there)
+    }
+
     /// The cluster's nodes.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster

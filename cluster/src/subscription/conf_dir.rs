@@ -124,7 +124,7 @@ fn gather(tree: &dyn Files, settings: &Settings) -> Result<MemoryFiles, ConfErro
     };
     let conf = NodeConf::read(tree, &settings.node, settings.subcluster.as_deref())?;
     let search_path = settings.search_path.as_ref().unwrap_or(conf.search_path());
-    Wanted::cluster_layers().into_iter().chain(settings.wanted.layers(search_path)).try_for_each(&mut take)?;
+    Wanted::cluster_layers().into_iter().chain(settings.wanted.layers(search_path, &conf)).try_for_each(&mut take)?;
     for root in settings.wanted.roots() {
         let matching = tree.list(&root)?.into_iter().filter(|path| settings.wanted.matches(path));
         matching.into_iter().try_for_each(&mut take)?;

@@ -1,6 +1,6 @@
 //! A configuration as it was read: the files, the version, and a digest of what they mean.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -112,6 +112,19 @@ impl Content {
                 EffectiveFile::Whole { data, .. } => add(b'w', name, &data),
                 EffectiveFile::Document(document) => {
                     add(b'd', name, canonical(document.to_json()).to_string().as_bytes());
+                }
+            }
+        }
+        // Nodes with the same layers have the same documents. A mistake in another's must not stop this one.
+        let others = settings.wanted.others(&conf);
+        for name in settings.wanted.document_names() {
+            let mut read = BTreeSet::from([conf.layers(name)?]);
+            for theirs in &others {
+                if read.insert(theirs.layers(name)?)
+                    && let Ok(EffectiveFile::Document(document)) = theirs.file(name)
+                {
+                    let name = format!("{}/{name}", theirs.node());
+                    add(b'o', &name, canonical(document.to_json()).to_string().as_bytes());
                 }
             }
         }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{News, Settings, Version, Wanted};
 use crate::api::{EntryKind, Head, Target, TreeEntry};
-use crate::documents::{ConfError, MemoryFiles, NodeConf, SearchPath};
+use crate::documents::{ConfError, MemoryFiles, NodeConf};
 use crate::error::Chain;
 use crate::http_client::{ApiClient, Backoff, Call, ClientError, EventStream, Incoming, escape, escape_path};
 
@@ -144,8 +144,7 @@ impl Server {
 
     async fn fetch(&mut self, target: &Target) -> Result<MemoryFiles, FetchError> {
         let mut fetched = self.fetch_all(target, Wanted::cluster_layers()).await?;
-        let search_path = self.search_path(&fetched)?;
-        let mut paths: BTreeSet<String> = self.settings.wanted.layers(&search_path);
+        let mut paths = self.layers(&fetched)?;
         for root in self.settings.wanted.roots() {
             paths.extend(self.list(target, &root).await?.into_iter().filter(|path| self.settings.wanted.matches(path)));
         }
@@ -160,13 +159,12 @@ impl Server {
         Ok(MemoryFiles(files))
     }
 
-    fn search_path(&self, fetched: &BTreeMap<String, Blob>) -> Result<SearchPath, FetchError> {
-        if let Some(search_path) = &self.settings.search_path {
-            return Ok(search_path.clone());
-        }
+    /// Where wanted documents may be, by the `cluster.toml` that was fetched.
+    fn layers(&self, fetched: &BTreeMap<String, Blob>) -> Result<BTreeSet<String>, FetchError> {
         let files = MemoryFiles(fetched.iter().map(|(path, blob)| (path.clone(), blob.data.to_vec())).collect());
         let conf = NodeConf::read(&files, &self.settings.node, self.settings.subcluster.as_deref())?;
-        Ok(conf.search_path().clone())
+        let search_path = self.settings.search_path.as_ref().unwrap_or(conf.search_path());
+        Ok(self.settings.wanted.layers(search_path, &conf))
     }
 
     async fn fetch_all(

@@ -4,13 +4,15 @@ use std::collections::BTreeSet;
 
 use globset::{GlobSet, GlobSetBuilder};
 
-use crate::documents::SearchPath;
 use crate::documents::schema::values::PathGlob;
+use crate::documents::{NodeConf, SearchPath};
 
 /// The documents and files that a daemon reads; nothing else wakes it.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
     documents: BTreeSet<String>,
+    /// The documents as every node of the subcluster has them, not this one alone.
+    everybodys: bool,
     globs: Vec<PathGlob>,
     set: GlobSet,
 }
@@ -24,6 +26,11 @@ impl Wanted {
     /// Documents by their names relative to each directory of the search path, such as `duravip.toml`.
     pub fn documents<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         Self { documents: names.into_iter().map(str::to_owned).collect(), ..Self::default() }
+    }
+
+    /// The documents also as the other nodes of the subcluster have them: what is in their layers is there, and wakes.
+    pub fn everybodys(self) -> Self {
+        Self { everybodys: true, ..self }
     }
 
     /// Adds files whose path in a working copy matches one of the patterns, such as `default/nginx/**`.
@@ -49,9 +56,18 @@ impl Wanted {
         SearchPath::shared().layers_of("cluster.toml").collect()
     }
 
-    /// Every path at which a wanted document may have a layer.
-    pub(super) fn layers(&self, search_path: &SearchPath) -> BTreeSet<String> {
-        self.documents.iter().flat_map(|name| search_path.layers_of(name)).collect()
+    /// Every path at which a wanted document may have a layer, with this search path for the node itself.
+    pub(super) fn layers(&self, search_path: &SearchPath, conf: &NodeConf<'_>) -> BTreeSet<String> {
+        let others = self.others(conf);
+        let paths = others.iter().map(NodeConf::search_path).chain([search_path]);
+        paths.flat_map(|path| self.documents.iter().flat_map(|name| path.layers_of(name))).collect()
+    }
+
+    /// The views of the nodes whose documents are wanted besides.
+    pub(super) fn others<'a>(&self, conf: &NodeConf<'a>) -> Vec<NodeConf<'a>> {
+        let nodes =
+            conf.cluster().nodes_of(conf.subcluster()).filter(|node| self.everybodys && node.name != conf.node());
+        nodes.map(|node| conf.of(&node.name)).collect()
     }
 
     /// True for a path that a pattern asks for.

@@ -84,7 +84,8 @@ fn wall_clock_ms() -> u64 {
 
 /// Runs the daemon until it is told to stop, and hands everything over first. A witness may vote in another subcluster.
 pub async fn run(options: &DaemonOptions, votes_in: Option<String>, shutdown: &Shutdown) -> anyhow::Result<()> {
-    let wanted = Wanted::documents(["duravip.toml", "cluster.toml"]);
+    // Also what other members' layers say: whoever leads has to know of every address.
+    let wanted = Wanted::documents([plan::DOCUMENT, "cluster.toml"]).everybodys();
     let Daemon { node, data, identity, cluster_key, mut subscription, lock, .. } =
         options.open(PROGRAM, wanted, shutdown).await?;
     let credentials = match (cluster_key, identity) {

@@ -26,6 +26,9 @@ const MANY: usize = 256;
 /// With more addresses than this they get no lifetime: renewing them all the time would cost more than it gives.
 const RENEWED: usize = 1024;
 
+/// Where addresses are named.
+pub const DOCUMENT: &str = "duravip.toml";
+
 /// A configuration that this node can carry out.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -95,7 +98,9 @@ pub fn plan(conf: &NodeConf<'_>, version: &Version, votes_in: Option<&str>) -> R
         return Err(PlanError::NoMember(conf.node().into()));
     };
     if subcluster == conf.subcluster() {
-        of_member(conf.load()?, version, own, &nodes)
+        let duravip: Duravip = conf.load()?;
+        let foreign = foreign(conf, &duravip, &nodes)?;
+        of_member(duravip, foreign, version, own, &nodes)
     } else {
         of_stranger(own, &nodes)
     }
@@ -145,10 +150,49 @@ fn peers(own: &Node, nodes: &[&Node]) -> Result<BTreeMap<MemberId, HostPort>, Pl
     Ok(peers)
 }
 
-fn of_member(duravip: Duravip, version: &Version, own: &Node, nodes: &[&Node]) -> Result<Plan, PlanError> {
+/// What only other members' files have, as the first of those has it. Documents that differ are read once for each set of
+/// layers. What is wrong with another's document is that one's to say.
+fn foreign(conf: &NodeConf<'_>, own: &Duravip, nodes: &[&Node]) -> Result<BTreeMap<IpAddr, VipSpec>, PlanError> {
+    let mut read = BTreeSet::from([conf.layers(DOCUMENT)?]);
+    let mut foreign = BTreeMap::new();
+    for node in nodes.iter().filter(|node| !node.witness && node.name != conf.node()) {
+        let theirs = conf.of(&node.name);
+        if !read.insert(theirs.layers(DOCUMENT)?) {
+            continue;
+        }
+        let Ok(duravip) = theirs.load::<Duravip>() else { continue };
+        for (address, vip) in duravip.vips.iter().filter(|(address, _)| !own.vips.contains_key(*address)) {
+            foreign.entry(*address).or_insert_with(|| vip_spec(vip));
+        }
+    }
+    // Whom an address follows in the file of one member may itself follow, or be nowhere, in what all have together.
+    let placed = |address: &IpAddr| match own.vips.get(address).map(vip_spec).or_else(|| foreign.get(address).cloned())
+    {
+        Some(vip) => !matches!(vip.placement, Placement::Follows(_)),
+        None => false,
+    };
+    let lost = |vip: &VipSpec| matches!(vip.placement, Placement::Follows(lead) if !placed(&lead));
+    let alone: Vec<IpAddr> = foreign.iter().filter(|(_, vip)| lost(vip)).map(|(address, _)| *address).collect();
+    for (_, vip) in foreign.iter_mut().filter(|(address, _)| alone.contains(address)) {
+        vip.placement = Placement::Elected;
+    }
+    Ok(foreign)
+}
+
+fn of_member(
+    duravip: Duravip,
+    foreign: BTreeMap<IpAddr, VipSpec>,
+    version: &Version,
+    own: &Node,
+    nodes: &[&Node],
+) -> Result<Plan, PlanError> {
     let members = duravip_core::number_members(nodes.iter().map(|node| member(node, &duravip)))?;
+    let elsewhere = foreign.keys().copied().collect();
+    let mut vips: BTreeMap<IpAddr, VipSpec> =
+        duravip.vips.iter().map(|(address, vip)| (*address, vip_spec(vip))).collect();
+    vips.extend(foreign);
     let spec = Spec {
-        vips: duravip.vips.iter().map(|(address, vip)| (*address, vip_spec(vip))).collect(),
+        vips,
         no_quorum: match duravip.no_quorum {
             schema::NoQuorum::Stop => NoQuorum::Stop,
             schema::NoQuorum::Serve => NoQuorum::Serve,
@@ -166,7 +210,7 @@ fn of_member(duravip: Duravip, version: &Version, own: &Node, nodes: &[&Node]) -
     let used: BTreeSet<&String> = duravip.vips.values().flat_map(|vip| &vip.checks).collect();
     let checks = if own.witness { BTreeMap::new() } else { duravip.checks.clone() };
     Ok(Plan {
-        config: Arc::new(Config::new(config_id(version), timing, spec)?),
+        config: Arc::new(Config { foreign: elsewhere, ..Config::new(config_id(version), timing, spec)? }),
         me: MemberId::of_name(&own.name),
         names: names(nodes),
         peers: peers(own, nodes)?,
@@ -293,6 +337,33 @@ pub(super) mod tests {
         assert!(plan.config.stranger && plan.config.spec.members[&plan.me].witness && plan.seats.is_empty());
         assert!(plan.at(&Version::of_directory("cd".repeat(20))).is_none(), "it says nothing about configurations");
         assert!(matches!(plan_of("e1", Some("default")), Err(PlanError::NoMember(_))));
+    }
+
+    #[test]
+    fn addresses_that_only_others_have_are_known_and_not_served_whoever_reads() {
+        let cluster = "[node.n1]\naddress = \"10.0.0.1\"\ngroups = [\"mail\"]\n[node.n2]\naddress = \"10.0.0.2\"\n\
+                       groups = [\"mail\"]\n[node.n3]\naddress = \"10.0.0.3\"\n";
+        let usual = format!("{TOPOLOGY}[vip.\"10.1.1.1\"]\n");
+        let files = MemoryFiles::from_texts([
+            ("global/cluster.toml", cluster),
+            ("default/duravip.toml", &usual),
+            ("mail/duravip.toml", "[vip.\"10.1.1.2\"]\nname = \"mx\"\n[vip.\"10.1.1.3\"]\nfollow = \"mx\"\n"),
+            ("n3/duravip.toml", "unset = [\"vip\"]\n[vip.\"10.1.1.4\"]\n"),
+        ]);
+        let plan_of = |node: &str| {
+            let conf = NodeConf::read(&files, node, None).unwrap();
+            plan(&conf, &Version::of_directory("ab".repeat(20)), None).unwrap()
+        };
+        let plans: Vec<Plan> = ["n1", "n2", "n3"].map(plan_of).into();
+        for plan in &plans {
+            assert_eq!(plan.config.spec, plans[0].config.spec, "the same table whoever leads");
+            assert_eq!(plan.config.spec.vips.len(), 4);
+            let served: BTreeSet<IpAddr> = plan.seats.keys().copied().collect();
+            assert!(served.is_disjoint(&plan.config.foreign) && served.len() + plan.config.foreign.len() == 4);
+        }
+        assert_eq!(plans[2].seats.keys().map(IpAddr::to_string).collect::<Vec<_>>(), ["10.1.1.4"]);
+        let mx = plans[2].config.spec.vips[&"10.1.1.3".parse().unwrap()].placement;
+        assert_eq!(mx, Placement::Follows("10.1.1.2".parse().unwrap()));
     }
 
     #[test]
