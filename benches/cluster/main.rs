@@ -159,48 +159,53 @@ async fn commits_in_a_second(clients: &[ApiClient], round: usize) -> usize {
     tasks.join_all().await.into_iter().sum()
 }
 
-/// From the request until the last of many is told. Every watcher has a connection of its own.
+/// From the request until the last of many is told. Every watcher has a connection of its own and is heard in the same way; blocks of each
+/// in turn, as for the latency.
 async fn watchers(etcd: &Etcd, ours: &Ours, count: usize) {
-    const ROUNDS: usize = 30;
+    const BLOCKS: usize = 10;
+    const EACH: usize = 10;
     let (etcd_leader, leader) = (etcd.port(etcd.leader().await), ours.leader().await);
+    let (mut watches, mut followers, mut tasks) = (Vec::new(), Vec::new(), JoinSet::new());
+    for _ in 0..count {
+        watches.push(etcd::Client::connect(etcd_leader).await.unwrap().watch("bench/watched").await);
+        let (told, events) = tokio::sync::mpsc::channel(16);
+        tasks.spawn(follow(ours.client(leader), told));
+        followers.push(events);
+    }
+    // The first message of each says that it watches.
+    heard(&mut watches).await;
+    heard(&mut followers).await;
+    let mut put = etcd::Client::connect(etcd_leader).await.unwrap();
+    let client = ours.client(leader);
+    let mut base = head(&client).await.unwrap().revision;
     let (mut theirs, mut mine) = (Vec::new(), Vec::new());
-    {
-        let mut watches = Vec::new();
-        for _ in 0..count {
-            let mut watch = etcd::Client::connect(etcd_leader).await.unwrap().watch("bench/watched").await;
-            watch.recv().await.expect("created");
-            watches.push(watch);
-        }
-        let mut put = etcd::Client::connect(etcd_leader).await.unwrap();
-        for number in 0..ROUNDS {
+    for block in 0..=BLOCKS {
+        for number in 0..EACH {
+            let value = content(number + block * EACH);
             let begun = Instant::now();
-            put.put("bench/watched", &content(number)).await.unwrap();
-            for watch in &mut watches {
-                watch.recv().await.expect("told");
-            }
+            put.put("bench/watched", &value).await.unwrap();
+            heard(&mut watches).await;
             theirs.push(begun.elapsed());
         }
-    }
-    let client = ours.client(leader);
-    let (told, mut events) = tokio::sync::mpsc::channel(count);
-    let mut tasks = JoinSet::new();
-    for _ in 0..count {
-        tasks.spawn(follow(ours.client(leader), told.clone()));
-    }
-    for _ in 0..count {
-        events.recv().await.expect("connected");
-    }
-    let mut base = head(&client).await.unwrap().revision;
-    for number in 0..ROUNDS {
-        let value = content(usize::try_from(base).unwrap() + number);
-        let begun = Instant::now();
-        base = commit(&client, base, "default/watched.txt", &value).await.unwrap();
-        for _ in 0..count {
-            events.recv().await.expect("told");
+        for _ in 0..EACH {
+            let value = content(usize::try_from(base).unwrap());
+            let begun = Instant::now();
+            base = commit(&client, base, "default/watched.txt", &value).await.unwrap();
+            heard(&mut followers).await;
+            mine.push(begun.elapsed());
         }
-        mine.push(begun.elapsed());
+        if block == 0 {
+            (theirs, mine) = (Vec::new(), Vec::new());
+        }
     }
     line(&format!("last of {count} watchers told, p50"), quantile(&mut theirs, 0.5), quantile(&mut mine, 0.5));
+}
+
+/// Waits until each has heard something.
+async fn heard(watches: &mut [tokio::sync::mpsc::Receiver<()>]) {
+    for watch in watches {
+        watch.recv().await.expect("it still watches");
+    }
 }
 
 async fn follow(client: ApiClient, told: tokio::sync::mpsc::Sender<()>) {
