@@ -43,21 +43,22 @@ pub struct EventTooLong;
 impl SseParser {
     /// Takes more bytes and appends the events they complete.
     pub fn push(&mut self, bytes: &[u8], events: &mut Vec<SseEvent>) -> Result<(), EventTooLong> {
-        for byte in bytes {
-            match byte {
-                b'\n' if self.after_cr => self.after_cr = false,
-                b'\n' | b'\r' => {
-                    self.after_cr = *byte == b'\r';
-                    self.end_line(events);
-                }
-                _ => {
-                    self.after_cr = false;
-                    self.line.push(*byte);
-                }
+        let mut rest = bytes;
+        while let Some(first) = rest.first() {
+            if std::mem::take(&mut self.after_cr) && *first == b'\n' {
+                rest = &rest[1..];
+                continue;
             }
+            let end = rest.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
+            let (line, after) = rest.split_at(end.unwrap_or(rest.len()));
+            self.line.extend_from_slice(line);
             if self.line.len() + self.event.data.len() > EVENT_LIMIT_BYTES {
                 return Err(EventTooLong);
             }
+            let Some((ending, after)) = after.split_first() else { break };
+            self.after_cr = *ending == b'\r';
+            self.end_line(events);
+            rest = after;
         }
         Ok(())
     }
