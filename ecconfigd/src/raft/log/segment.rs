@@ -92,8 +92,7 @@ impl Segment {
     /// Reads all records. `last`: whether this is the last segment, whose end may be torn; a torn end is cut. `None`: a last segment that was
     /// never completely made, so that nothing can have been acknowledged in it.
     pub(super) fn scan(&self, last: bool) -> Result<Option<Scan>, LogError> {
-        let mut bytes = Vec::new();
-        io::Read::read_to_end(&mut &self.file, &mut bytes).map_err(|e| self.io("read", e))?;
+        let bytes = self.contents().map_err(|e| self.io("read", e))?;
         let Some(first_sequence) = self.check_header(&bytes, last)? else { return Ok(None) };
         let mut next_sequence = first_sequence;
         let mut at = HEADER_BYTES as usize;
@@ -113,6 +112,27 @@ impl Segment {
         self.check_end(&bytes, at, bad, next_sequence, last)?;
         let torn_bytes = if last { self.cut(&bytes, at)? } else { 0 };
         Ok(Some(Scan { records, end: at as u64, torn_bytes, first_sequence, next_sequence }))
+    }
+
+    /// The whole file. Most of a segment is room that is not used yet; its zeros are compared and not copied, so that they cost no memory.
+    fn contents(&self) -> io::Result<Vec<u8>> {
+        const PIECE: usize = 64 << 10;
+        static ZEROS: [u8; PIECE] = [0; PIECE];
+        let length = usize::try_from(self.file.metadata()?.len()).map_err(io::Error::other)?;
+        let mut bytes = vec![0; length];
+        let mut piece = vec![0; PIECE];
+        let mut at = 0;
+        while at < length {
+            let read = self.file.read_at(&mut piece[..PIECE.min(length - at)], at as u64)?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if piece[..read] != ZEROS[..read] {
+                bytes[at..at + read].copy_from_slice(&piece[..read]);
+            }
+            at += read;
+        }
+        Ok(bytes)
     }
 
     fn check_header(&self, bytes: &[u8], last: bool) -> Result<Option<u64>, LogError> {
