@@ -88,9 +88,20 @@ async fn what_may_have_happened_is_not_sent_again() {
     client(&trust, servers.clone()).get_json::<Value>("/x").await.unwrap();
     assert_eq!(count.load(Ordering::SeqCst), 2);
 
+    // Nor has one done anything that says so.
+    for (not_done, tried) in [(true, 3), (false, 3)] {
+        let problem = json!({"title": "cut off", "status": 503, "not_done": not_done});
+        let cut_off = Router::new().fallback(any(async move || (StatusCode::SERVICE_UNAVAILABLE, problem.to_string())));
+        let cut_off = trust.serve("n1", cut_off).await;
+        let client = client(&trust, vec![cut_off.url(), server.url()]);
+        let posted = client.post_json::<_, Value>("/x", &json!({})).await;
+        assert_eq!(posted.is_ok(), not_done, "{posted:?}");
+        assert_eq!(count.load(Ordering::SeqCst), tried);
+    }
+
     // A server that was never reached has seen nothing, so even a plain POST may go on to the next.
     client(&trust, vec![dead_server().await, server.url()]).post_json::<_, Value>("/x", &json!({})).await.unwrap();
-    assert_eq!(count.load(Ordering::SeqCst), 3);
+    assert_eq!(count.load(Ordering::SeqCst), 4);
 }
 
 #[tokio::test]

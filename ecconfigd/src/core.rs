@@ -306,7 +306,7 @@ impl Core {
 
     /// A node that has taken itself out, or whose disk is full, takes no writes.
     fn refuse_read_only(&self) -> Result<()> {
-        self.out().or_else(|| self.read_only()).map_or(Ok(()), |why| Err(Error::Unavailable(why)))
+        self.out().or_else(|| self.read_only()).map_or(Ok(()), |why| Err(Error::NotDone(why)))
     }
 
     async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T>>) -> Job) -> Result<T> {

@@ -62,6 +62,9 @@ pub enum Error {
     /// have happened; repeat it under the same idempotency key.
     #[error("not available: {0}")]
     Unavailable(String),
+    /// The same where certainly nothing was done (503): whoever asked may ask another server, whatever the request was.
+    #[error("not available, and nothing was done: {0}")]
+    NotDone(String),
     /// A bug or a damaged repository (500).
     #[error("internal error: {0}")]
     Internal(String),

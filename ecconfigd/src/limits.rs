@@ -173,7 +173,8 @@ impl Places {
 
     fn full(&self) -> ApiError {
         let wait = self.queue_time.max(Duration::from_secs(1));
-        ApiError::new(Code::Overloaded, format!("no free place among the {}", self.what)).retry_after(wait)
+        let words = format!("no free place among the {}", self.what);
+        ApiError::new(Code::Overloaded, words).retry_after(wait).not_done()
     }
 }
 

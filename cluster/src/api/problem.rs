@@ -34,6 +34,9 @@ pub struct Problem {
     /// The paths in conflict (status 409).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub paths: Vec<ConflictPath>,
+    /// Certainly nothing was done (status 429 or 503): another server may be asked, whatever the request was.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub not_done: bool,
     /// The request's id, for the server's log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,

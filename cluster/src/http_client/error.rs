@@ -102,7 +102,7 @@ impl ClientError {
         match self {
             Self::Connect { .. } | Self::Certificate { .. } => true,
             Self::Lost { .. } | Self::TimedOut { .. } => repeatable,
-            Self::Api(error) => repeatable && matches!(error.status, 502..=504),
+            Self::Api(error) => matches!(error.status, 502..=504) && (repeatable || error.problem.not_done),
             Self::Setup { .. } | Self::Unreachable { .. } | Self::Answer { .. } => false,
         }
     }
@@ -134,7 +134,7 @@ impl ClientError {
     pub fn is_certainly_not_done(&self) -> bool {
         match self {
             Self::Setup { .. } | Self::Connect { .. } | Self::Certificate { .. } => true,
-            Self::Api(error) => error.status < 500,
+            Self::Api(error) => error.status < 500 || error.problem.not_done,
             Self::Unreachable { attempts } => attempts.iter().all(|attempt| attempt.error.is_certainly_not_done()),
             Self::Lost { .. } | Self::TimedOut { .. } | Self::Answer { .. } => false,
         }

@@ -1,7 +1,8 @@
 //! The client of ecconfigd's HTTP API, for every program that is not ecconfigd.
 //!
 //! Several servers are tried in order, beginning with the one that answered last; what may have happened already is never sent twice
-//! (only GET, HEAD and requests with an `Idempotency-Key` go to a second server once the first has seen them). Trust is the cluster's own
+//! (only GET, HEAD and requests with an `Idempotency-Key` go to a second server once the first has seen them, or what the first says it has
+//! certainly not done). Trust is the cluster's own
 //! CA; proxies of the environment and redirects are ignored, because both would carry credentials elsewhere. No secret appears in
 //! `Debug`, `Display` or a URL.
 

@@ -187,7 +187,7 @@ impl Accounts {
         let caught_up = tokio::time::timeout(CATCH_UP_TIME, self.core.linearize()).await;
         caught_up.map_err(|_| ()).and_then(|done| done.map_err(drop)).map_err(|()| {
             let words = "this server cannot say who you are: it has not caught up with the others";
-            ApiError::new(Code::Unavailable, words).hint("try again, or another server")
+            ApiError::new(Code::Unavailable, words).hint("try again, or another server").not_done()
         })
     }
 

@@ -205,12 +205,18 @@ pub(crate) trait Way: Sync {
 
     /// Whether nothing is to be tried again, because this node stops.
     fn stops(&self) -> bool;
+
+    /// How long it is tried.
+    fn patience(&self) -> Duration {
+        LEADERLESS
+    }
 }
 
 /// Has it done by whoever leads. The answer comes after it is applied here.
 pub(crate) async fn deliver(way: &impl Way, write: Write) -> Result<Written> {
     let begun = way.clock();
     let repeatable = write.is_repeatable();
+    let mut may_have_happened = false;
     let mut encoded: Option<Bytes> = None;
     loop {
         let attempt = match way.leader() {
@@ -227,11 +233,22 @@ pub(crate) async fn deliver(way: &impl Way, write: Write) -> Result<Written> {
         let error = match attempt {
             Ok(written) => return Ok(written),
             Err(Failure::NotDone(error)) => error,
-            Err(Failure::Unknown(error)) if repeatable => error,
+            Err(Failure::Unknown(error)) if repeatable => {
+                may_have_happened = true;
+                error
+            }
+            #[cfg(test)]
+            Err(Failure::Unknown(Error::Unavailable(why))) if mutants::is_on(Mutant::TooSure) => {
+                return Err(Error::NotDone(why));
+            }
             Err(Failure::No(error) | Failure::Unknown(error)) => return Err(error),
         };
-        if way.clock().saturating_sub(begun) > LEADERLESS || way.stops() {
-            return Err(error);
+        if way.clock().saturating_sub(begun) > way.patience() || way.stops() {
+            return Err(match error {
+                Error::Unavailable(why) if !may_have_happened => Error::NotDone(why),
+                Error::NotDone(why) if may_have_happened => Error::Unavailable(why),
+                error => error,
+            });
         }
         tracing::debug!(%error, "a write is tried again");
         way.pause(PAUSE).await;
@@ -248,6 +265,7 @@ async fn as_leader(way: &impl Way, write: &Write) -> Result<Written, Failure> {
     let refusal = match way.here(write.clone()).await {
         Ok(written) => return Ok(written),
         Err(error @ Error::Unavailable(_)) => return Err(Failure::Unknown(error)),
+        Err(error @ Error::NotDone(_)) => return Err(Failure::NotDone(error)),
         Err(error) => error,
     };
     way.confirm().await.map_err(Failure::NotDone)?;
@@ -257,6 +275,7 @@ async fn as_leader(way: &impl Way, write: &Write) -> Result<Written, Failure> {
     // Judged again by something that is as new as the request, whatever is applied from now on.
     way.here(write.clone()).await.map_err(|error| match error {
         Error::Unavailable(_) => Failure::Unknown(error),
+        Error::NotDone(_) => Failure::NotDone(error),
         error => Failure::No(error),
     })
 }

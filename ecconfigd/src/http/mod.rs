@@ -147,7 +147,7 @@ const ALSO_WHEN_OUT: [&str; 4] = ["/api/v1/cluster", "/api/v1/cluster/members", 
 async fn refuse_when_out(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     match app.core.out() {
         Some(why) if !ALSO_WHEN_OUT.contains(&request.uri().path()) => {
-            ApiError::new(Code::Unavailable, why).hint("ask another server").into_response()
+            ApiError::new(Code::Unavailable, why).hint("ask another server").not_done().into_response()
         }
         _ => next.run(request).await,
     }

@@ -168,6 +168,12 @@ impl ApiError {
         self
     }
 
+    /// The same, and certainly nothing was done: the client may ask another server.
+    pub fn not_done(mut self) -> Self {
+        self.0.problem.not_done = true;
+        self
+    }
+
     /// The same with the time after which another try makes sense.
     pub fn retry_after(mut self, wait: Duration) -> Self {
         self.0.retry_after = Some(wait);
@@ -232,8 +238,9 @@ impl From<crate::error::Error> for ApiError {
             Error::Invalid(_) => Self::new(Code::BadRequest, words),
             Error::NotPossible(_) => Self::new(Code::NotPossible, words),
             Error::TooLarge { .. } => Self::new(Code::TooLarge, words),
-            Error::Overloaded { .. } => Self::new(Code::Overloaded, words),
+            Error::Overloaded { .. } => Self::new(Code::Overloaded, words).not_done(),
             Error::Unavailable(_) => Self::new(Code::Unavailable, words),
+            Error::NotDone(_) => Self::new(Code::Unavailable, words).not_done(),
             Error::Internal(cause) => Self::internal(&cause),
         }
     }

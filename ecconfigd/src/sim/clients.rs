@@ -24,7 +24,7 @@ use crate::raft::command::{ChangeSet, IdempotencyKey, NewRevision, Op, Outcome, 
 use crate::state::{Author, Head, RepoName};
 
 /// How long a client waits for an answer.
-const PATIENCE_MS: u64 = 700;
+pub(super) const PATIENCE_MS: u64 = 700;
 
 pub(super) fn repo(name: &str) -> RepoName {
     name.parse().expect("a good name")
@@ -38,6 +38,8 @@ pub(super) fn author() -> Author {
 enum Answer {
     Done(BTreeMap<RepoName, (Head, bool)>),
     Refused,
+    /// This attempt certainly did nothing.
+    NotDone,
     Unknown,
 }
 
@@ -141,7 +143,7 @@ impl Client {
         let message = self.next_message();
         let key = self.rng.chance(600).then(|| message.clone());
         let tries = if key.is_some() { 4 } else { 1 };
-        let (invoked, mut repeats) = (now(), false);
+        let (invoked, mut repeats, mut unknown) = (now(), false, false);
         let mut request = None;
         for attempt in 0..tries {
             let Some(node) = self.node() else { break };
@@ -173,11 +175,17 @@ impl Client {
                 }
                 Answer::Refused if attempt == 0 => return self.refused(&message),
                 Answer::Refused => break,
-                Answer::Unknown => sleep_us(self.rng.between(1_000, 60_000)).await,
+                answer => {
+                    unknown |= matches!(answer, Answer::Unknown);
+                    sleep_us(self.rng.between(1_000, 60_000)).await;
+                }
             }
         }
         if repeats {
             return;
+        }
+        if !unknown {
+            return self.refused(&message);
         }
         self.world.note(|| format!("{message} unknown"));
         self.world.history(|history| history.unknown.extend([(message, invoked)]));
@@ -200,7 +208,7 @@ impl Client {
         for message in messages {
             match answers.next().unwrap_or(Answer::Unknown) {
                 Answer::Done(heads) => self.acknowledged(&message, heads, invoked),
-                Answer::Refused => self.refused(&message),
+                Answer::Refused | Answer::NotDone => self.refused(&message),
                 Answer::Unknown => self.world.history(|history| history.unknown.extend([(message, invoked)])),
             }
         }
@@ -295,9 +303,13 @@ impl Client {
 
     async fn propose(&mut self, node: Node, ops: Vec<Op>) -> Vec<Answer> {
         let (to, world) = (node.clone(), self.world.clone());
+        let count = ops.len();
         let write = Write::Ops { ops, attachments: Vec::new() };
-        let written = self.ask(node, async move { to.deliver(world, write).await?.outcomes() }).await;
-        let Some(Ok(outcomes)) = written else { return Vec::new() };
+        let outcomes = match self.ask(node, async move { to.deliver(world, write).await?.outcomes() }).await {
+            Some(Ok(outcomes)) => outcomes,
+            Some(Err(Error::NotDone(_))) => return (0..count).map(|_| Answer::NotDone).collect(),
+            _ => return Vec::new(),
+        };
         let answer = |outcome| match outcome {
             Outcome::Changed(heads) | Outcome::Replayed(heads) => Answer::Done(heads),
             _ => Answer::Refused,
@@ -338,6 +350,7 @@ impl Client {
                 Answer::Done(repos.map(|(name, done)| (name, (done.head, done.changed))).collect())
             }
             Some(Err(Error::Conflict { .. } | Error::Refused { .. })) => Answer::Refused,
+            Some(Err(Error::NotDone(_))) => Answer::NotDone,
             Some(Err(Error::Internal(what))) => {
                 self.world.fail(format!("the Committer failed: {what}"));
                 Answer::Unknown

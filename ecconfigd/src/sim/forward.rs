@@ -7,6 +7,7 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::{AsyncRuntime as _, ReadPolicy};
 use tokio::sync::oneshot;
 
+use super::clients::PATIENCE_MS;
 use super::cluster::World;
 use super::net::{Lost, Net, Peer};
 use super::node::Node;
@@ -124,5 +125,10 @@ impl Way for Asked {
 
     fn stops(&self) -> bool {
         self.world.stopping()
+    }
+
+    /// Shorter than its clients' patience, so that they hear that nothing was done.
+    fn patience(&self) -> Duration {
+        Duration::from_millis(PATIENCE_MS / 2)
     }
 }

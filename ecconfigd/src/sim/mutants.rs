@@ -41,12 +41,14 @@ pub(crate) enum Mutant {
     WallClock,
     /// A node hands over again what may have happened, whether it has a key or not.
     RepeatsAll,
+    /// A node that handed something over and lost the answer says that nothing was done.
+    TooSure,
     /// A node answers reads without asking the others.
     StaleRead,
 }
 
 impl Mutant {
-    pub(super) const ALL: [Mutant; 18] = [
+    pub(super) const ALL: [Mutant; 19] = [
         Mutant::AckBeforeSync,
         Mutant::AckBeforeQuorum,
         Mutant::NoStaleCheck,
@@ -64,6 +66,7 @@ impl Mutant {
         Mutant::TrustsSnapshots,
         Mutant::WallClock,
         Mutant::RepeatsAll,
+        Mutant::TooSure,
         Mutant::StaleRead,
     ];
 }

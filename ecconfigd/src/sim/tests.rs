@@ -123,7 +123,9 @@ fn with_a_bug(seed: u64, mutant: Mutant) -> Plan {
         Mutant::TrustsPages => Plan { damage: Some(Damage::Database), ..plan },
         Mutant::TrustsSnapshots => Plan { damage: Some(Damage::Snapshot), ..plan },
         // Answers have to get lost.
-        Mutant::RepeatsAll => Plan { weather: Weather { loss_permille: 150, ..plan.weather.clone() }, ..plan },
+        Mutant::RepeatsAll | Mutant::TooSure => {
+            Plan { weather: Weather { loss_permille: 150, ..plan.weather.clone() }, ..plan }
+        }
         Mutant::NeverDoubts => Plan { damage: Some(Damage::Row), ..plan },
         _ => plan,
     }

@@ -235,7 +235,9 @@ impl Group {
             wanted.idempotency_key = Some(key.clone());
             match core.commit(wanted).await {
                 Ok(answer) => return answer.repos[&name("default")].head.revision,
-                Err(crate::error::Error::Unavailable(why)) if tokio::time::Instant::now() < deadline => {
+                Err(crate::error::Error::Unavailable(why) | crate::error::Error::NotDone(why))
+                    if tokio::time::Instant::now() < deadline =>
+                {
                     tracing::info!("{path} is committed again: {why}");
                 }
                 Err(error) => panic!("{path}: {error}"),

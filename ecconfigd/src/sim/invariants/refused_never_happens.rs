@@ -1,4 +1,4 @@
-//! A commit that was refused for good is in nobody's history.
+//! A commit that was refused for good, or of which a node said that nothing was done, is in nobody's history.
 
 use std::collections::BTreeSet;
 
