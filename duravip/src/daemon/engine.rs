@@ -168,7 +168,7 @@ impl Engine {
             }
             Input::Plan(plan, places) => {
                 self.names.clone_from(&plan.names);
-                self.transport.set_peers(places);
+                self.transport.set_peers(now, places);
                 if let Some(hands) = &self.hands {
                     hands.prober.configure(plan.clone());
                 }
@@ -190,7 +190,7 @@ impl Engine {
             Input::Reply(whom, number, answer) => {
                 self.transport.send_long(now, whom, &Bulk::Reply(number, answer));
             }
-            Input::Key(member, key) => self.transport.set_key(member, key),
+            Input::Key(member, key) => self.transport.set_key(now, member, key),
             Input::AnnounceAll => self.announce_all(),
             Input::Stop => self.pending.stop = true,
         }

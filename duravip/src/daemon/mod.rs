@@ -213,7 +213,7 @@ async fn start(
         Credentials::Identity(identity) => (unknown_key()?, Some(identity)),
     };
     let mut transport = Transport::new(socket, Envelope::new(plan.me, member.incarnation(), key))?;
-    transport.set_peers(places);
+    transport.set_peers(sys::now(), places);
     let (questions, asked) = mpsc::channel(QUESTIONS);
     let now = sys::now();
     let since = Arc::new(Mutex::new(Since { view: now, config: now, owners: now }));

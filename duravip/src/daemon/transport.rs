@@ -107,15 +107,21 @@ impl Transport {
         })
     }
 
-    /// Where the members are now.
-    pub fn set_peers(&mut self, peers: BTreeMap<MemberId, SocketAddr>) {
-        self.peers = peers;
+    /// Where the members are now. Who is new is greeted at once: followers have nothing to say to each other until their
+    /// leader dies, and an election must not begin with getting to know each other.
+    pub fn set_peers(&mut self, now: Time, peers: BTreeMap<MemberId, SocketAddr>) {
+        let before = std::mem::replace(&mut self.peers, peers);
+        let news = self.peers.iter().filter(|(member, place)| before.get(member) != Some(place));
+        for member in news.map(|(member, _)| *member).collect::<Vec<_>>() {
+            self.greet(now, member);
+        }
     }
 
     /// A key that was agreed with one member.
-    pub fn set_key(&mut self, member: MemberId, key: Key) {
+    pub fn set_key(&mut self, now: Time, member: MemberId, key: Key) {
         self.envelope.set_key(member, key);
         self.greeted.remove(&member);
+        self.greet(now, member);
     }
 
     /// Sends a message of the protocol. A member that was not heard yet is greeted instead: the message would mean
@@ -274,7 +280,7 @@ mod tests {
             let me = MemberId(number as u64 + 1);
             let envelope = Envelope::new(me, Incarnation(5), Key::new([7; 32]));
             let mut transport = Transport::new(socket, envelope).unwrap();
-            transport.set_peers([(MemberId(2 - number as u64), places[1 - number])].into());
+            transport.set_peers(Time::from_millis(1), [(MemberId(2 - number as u64), places[1 - number])].into());
             transport
         });
         (made.next().unwrap(), made.next().unwrap())
@@ -311,6 +317,33 @@ mod tests {
         }
         let greetings = a.counts.sent + b.counts.sent - before;
         assert!(greetings <= 3, "{greetings} greetings");
+    }
+
+    #[test]
+    fn members_know_each_other_before_they_have_anything_to_say() {
+        let (mut a, mut b) = pair();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while a.runs().is_empty() || b.runs().is_empty() {
+            assert!(Instant::now() < deadline, "{:?} {:?}", a.runs(), b.runs());
+            // The time does not go on: nothing is said again.
+            assert!(a.receive(Time::from_millis(1)).is_none() && b.receive(Time::from_millis(1)).is_none());
+        }
+        // A new run of one of them: the other's first message to it is understood.
+        let socket = b.socket.try_clone().unwrap();
+        let mut b = Transport::new(socket, Envelope::new(MemberId(2), Incarnation(6), Key::new([7; 32]))).unwrap();
+        b.set_peers(Time::from_millis(1), [(MemberId(1), a.socket.local_addr().unwrap())].into());
+        while a.runs() != [(MemberId(2), Incarnation(6))] {
+            assert!(Instant::now() < deadline, "{:?}", a.runs());
+            assert!(a.receive(Time::from_millis(1)).is_none());
+        }
+        a.send(Time::from_millis(1), MemberId(2), &Message::Gone(Incarnation(1)));
+        loop {
+            assert!(Instant::now() < deadline, "the message did not arrive");
+            if let Some(heard) = b.receive(Time::from_millis(1)) {
+                assert!(matches!(heard, Heard::Message(MemberId(1), _, Message::Gone(_))), "{heard:?}");
+                break;
+            }
+        }
     }
 
     #[test]
