@@ -26,6 +26,8 @@ use crate::effects::probe::Ear;
 
 /// The net below what the kernel tells.
 const RECONCILE: Duration = Duration::from_secs(30);
+/// The same, after a time in which addresses came or went too fast to be compared.
+const LATER: Duration = Duration::from_secs(1);
 /// How soon a new configuration, or the end, is seen.
 const LOOK: Duration = Duration::from_millis(100);
 /// What is told within such a time is looked at together: a segment full of questions, and thousands of addresses that are
@@ -79,6 +81,9 @@ struct Watch {
     unable: Option<BTreeMap<IpAddr, Cannot>>,
     ears: BTreeMap<u32, Ear>,
     claimed: BTreeMap<IpAddr, Instant>,
+    reconcile_at: Instant,
+    /// The last look may have missed something: so many addresses came or went meanwhile.
+    look_at: Option<Instant>,
 }
 
 impl Watcher {
@@ -96,6 +101,8 @@ impl Watcher {
             unable: None,
             ears: BTreeMap::new(),
             claimed: BTreeMap::new(),
+            reconcile_at: Instant::now() + RECONCILE,
+            look_at: None,
         };
         watch.configure(plan)?;
         std::thread::Builder::new().name("vip-watcher".into()).spawn(move || watch.run())?;
@@ -105,21 +112,20 @@ impl Watcher {
 
 impl Watch {
     fn run(mut self) {
-        let mut reconcile_at = Instant::now() + RECONCILE;
         loop {
             let next = std::mem::take(&mut *self.tools.next.lock().unwrap_or_else(PoisonError::into_inner));
             if next.ended {
                 return;
             }
             self.pending = next.plan.or(self.pending.take());
-            if let Err(error) = self.turn(&mut reconcile_at) {
+            if let Err(error) = self.turn() {
                 tracing::warn!(%error, "the machine's addresses could not be looked at");
                 std::thread::sleep(LOOK);
             }
         }
     }
 
-    fn turn(&mut self, reconcile_at: &mut Instant) -> io::Result<()> {
+    fn turn(&mut self) -> io::Result<()> {
         if let Some((plan, places)) = self.pending.take() {
             if let Err(error) = self.configure(plan.clone()) {
                 // Not covered is not handed on: tried again with the next turn.
@@ -132,11 +138,11 @@ impl Watch {
         if !happened.removed.is_empty() {
             self.removed(&happened.removed);
         }
-        if happened.look_again {
+        if happened.look_again || self.look_at.is_some_and(|at| at <= Instant::now()) {
             self.look()?;
         }
-        if happened.lost || Instant::now() >= *reconcile_at {
-            *reconcile_at = Instant::now() + RECONCILE;
+        if happened.lost || Instant::now() >= self.reconcile_at {
+            self.reconcile_at = Instant::now() + RECONCILE;
             self.look()?;
             self.reconcile()?;
         }
@@ -180,6 +186,7 @@ impl Watch {
     /// Looks at the interfaces: what can be served, what came up, what is a new one.
     fn look(&mut self) -> io::Result<()> {
         let now = self.tools.plumbing.look()?.clone();
+        self.look_at = self.tools.plumbing.is_torn().then(|| Instant::now() + LOOK);
         self.enclose(&now);
         let unable = unable(&self.plan, &now);
         if self.unable.as_ref() != Some(&unable) {
@@ -260,7 +267,11 @@ impl Watch {
     fn reconcile(&mut self) -> io::Result<()> {
         // What the plumber does meanwhile is neither missing nor too much: only what both looks agree on counts.
         let before: BTreeMap<IpAddr, Placed> = self.installed().clone();
-        let there: BTreeMap<IpAddr, Placed> = self.tools.plumbing.ours()?.into_iter().collect();
+        let Some(there) = self.tools.plumbing.ours()? else {
+            self.reconcile_at = Instant::now() + LATER;
+            return Ok(());
+        };
+        let there: BTreeMap<IpAddr, Placed> = there.into_iter().collect();
         let installed = self.installed();
         let missing: Vec<IpAddr> = before
             .keys()

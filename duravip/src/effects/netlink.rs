@@ -37,6 +37,10 @@ pub const DUMP: u16 = 0x300;
 const HEADER_BYTES: usize = 16;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
+/// What is listed changed meanwhile: entries may be missing, or be there twice.
+const DUMP_INTERRUPTED: u16 = 0x10;
+/// How often a list is asked for that changes while it is made.
+const DUMPS: usize = 3;
 /// An attribute that holds attributes.
 const NESTED: u16 = 0x8000;
 /// Answers to a batch, and a burst of events: the kernel drops what does not fit, and says so.
@@ -48,9 +52,17 @@ pub struct Batch {
     bytes: Vec<u8>,
     /// Where each message begins.
     starts: Vec<usize>,
+    /// How many messages go out with one call; all, if it does not say.
+    at_once: Option<usize>,
 }
 
 impl Batch {
+    /// Sends so many messages with each call. The kernel works off a call's messages without letting anybody else have the
+    /// processor or its locks: where one message takes long, many of them would keep heartbeats waiting.
+    pub fn in_pieces(&mut self, at_once: usize) {
+        self.at_once = Some(at_once.max(1));
+    }
+
     /// Begins the next message. The writer ends it when it is dropped.
     pub fn message(&mut self, kind: u16, flags: u16, family_header: &[u8]) -> Attributes<'_> {
         let start = self.bytes.len();
@@ -142,6 +154,8 @@ pub struct Received {
     pub kind: u16,
     /// What follows the netlink header.
     pub payload: Vec<u8>,
+    /// The list that it is a part of changed while it was made.
+    torn: bool,
 }
 
 impl Received {
@@ -179,6 +193,7 @@ pub struct Socket {
     socket: OwnedFd,
     next: u32,
     buffer: Vec<u8>,
+    torn: bool,
 }
 
 impl Socket {
@@ -189,7 +204,7 @@ impl Socket {
         let _ = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BYTES);
         let _ = setsockopt(&socket, sockopt::SndBufForce, &RECEIVE_BYTES);
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
-        Ok(Self { socket, next: 1, buffer: vec![0; 64 << 10] })
+        Ok(Self { socket, next: 1, buffer: vec![0; 64 << 10], torn: false })
     }
 
     /// Sends a batch and gathers an answer for each of its messages: those that asked for one, and those that failed. The
@@ -219,14 +234,31 @@ impl Socket {
         Ok(())
     }
 
-    /// Asks for everything of a kind.
+    /// Asks for everything of a kind, again where that changed meanwhile. [`Socket::is_torn`] says whether it did each time.
     pub fn dump(&mut self, kind: u16, family_header: &[u8]) -> io::Result<Vec<Received>> {
+        for _ in 1..DUMPS {
+            let all = self.dump_once(kind, family_header)?;
+            if !self.torn {
+                return Ok(all);
+            }
+        }
+        self.dump_once(kind, family_header)
+    }
+
+    /// Whether the last list that was asked for may lack something, or have something twice, because it changed too fast.
+    pub fn is_torn(&self) -> bool {
+        self.torn
+    }
+
+    fn dump_once(&mut self, kind: u16, family_header: &[u8]) -> io::Result<Vec<Received>> {
+        self.torn = false;
         let mut batch = Batch::default();
         batch.message(kind, REQUEST | DUMP, family_header);
         let first = self.send(&mut batch)?;
         let mut all = Vec::new();
         loop {
             for (number, message) in self.receive(MsgFlags::empty())? {
+                self.torn |= number == first && message.torn;
                 match message.kind {
                     _ if number != first => {}
                     DONE => return Ok(all),
@@ -252,7 +284,13 @@ impl Socket {
             batch.bytes[start + 8..start + 12].copy_from_slice(&self.next.to_ne_bytes());
             self.next = self.next.wrapping_add(1);
         }
-        send(self.socket.as_raw_fd(), &batch.bytes, MsgFlags::empty())?;
+        let ends = batch.starts.iter().copied().skip(1).chain([batch.bytes.len()]).collect::<Vec<_>>();
+        let mut begin = 0;
+        for piece in ends.chunks(batch.at_once.unwrap_or(ends.len())) {
+            let end = piece[piece.len() - 1];
+            send(self.socket.as_raw_fd(), &batch.bytes[begin..end], MsgFlags::empty())?;
+            begin = end;
+        }
         Ok(first)
     }
 
@@ -286,8 +324,9 @@ fn split(mut bytes: &[u8]) -> Vec<(u32, Received)> {
     while let Some(length) = bytes.get(..4).and_then(number).map(|length| length as usize) {
         let Some(message) = bytes.get(..length).filter(|message| message.len() >= HEADER_BYTES) else { break };
         let kind = u16::from_ne_bytes([message[4], message[5]]);
+        let torn = u16::from_ne_bytes([message[6], message[7]]) & DUMP_INTERRUPTED != 0;
         let own_number = number(&message[8..12]).unwrap_or_default();
-        messages.push((own_number, Received { kind, payload: message[HEADER_BYTES..].to_vec() }));
+        messages.push((own_number, Received { kind, payload: message[HEADER_BYTES..].to_vec(), torn }));
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     messages
@@ -342,5 +381,18 @@ mod tests {
         batch.message(21, REQUEST | ACK, &[2, 32, 0, 0, 1, 0, 0, 0]).put(2, &[203, 0, 113, 77]);
         let results = socket.run(batch).unwrap();
         assert!(matches!(results[..], [Err(Errno::EADDRNOTAVAIL | Errno::EPERM)]), "{results:?}");
+        // In pieces every message keeps its answer.
+        let mut batch = Batch::default();
+        for last in 0..20 {
+            let known: &[u8] = if last % 3 == 0 { &[203, 0, 113] } else { &[] };
+            batch.message(21, REQUEST | ACK, &[2, 32, 0, 0, 1, 0, 0, 0]).put(2, &[known, &[last]].concat());
+        }
+        batch.in_pieces(8);
+        let results = socket.run(batch).unwrap();
+        assert_eq!(results.len(), 20);
+        for (last, result) in results.iter().enumerate() {
+            let absent = matches!(result, Err(Errno::EADDRNOTAVAIL | Errno::EPERM));
+            assert!(result.is_err() && (absent || last % 3 != 0), "{last}: {result:?}");
+        }
     }
 }

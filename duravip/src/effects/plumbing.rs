@@ -12,6 +12,12 @@ use super::interfaces::{self, Interface};
 use super::netlink::{Batch, Socket};
 use super::{address, route, spread};
 
+/// Addresses on an interface that go on or off with one call: each costs the kernel time that grows with their number,
+/// for IPv6 up to a millisecond with thousands. Routes are cheap.
+const PIECE: usize = 8;
+/// How often everything is listed and taken off, while somebody else does the same.
+const CLEARINGS: usize = 200;
+
 /// How an address is put on the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -70,8 +76,23 @@ impl Plumbing {
 
     /// Looks at the interfaces again.
     pub fn look(&mut self) -> io::Result<&BTreeMap<String, Interface>> {
-        self.interfaces = interfaces::all(&mut self.socket)?;
+        let mut now = interfaces::all(&mut self.socket)?;
+        if self.socket.is_torn() {
+            // What may be missing from the list is still there, as far as anybody knows. It is looked at again.
+            for interface in now.values_mut() {
+                let before = self.interfaces.get(&interface.name).filter(|before| before.index == interface.index);
+                let known = before.into_iter().flat_map(|before| &before.own);
+                let missing: Vec<_> = known.filter(|own| !interface.own.contains(own)).copied().collect();
+                interface.own.extend(missing);
+            }
+        }
+        self.interfaces = now;
         Ok(&self.interfaces)
+    }
+
+    /// Whether the last list that the kernel gave changed while it was made.
+    pub fn is_torn(&self) -> bool {
+        self.socket.is_torn()
     }
 
     /// The interfaces, as of the last look.
@@ -88,7 +109,7 @@ impl Plumbing {
         self.make_devices(wanted)?;
         let places: Vec<Result<Placed, Errno>> =
             wanted.iter().map(|(address, seat)| self.place_for(*address, seat)).collect();
-        let mut batch = Batch::default();
+        let mut batch = batch_for(places.iter().flatten());
         for ((address, _), placed) in wanted.iter().zip(&places) {
             match placed {
                 Ok(placed) if placed.as_route => route::add(&mut batch, placed.carrier, *address),
@@ -111,7 +132,7 @@ impl Plumbing {
 
     /// Takes addresses off. What is off already is fine; an error is a kernel that does not listen.
     pub fn take(&mut self, placed: &[(IpAddr, Placed)]) -> io::Result<()> {
-        let mut batch = Batch::default();
+        let mut batch = batch_for(placed.iter().map(|(_, placed)| placed));
         for (address, placed) in placed {
             if placed.as_route {
                 route::remove(&mut batch, placed.carrier, *address);
@@ -130,28 +151,44 @@ impl Plumbing {
 
     /// What is on as an address stays for another lifetime. A failure is found by who looks what is missing.
     pub fn renew(&mut self, placed: &[(IpAddr, Placed)]) -> io::Result<()> {
-        let mut batch = Batch::default();
+        let mut batch = batch_for(placed.iter().map(|(_, placed)| placed));
         for (address, placed) in placed.iter().filter(|(_, placed)| !placed.as_route) {
             address::renew(&mut batch, placed.carrier, *address, placed.prefix_length, self.lifetime);
         }
         self.socket.run(batch).map(drop)
     }
 
-    /// Everything of ours that is on the machine: address and carrier, whether it is a route, the prefix length.
-    pub fn ours(&mut self) -> io::Result<Vec<(IpAddr, Placed)>> {
+    /// Everything of ours that is on the machine: address and carrier, whether it is a route, the prefix length. Nothing, if
+    /// that changed faster than it could be listed.
+    pub fn ours(&mut self) -> io::Result<Option<Vec<(IpAddr, Placed)>>> {
+        let (ours, torn) = self.list()?;
+        Ok((!torn).then_some(ours))
+    }
+
+    /// The same as far as it could be listed, and whether something may be missing.
+    fn list(&mut self) -> io::Result<(Vec<(IpAddr, Placed)>, bool)> {
         let known = address::dump(&mut self.socket)?.into_iter().filter(|known| known.ours);
+        let mut torn = self.socket.is_torn();
         let mut ours: Vec<(IpAddr, Placed)> =
             known.map(|known| (known.address, placed(known.index, known.prefix_length, false))).collect();
         let routes = route::dump(&mut self.socket)?;
+        torn |= self.socket.is_torn();
         ours.extend(routes.into_iter().map(|known| (known.address, placed(known.index, 32, true))));
-        Ok(ours)
+        Ok((ours, torn))
     }
 
     /// Takes off everything of ours, whoever put it there: leftovers of an earlier run, or all at the end.
     pub fn clear(&mut self) -> io::Result<usize> {
-        let ours = self.ours()?;
-        for some in ours.chunks(256) {
-            self.take(some)?;
+        let mut cleared = 0;
+        for _ in 0..CLEARINGS {
+            let (ours, torn) = self.list()?;
+            for some in ours.chunks(256) {
+                self.take(some)?;
+            }
+            cleared += ours.len();
+            if !torn {
+                break;
+            }
         }
         self.look()?;
         let mut batch = Batch::default();
@@ -159,7 +196,7 @@ impl Plumbing {
             spread::remove(&mut batch, device.index);
         }
         self.socket.run(batch)?;
-        Ok(ours.len())
+        Ok(cleared)
     }
 
     /// The kernel's other tables, for who asks rarely.
@@ -201,6 +238,15 @@ impl Plumbing {
             as_route: mode == Mode::Route,
         })
     }
+}
+
+/// A batch for work on these.
+fn batch_for<'a>(mut placed: impl Iterator<Item = &'a Placed>) -> Batch {
+    let mut batch = Batch::default();
+    if placed.any(|placed| !placed.as_route) {
+        batch.in_pieces(PIECE);
+    }
+    batch
 }
 
 fn placed(carrier: u32, prefix_length: u8, as_route: bool) -> Placed {
