@@ -28,15 +28,40 @@ pub(crate) trait Outside: Send + Sync + 'static {
     }
 
     /// Runs work that blocks, outside the async threads, to its end even if nobody waits for it.
-    fn run(&self, work: Box<dyn FnOnce() + Send>) -> BoxFuture<'static, ()>;
+    fn run(&self, work: Work) -> BoxFuture<'static, ()>;
+
+    /// The same for work that is over in less than a millisecond: two changes of threads would take as long.
+    fn run_here(&self, work: Work) -> BoxFuture<'static, ()> {
+        self.run(work)
+    }
 }
+
+/// Something to run.
+pub(crate) type Work = Box<dyn FnOnce() + Send>;
 
 impl dyn Outside {
     /// Runs work that blocks and answers its result; an error if it panicked or the runtime is going down.
     pub(crate) async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+        self.answered(work, |work| self.run(work)).await
+    }
+
+    /// The same for work that is `brief` (see [`Outside::run_here`]) or not.
+    pub(crate) async fn blocking_unless<T: Send + 'static>(
+        &self,
+        brief: bool,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        self.answered(work, |work| if brief { self.run_here(work) } else { self.run(work) }).await
+    }
+
+    async fn answered<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+        run: impl FnOnce(Work) -> BoxFuture<'static, ()> + Send,
+    ) -> io::Result<T> {
         let (done, answer) = oneshot::channel();
         // Nobody waits any more when the receiver is gone.
-        self.run(Box::new(move || drop(done.send(work())))).await;
+        run(Box::new(move || drop(done.send(work())))).await;
         answer.await.map_err(|_| io::Error::other("blocking work panicked, or the runtime is going down"))
     }
 }
@@ -69,9 +94,15 @@ impl Outside for Machine {
         Ok(bytes)
     }
 
-    fn run(&self, work: Box<dyn FnOnce() + Send>) -> BoxFuture<'static, ()> {
+    fn run(&self, work: Work) -> BoxFuture<'static, ()> {
         let work = tokio::task::spawn_blocking(work);
         // A panic drops the work's sender, which is what its caller sees.
         Box::pin(async move { drop(work.await) })
+    }
+
+    fn run_here(&self, work: Work) -> BoxFuture<'static, ()> {
+        // As above: a panic drops the work's sender. What it leaves half done, it would leave there, too.
+        drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)));
+        Box::pin(std::future::ready(()))
     }
 }

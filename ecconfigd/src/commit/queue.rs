@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cluster::gate::GateLimits;
 use tokio::sync::{mpsc, oneshot};
@@ -20,6 +20,11 @@ use crate::state::RepoName;
 
 /// Requests of one batch: more would make the first wait for the building of the last.
 const BATCH_REQUESTS: usize = 256;
+
+/// A batch that is built sooner than this is not worth a change of threads.
+const BRIEF: Duration = Duration::from_millis(1);
+/// … if it has no more bytes than this.
+const BRIEF_BYTES: u64 = 64 << 10;
 
 type Answer<T> = oneshot::Sender<Result<T>>;
 
@@ -77,7 +82,8 @@ impl Queue {
     ) -> (Queue, impl Future<Output = ()> + Send + 'static) {
         let (jobs, receiver) = mpsc::channel(length);
         let stats = Arc::new(CommitterStats::default());
-        let committer = Committer { proposer, limits, stats: stats.clone(), later: VecDeque::new() };
+        let committer =
+            Committer { proposer, limits, stats: stats.clone(), later: VecDeque::new(), last_was_brief: false };
         (Queue { jobs, stats }, committer.run(receiver))
     }
 
@@ -100,6 +106,8 @@ pub(super) struct Committer<C: Group = TypeConfig> {
     pub(super) stats: Arc<CommitterStats>,
     /// Jobs that could not share a batch with others; they go first in the next. Never more than a batch.
     pub(super) later: VecDeque<Job>,
+    /// Whether the last batch was built in less than [`BRIEF`].
+    pub(super) last_was_brief: bool,
 }
 
 /// A job whose answer waits for the log.
@@ -141,7 +149,12 @@ impl<C: Group> Committer<C> {
         let begin = Instant::now();
         let (state, limits, time_ms) = (self.proposer.state.clone(), self.limits, self.proposer.wall_ms());
         let outside = self.proposer.state.outside();
-        let built = outside.blocking(move || build(Builder::new(state, limits, time_ms), jobs)).await;
+        // One like the last one, which took next to no time.
+        let brief = self.last_was_brief && is_small(&jobs);
+        let since = outside.monotonic();
+        let work = move || build(Builder::new(state, limits, time_ms), jobs);
+        let built = outside.blocking_unless(brief, work).await;
+        self.last_was_brief = outside.monotonic().saturating_sub(since) < BRIEF;
         let Ok(Built { batch, waiting, later }) = built else {
             // The answers were dropped with the panic; whoever waits is told that by the channel.
             tracing::error!("building a batch of commits panicked");
@@ -179,6 +192,11 @@ impl<C: Group> Committer<C> {
         }
         self.proposer.propose_at(batch.time_ms, batch.ops, batch.attachments).await
     }
+}
+
+/// A single commit of usual size.
+fn is_small(jobs: &VecDeque<Job>) -> bool {
+    matches!(jobs.front(), Some(job @ Job::Commit(..)) if jobs.len() == 1 && weight(job) <= BRIEF_BYTES)
 }
 
 /// What a job adds to the entry, roughly.

@@ -126,6 +126,7 @@ async fn run(script: &str) -> String {
         limits: Default::default(),
         stats: Arc::default(),
         later: VecDeque::new(),
+        last_was_brief: false,
     };
     let (mut out, mut jobs, mut answers) = (String::new(), VecDeque::new(), Vec::new());
     for line in script.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {

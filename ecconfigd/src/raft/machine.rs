@@ -1,6 +1,7 @@
 //! openraft's state machine: hands entries to [`State`] and answers back.
 //!
-//! Applying blocks (it writes packs and a database), so it runs outside the async threads, in batches that are bounded in number and size.
+//! Applying blocks (it writes packs and a database), so it runs outside the async threads, in batches that are bounded in number and size. A
+//! commit of usual size is applied sooner than another thread would have begun, and is not sent there.
 
 use std::io;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use futures::{FutureExt, Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
 use openraft::{EntryPayload, OptionalSend};
 
+use super::command::{Op, PackSource};
 use super::{Entry, Group, LogId, SnapshotMeta, StoredMembership};
 use crate::state::{Manifest, State, StateError};
 
@@ -16,6 +18,11 @@ use crate::state::{Manifest, State, StateError};
 const BATCH_ENTRIES: usize = 64;
 /// Bytes of one transaction; an entry may have a pack of 4 MiB.
 const BATCH_BYTES: usize = 8 << 20;
+
+/// What is applied without a change of threads: the packs of such entries stay in memory, and nothing of them is synced.
+const BRIEF_ENTRIES: usize = 4;
+/// … and their bytes.
+const BRIEF_BYTES: usize = 64 << 10;
 
 /// The state machine of this node.
 #[derive(Clone)]
@@ -33,8 +40,16 @@ impl Machine {
         &self,
         work: impl FnOnce(&State) -> Result<T, StateError> + Send + 'static,
     ) -> io::Result<T> {
+        self.blocking_unless(false, work).await
+    }
+
+    async fn blocking_unless<T: Send + 'static>(
+        &self,
+        brief: bool,
+        work: impl FnOnce(&State) -> Result<T, StateError> + Send + 'static,
+    ) -> io::Result<T> {
         let state = self.state.clone();
-        let done = self.state.outside().blocking(move || work(&state)).await;
+        let done = self.state.outside().blocking_unless(brief, move || work(&state)).await;
         done?.map_err(|error| {
             tracing::error!("{error}; this node stops");
             io::Error::other(error)
@@ -48,6 +63,20 @@ pub(super) fn weight(entry: &Entry) -> usize {
         EntryPayload::Normal(command) => command.0.len(),
         _ => 0,
     }
+}
+
+/// Whether nothing in these entries takes long: commits and reports of usual size do not; uploads and copies of repositories may.
+fn is_brief(batch: &[Entry], bytes: usize) -> bool {
+    let brief = |op: &Op| match op {
+        Op::Change(_) | Op::Report(_) | Op::Tick => true,
+        Op::Pack { source, .. } => matches!(source, PackSource::Attachment(_)),
+        _ => false,
+    };
+    let all_brief = |entry: &Entry| match &entry.payload {
+        EntryPayload::Normal(command) => command.decode().is_ok_and(|proposal| proposal.ops.iter().all(brief)),
+        _ => true,
+    };
+    batch.len() <= BRIEF_ENTRIES && bytes <= BRIEF_BYTES && batch.iter().all(all_brief)
 }
 
 impl<C: Group> RaftStateMachine<C> for Machine {
@@ -74,7 +103,8 @@ impl<C: Group> RaftStateMachine<C> for Machine {
                 batch.push(entry);
                 responders.push(responder);
             }
-            let answers = self.blocking(move |state| state.apply(&batch)).await?;
+            let brief = is_brief(&batch, bytes) && self.state.is_free();
+            let answers = self.blocking_unless(brief, move |state| state.apply(&batch)).await?;
             for (responder, answer) in responders.into_iter().zip(answers) {
                 if let Some(responder) = responder {
                     responder.send(answer);

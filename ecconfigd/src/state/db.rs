@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -285,6 +285,12 @@ impl State {
     pub(crate) fn open_upload(&self, id: UploadId) -> Result<std::fs::File, StateError> {
         let path = self.upload_path(id);
         std::fs::File::open(&path).map_err(|source| StateError::Io { action: "open", path, source })
+    }
+
+    /// Whether nothing holds up what is applied now. A checkpoint does, for as long as its last sync takes; one that begins in this moment is
+    /// not seen, and waited for.
+    pub(crate) fn is_free(&self) -> bool {
+        !matches!(self.apply.try_lock(), Err(TryLockError::WouldBlock))
     }
 
     /// Applies entries in order, in one transaction, and shows them to readers and watchers. Blocks.
