@@ -25,13 +25,16 @@ to do. Both are told to notice a death after 300 ms: `dead_after = "300ms"` with
 
 Outage: from the old owner's last answer (the cut, for a crash) to the new owner's first; of the sixteen, the first and the last to
 come back. Double: for how long two machines answered for an address; after kill -9 of keepalived until the bench cleans up, KILLED_S
-seconds later. Needs root. Nothing outside its own namespaces is touched.
+seconds later. Beside it, on each processor, a process with real-time priority only looks at the clock: where it finds that the
+processor stood still for longer than STALL_S (a hypervisor's doing, or that of work with more right to it) the events that this
+fell into are counted, and reported without it once more. Needs root. Nothing outside its own namespaces is touched.
 """
 import argparse, atexit, ctypes, os, select, shutil, signal, socket, statistics, struct, subprocess, sys, tempfile, threading, time
 
 ROUND_S = 0.002
 SAMPLES = 16
 KILLED_S = 3.0
+STALL_S = 0.008
 PATIENCE_S = 120
 OWN_MAC = bytes([2, 0x77, 0, 0, 0, 1])
 ID = f"bv{os.getpid()}"
@@ -146,7 +149,7 @@ class Client:
 
     def seen(self, begun, old, new):
         """Outages and double ownership since then, per address."""
-        outages, doubles = [], []
+        outages, doubles, begins = [], [], []
         for answers in self.answers:
             olds = [at for at, mac in answers if mac == old.mac and at > begun - 1]
             news = [at for at, mac in answers if mac == new.mac and at > begun]
@@ -155,12 +158,69 @@ class Client:
             last, first = max(at for at in olds), min(news)
             gone = max((at for at in olds if at <= first), default=begun)
             outages.append(max(0.0, first - gone))
+            begins.append(gone)
             doubles.append(max(0.0, last - first))
+        # When the longest of them began.
+        self.last_change = begins[outages.index(max(outages))]
         return min(outages) * 1e3, max(outages) * 1e3, max(doubles) * 1e3
 
     def end(self):
         self.stopping = True
         self.thread.join()
+
+
+class Stalls:
+    """When processors stood still. A process each: threads of this one would wait for its other threads."""
+
+    def __init__(self):
+        self.children = []
+        for cpu in os.sched_getaffinity(0):
+            child = os.fork()
+            if child == 0:
+                # Whatever happens: what the parent does at its end is not this one's to do.
+                try:
+                    self.watch(cpu)
+                finally:
+                    os._exit(1)
+            self.children.append(child)
+
+    def watch(self, cpu):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        os.sched_setaffinity(0, {cpu})
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(20))
+        with open(os.path.join(DIR, f"stalls.{cpu}"), "w", buffering=1) as file:
+            last = time.monotonic()
+            while True:
+                time.sleep(0.004)
+                now = time.monotonic()
+                if now - last > 0.004 + STALL_S:
+                    file.write(f"{last} {now}\n")
+                last = now
+
+    def within(self, begun, ended):
+        """How long the longest was that fell into this time, in milliseconds."""
+        longest = 0.0
+        for name in os.listdir(DIR):
+            if name.startswith("stalls."):
+                with open(os.path.join(DIR, name)) as file:
+                    for line in file:
+                        since, until = map(float, line.split())
+                        if until > begun and since < ended:
+                            longest = max(longest, (until - since) * 1e3)
+        return longest
+
+    def end(self):
+        for child in self.children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        self.children = []
+
+
+def steal_s():
+    """What the hypervisor took from this machine so far."""
+    with open("/proc/stat") as file:
+        return int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
 
 
 class Duravip:
@@ -315,8 +375,8 @@ def settle():
     MACHINES.clear()
 
 
-def happen(program, client, event, one, two):
-    """One event with its end: what the client saw of both."""
+def happen(program, client, stalls, event, one, two):
+    """One event with its end: what the client saw of both, and how long a processor stood still meanwhile."""
     if event == "leader":
         program.make_lead(one)
         client.wait_for(one, "the leader")
@@ -333,6 +393,7 @@ def happen(program, client, event, one, two):
         program.clean(one)
     client.wait_for(two, event)
     away = client.seen(begun, one, two)
+    away += (stalls.within(client.last_change, client.last_change + away[1] / 1e3),)
     if event == "freeze":
         one.kill(signal.SIGCONT, wait=False)
     if event in ("crash", "leader"):
@@ -346,7 +407,8 @@ def happen(program, client, event, one, two):
     elif event != "freeze":
         program.start(one)
     client.wait_for(one, "return")
-    return away, client.seen(begun, two, one)
+    back = client.seen(begun, two, one)
+    return away, back + (stalls.within(client.last_change, client.last_change + back[1] / 1e3),)
 
 
 def measure(program_of, size, rounds, events, minutes):
@@ -361,16 +423,18 @@ def measure(program_of, size, rounds, events, minutes):
     program = program_of(MACHINES, size)
     client = Client(f"{ID}-client", [vip(number) for number in sample])
     client.wait_for(one, "the start")
+    stalls = Stalls()
     seen = {event: [] for event in EVENTS}
     done = 0
     while done < rounds and time.monotonic() < begun + minutes * 60:
         for event in [event for event in program.events if event in events]:
-            away, back = happen(program, client, event, one, two)
+            away, back = happen(program, client, stalls, event, one, two)
             seen[event].append(away)
             seen["return"].append(back)
         done += 1
     notes = program.notes(done)
     client.end()
+    stalls.end()
     settle()
     return seen, done, notes
 
@@ -395,6 +459,7 @@ def soak(minutes):
         before = now
         time.sleep(5)
     begun, lost = time.monotonic(), 0
+    stalls, stolen = Stalls(), steal_s()
     while time.monotonic() < begun + minutes * 60:
         time.sleep(min(15, max(0.1, begun + minutes * 60 - time.monotonic())))
         lost = sum(counts()[key] - before[key] for key in before if "lapses" in key[1])
@@ -405,10 +470,21 @@ def soak(minutes):
         print(f"{name}: {changes}")
     for machine in MACHINES:
         print(f"{machine.name}: its loop was at most {program.late(machine)} s late")
+    print(f"the hypervisor took {steal_s() - stolen:.1f} s; a processor stood still for at most {stalls.within(begun, time.monotonic()):.0f} ms")
+    stalls.end()
     settle()
 
 
 EVENTS = ["crash", "leader", "stop", "drain", "freeze", "kill -9", "return"]
+
+
+def line(head, seen, tail=""):
+    """Medians and worst of some events, in a line; the medians."""
+    columns = list(zip(*seen))[:3]
+    medians = [statistics.median(column) for column in columns]
+    cells = [f"{middle:.0f} ({max(column):.0f})" for middle, column in zip(medians, columns)]
+    print(f"{head} {cells[0]:>16} {cells[1]:>18} {cells[2]:>18}{tail}", flush=True)
+    return medians
 
 
 def report(size, both):
@@ -418,10 +494,11 @@ def report(size, both):
         for name, seen in both.items():
             if not seen[event]:
                 continue
-            columns = list(zip(*seen[event]))
-            medians[name] = [statistics.median(column) for column in columns]
-            cells = [f"{middle:.0f} ({max(column):.0f})" for middle, column in zip(medians[name], columns)]
-            print(f"{size:>9} {event:<8} {name:<11} {cells[0]:>16} {cells[1]:>18} {cells[2]:>18}", flush=True)
+            medians[name] = line(f"{size:>9} {event:<8} {name:<11}", seen[event])
+            calm = [times for times in seen[event] if times[3] == 0]
+            if calm and len(calm) < len(seen[event]):
+                longest = max(times[3] for times in seen[event])
+                line(f"{size:>9} {event:<8} {'':<11}", calm, f"   without {len(seen[event]) - len(calm)} of {len(seen[event])}: stalls of up to {longest:.0f}")
         if len(medians) < 2:
             continue
         ratios = [
