@@ -14,13 +14,14 @@ fn with_ecconfigd_down_addresses_fail_over_and_daemons_restart_and_a_commit_coun
     lab.start_all();
     let all_have_some = |after: &crate::lab::Owners| ["n1", "n2", "n3"].iter().all(|name| !of(after, name).is_empty());
     let prober = Prober::start(&lab, lab.settled().keys().copied());
-    prober.settled(&lab, "the start", all_have_some);
+    let held = prober.settled(&lab, "the start", all_have_some);
     let adopted = config_of(&lab, "n1");
 
     lab.kill_server();
     let victim = lab.leader();
     lab.kill(&victim);
-    prober.settled(&lab, "a crash without ecconfigd", |after| of(after, &victim).is_empty());
+    let after = prober.settled(&lab, "a crash without ecconfigd", |after| of(after, &victim).is_empty());
+    assert_eq!(moved_needlessly(&held, &after, &victim), NONE, "only what {victim} had may move");
     lab.start(&victim);
     prober.settled(&lab, "a start from the last good configuration", all_have_some);
     // A power failure: nobody has a table any more, and nobody can be asked.

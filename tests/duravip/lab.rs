@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use cluster::identity::{Ca, KeyRequest, NodeCert, NodeRole};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -55,6 +56,8 @@ pub struct Lab {
     id: String,
     pub machines: Vec<Machine>,
     witnesses: BTreeSet<String>,
+    /// Who is no member any more.
+    dismissed: BTreeSet<String>,
     /// Who has an identity of a cluster; the others have the key.
     certified: BTreeSet<String>,
     /// The subclusters of those that are not of the usual one.
@@ -79,9 +82,17 @@ impl Lab {
     pub fn new(machines: usize, duravip: &str) -> Lab {
         let id = format!("dv{}x{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
         let dir = tempfile::tempdir().unwrap();
-        let (witnesses, certified, elsewhere) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
-        let (none, text) = (Vec::new(), String::new());
-        let mut lab = Lab { dir, id, machines: none, witnesses, certified, elsewhere, duravip: text, server: None };
+        let mut lab = Lab {
+            dir,
+            id,
+            machines: Vec::new(),
+            witnesses: BTreeSet::new(),
+            dismissed: BTreeSet::new(),
+            certified: BTreeSet::new(),
+            elsewhere: BTreeMap::new(),
+            duravip: String::new(),
+            server: None,
+        };
         let switch = lab.switch();
         ip(&format!("netns add {switch}"));
         ip(&format!("-n {switch} link add br0 type bridge forward_delay 0 mcast_snooping 0"));
@@ -102,6 +113,12 @@ impl Lab {
     /// Makes a machine one that votes only.
     pub fn witness(&mut self, name: &str) {
         self.witnesses.insert(name.to_owned());
+        self.configure(&self.duravip.clone());
+    }
+
+    /// Takes a machine out of the configuration.
+    pub fn dismiss(&mut self, name: &str) {
+        self.dismissed.insert(name.to_owned());
         self.configure(&self.duravip.clone());
     }
 
@@ -216,6 +233,9 @@ impl Lab {
             "[topology.\"10.77.0.0/16\"]\ninterface = \"eth0\"\n[topology.\"fd77::/64\"]\ninterface = \"eth0\"\n";
         let mut cluster = String::new();
         for (number, machine) in self.machines.iter().enumerate() {
+            if self.dismissed.contains(&machine.name) {
+                continue;
+            }
             let witness = self.witnesses.contains(&machine.name);
             let subcluster = self.elsewhere.get(&machine.name).map_or("default", String::as_str);
             let _ = writeln!(
@@ -255,11 +275,15 @@ impl Lab {
     }
 
     fn plug(&self, namespace: &str, port: &str, number: usize) -> [u8; 6] {
+        ip(&format!("netns add {namespace}"));
+        ip(&format!("-n {namespace} link set lo up"));
+        self.connect(namespace, port, number)
+    }
+
+    fn connect(&self, namespace: &str, port: &str, number: usize) -> [u8; 6] {
         let switch = self.switch();
         let mac = [2, 0x77, 0, 0, 0, number as u8];
         let mac_text = mac.map(|byte: u8| format!("{byte:02x}")).join(":");
-        ip(&format!("netns add {namespace}"));
-        ip(&format!("-n {namespace} link set lo up"));
         ip(&format!("-n {namespace} link add eth0 address {mac_text} type veth peer name {port} netns {switch}"));
         ip(&format!("-n {switch} link set {port} master br0 up"));
         ip(&format!("-n {namespace} addr add 10.77.0.{number}/16 dev eth0"));
@@ -282,6 +306,12 @@ impl Lab {
 
     /// Starts the daemon of a machine.
     pub fn start(&mut self, name: &str) {
+        let log = File::options().create(true).append(true).open(self.file(name, "log")).unwrap();
+        self.start_with_log(name, log.into());
+    }
+
+    /// The same, with its log somewhere else.
+    pub fn start_with_log(&mut self, name: &str, log: Stdio) {
         let (conf, key) = (self.conf(), self.dir.path().join("key"));
         let certified = self.certified.contains(name);
         let source = match &self.server {
@@ -297,7 +327,6 @@ impl Lab {
                 ["--identity", "/nonexistent", "--cluster-key"].map(PathBuf::from).into_iter().chain([key]).collect()
             }
         };
-        let log = File::options().create(true).append(true).open(machine.dir.join("log")).unwrap();
         let child = Command::new("ip")
             .args(["netns", "exec", &machine.namespace, ECCLUSTER, "duravip", "run", "--node", name])
             .args(source)
@@ -341,6 +370,31 @@ impl Lab {
 
     fn wait_end(&mut self, name: &str) -> std::process::ExitStatus {
         self.machine_mut(name).child.take().expect("the daemon runs").wait().unwrap()
+    }
+
+    /// Takes a machine's interface away.
+    pub fn remove_interface(&self, name: &str) {
+        ip(&format!("-n {} link del eth0", self.machine(name).namespace));
+    }
+
+    /// Makes it anew.
+    pub fn make_interface(&self, name: &str) {
+        let number = self.machines.iter().position(|machine| machine.name == name).expect("a machine of this name");
+        let machine = &self.machines[number];
+        self.connect(&machine.namespace, &machine.port, number + 11);
+    }
+
+    /// Does something on a machine.
+    pub fn on<T: Send>(&self, name: &str, act: impl FnOnce() -> T + Send) -> T {
+        let namespace = File::open(format!("/var/run/netns/{}", self.machine(name).namespace)).unwrap();
+        // A thread of its own: a namespace is a thread's.
+        std::thread::scope(|scope| {
+            let there = scope.spawn(|| {
+                setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+                act()
+            });
+            there.join().unwrap()
+        })
     }
 
     /// Takes a machine's cable out, at the switch's end, or puts it in.

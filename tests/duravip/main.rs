@@ -4,10 +4,12 @@
 
 mod configured;
 mod crashes;
+mod dismissed;
 mod flapping;
 mod identities;
 mod lab;
 mod layers;
+mod meddled;
 mod network;
 mod orders;
 mod prober;
@@ -17,6 +19,7 @@ mod stranger;
 mod told;
 mod two;
 mod unfenced;
+mod untouched;
 #[path = "../support/wait.rs"]
 mod wait;
 

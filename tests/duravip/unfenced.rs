@@ -1,23 +1,18 @@
 //! A machine without the kernel's fence: its guard, and behind that the kernel's own clock for every address.
 
-use std::sync::mpsc::channel;
-
 use duravip::effects::netlink::{Batch, CREATE, REQUEST, Socket};
-use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::SockProtocol;
 
 use crate::lab::{Lab, eventually, possible};
+use crate::prober::Prober;
 use crate::{SETTINGS, of, vips};
 
 /// Somebody else's table under the fence's name, which nobody but its owner can change: this machine cannot have a fence.
 /// Lasts as long as the connection that is returned.
 fn take_the_fences_place(lab: &Lab, name: &str) -> Socket {
-    let namespace = std::fs::File::open(format!("/var/run/netns/{}", lab.machine(name).namespace)).unwrap();
-    let (sender, receiver) = channel();
-    // A thread of its own: a namespace is a thread's. The socket stays where it was opened.
-    std::thread::spawn(move || {
-        setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+    // The socket stays where it was opened.
+    lab.on(name, || {
         let mut socket = Socket::open(SockProtocol::NetlinkNetFilter, 0).unwrap();
         let mut batch = Batch::default();
         const SUBSYSTEM: u16 = 10 << 8;
@@ -26,9 +21,8 @@ fn take_the_fences_place(lab: &Lab, name: &str) -> Socket {
         batch.message(SUBSYSTEM, REQUEST | CREATE, &[5, 0, 0, 0]).text(1, "eccluster-vip").number_be(2, OWNED);
         batch.message(0x11, REQUEST, &[0, 0, 0, 10]);
         socket.run_all(batch).unwrap();
-        sender.send(socket).unwrap();
-    });
-    receiver.recv().unwrap()
+        socket
+    })
 }
 
 #[test]
@@ -60,6 +54,21 @@ fn without_a_fence_addresses_leave_by_themselves_when_daemon_and_guard_hang() {
         assert!(theirs.iter().all(|address| held.get(address).is_some_and(|on| on.contains("n1"))), "{held:?}");
     }
     assert_eq!(lost(&lab), 0, "an address came back only after it had expired");
+
+    // A daemon that hangs: the guard has its addresses off before anybody else may have them.
+    let prober = Prober::start(&lab, owners.keys().copied());
+    prober.settled(&lab, "the start", |_| true);
+    lab.signal("n1", Signal::SIGSTOP);
+    eventually("its addresses elsewhere", || {
+        let answering = prober.answering();
+        theirs.iter().all(|address| answering[address].as_ref().is_some_and(|who| who != "n1")).then_some(())
+    });
+    prober.assert_never_two("a daemon that hangs without a fence");
+    lab.signal("n1", Signal::SIGCONT);
+    lab.settled();
+    let theirs = of(&lab.give_back("n1", 2), "n1");
+    prober.settled(&lab, "the return", |_| true);
+    drop(prober);
 
     let guard = lab.guard("n1");
     kill(guard, Signal::SIGSTOP).unwrap();

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::action::{Action, Event, Notice, Stored};
 use crate::apart::Apart;
@@ -20,6 +21,9 @@ use crate::message::{Answer, Cannot, Difference, GroupTag, Message, Order, Repor
 use crate::rules::{Rule, kept};
 use crate::table::Table;
 use crate::time::Time;
+
+/// What the kernel would not take it may take after this long: memory that was short, a module that was missing.
+const REFUSED: Duration = Duration::from_secs(30);
 
 /// What a member starts from.
 #[derive(Clone, Debug)]
@@ -67,6 +71,8 @@ pub struct Member {
     lapsed: bool,
     unable: BTreeMap<IpAddr, Cannot>,
     refused: BTreeSet<IpAddr>,
+    /// When it is tried again.
+    retry_at: Time,
     conflicts: BTreeSet<IpAddr>,
     failing: BTreeSet<String>,
     report: Arc<Report>,
@@ -126,6 +132,7 @@ impl Member {
             lapsed: false,
             unable: BTreeMap::new(),
             refused: BTreeSet::new(),
+            retry_at: Time::NEVER,
             conflicts: BTreeSet::new(),
             failing: BTreeSet::new(),
             report: Arc::new(Report::default()),
@@ -160,6 +167,11 @@ impl Member {
                 self.cluster.tick(now, &mut fx);
                 self.run(now, GroupTag::Cluster, fx, &mut out);
                 self.tick_apart(now, &mut out);
+                if now >= self.retry_at {
+                    self.retry_at = Time::NEVER;
+                    self.refused.clear();
+                    self.stale_report = true;
+                }
             }
             Event::Message(from, incarnation, message) => self.receive(now, from, incarnation, message, &mut out),
             Event::Config(config) => self.configure(now, config),
@@ -168,6 +180,7 @@ impl Member {
             Event::PlumbFailed(addresses) => {
                 self.note(&addresses, Hold::Plumbing, None);
                 self.refused.extend(addresses);
+                self.retry_at = now + REFUSED;
                 self.stale_report = true;
             }
             Event::Lost(addresses) => self.on_lost(now, &addresses, &mut out),
@@ -198,7 +211,7 @@ impl Member {
             return Time::NEVER;
         }
         let lease = if self.held.is_empty() || self.lapsed { Time::NEVER } else { self.lease };
-        self.cluster.wake_at().min(lease).min(self.wake_apart_at())
+        self.cluster.wake_at().min(lease).min(self.retry_at).min(self.wake_apart_at())
     }
 
     /// The group whose table this member acts on.

@@ -39,6 +39,8 @@ pub(crate) enum Rule {
     FreshTable,
     /// Word that a run is over concerns that run only.
     GoneNamesRun,
+    /// A new leader chooses owners among all who are there, not among those who happened to speak first.
+    HearAllFirst,
 }
 
 /// Whether the rule is kept.

@@ -25,6 +25,9 @@ const CHUNK: usize = 64;
 const AGAIN: [Duration; 3] = [Duration::from_millis(100), Duration::from_secs(1), Duration::from_secs(5)];
 /// Repeats keep out of the way of what is urgent.
 const PACE: Duration = Duration::from_millis(2);
+/// Bursts that wait to be repeated. All addresses there may be take 160; what is more is somebody who makes this machine
+/// contradict it all the time, and gets no repetitions.
+const REPEATS: usize = 4096;
 /// The longest that the first word waits for the fence to open: through a closed one it would be lost.
 const OPENING: Duration = Duration::from_millis(50);
 
@@ -161,7 +164,7 @@ struct Worker {
     plan: Option<Arc<Plan>>,
     socket: Socket,
     sender: Sender,
-    /// What is announced again, when, and which repetition that is. Bounded by three entries for each announced chunk.
+    /// What is announced again, when, and which repetition that is. Bounded by REPEATS.
     again: BinaryHeap<Reverse<(Instant, usize, Vec<IpAddr>)>>,
     /// The hosts of interest, as of a short while ago.
     hosts: (Option<Instant>, Vec<(u32, Neighbour)>),
@@ -240,6 +243,7 @@ impl Worker {
         drop(speaking);
         if let Some(wait) = AGAIN.get(round)
             && !here.is_empty()
+            && self.again.len() < REPEATS
         {
             let addresses = here.into_iter().map(|(address, _)| address).collect();
             self.again.push(Reverse((Instant::now() + *wait, round + 1, addresses)));

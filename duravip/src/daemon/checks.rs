@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
 use super::check_tls;
+use super::command;
 use super::inbox::Inbox;
 
 /// The checks that run.
@@ -115,9 +116,9 @@ async fn connect(place: &str) -> Result<TcpStream, String> {
 
 async fn run(argv: &[String]) -> Result<(), String> {
     let (program, arguments) = argv.split_first().ok_or("no command")?;
-    let mut command = tokio::process::Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    match command.status().await {
+    let mut process = tokio::process::Command::new(program);
+    process.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    match command::status(process).await {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(format!("{program}: {status}")),
         Err(error) => Err(format!("{program}: {error}")),

@@ -151,6 +151,10 @@ impl Desk {
         let lifetime = self.plan.borrow().lifetime().filter(|_| unfenced);
         let mut warnings = (*self.warnings).clone();
         warnings.extend(unfenced.then(|| self.behind_guard()));
+        let fenced = self.lease.is_fenced() && !self.lease.is_fence_missing();
+        if self.lease.is_fenced() && !fenced {
+            warnings.push("the kernel's fence was taken away, and cannot be built again".into());
+        }
         let stable = |at: duravip_core::Time| now.since(at).as_secs();
         json!({
             "node": self.node,
@@ -160,7 +164,7 @@ impl Desk {
             "committed": member.commit().to_string(),
             "configuration": { "revision": table.config.revision, "commit": hex::encode(&table.config.commit[..20]) },
             "lease_ms": lease,
-            "fence": self.lease.is_fenced(),
+            "fence": fenced,
             "lifetime_s": lifetime.map(|lifetime| lifetime.as_secs()),
             "two_owners_possible": apart.is_some(),
             "serves_apart_with": apart,

@@ -2,7 +2,7 @@
 //! thread of its own, with real-time priority where that is allowed; everything that may take long is another thread's.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -166,9 +166,9 @@ impl Engine {
                 }
                 self.hand_in(event);
             }
-            Input::Plan(plan, places) => {
+            Input::Places(places) => self.transport.set_peers(now, places),
+            Input::Plan(plan) => {
                 self.names.clone_from(&plan.names);
-                self.transport.set_peers(now, places);
                 if let Some(hands) = &self.hands {
                     hands.prober.configure(plan.clone());
                 }
@@ -202,8 +202,8 @@ impl Engine {
     }
 
     fn take_datagrams(&mut self) {
-        for _ in 0..AT_ONCE {
-            let Some(heard) = self.transport.receive(sys::now()) else { return };
+        let mut budget = AT_ONCE;
+        while let Some(heard) = self.transport.receive(sys::now(), &mut budget) {
             match heard {
                 Heard::Message(from, run, message) => self.hand_in(Event::Message(from, run, message)),
                 Heard::Query(from, number, question) => drop(self.questions.try_send((from, number, question))),
@@ -281,8 +281,13 @@ impl Engine {
         self.metrics.margin.observe(left.as_secs_f64());
         self.lease.set(until);
         if let Some(hands) = &self.hands {
-            hands.guard.set_lease(until);
-            if !self.lease.is_fenced() {
+            if self.lease.is_fenced() {
+                hands.guard.set_lease(until);
+            } else {
+                // Taking addresses off takes a moment, and without a fence nothing else ends the answers: the guard begins
+                // earlier, when all heartbeats of most of a lease are missing.
+                let timing = self.member.table().header.timing;
+                hands.guard.set_lease(until - timing.map_or(Duration::ZERO, |timing| timing.lease() / 8));
                 hands.plumber.renew(until);
             }
         }
@@ -309,6 +314,8 @@ impl Engine {
             }
             Notice::Lapsed => {
                 self.metrics.lapses.inc();
+                // The kernel's own clock has closed it, unless the machine slept or this process was stopped at a bad moment.
+                self.lease.set(Time::ZERO);
                 self.history.note("lapse", "the lease ended without renewal; everything is released");
             }
             Notice::ServingApart(members) => {
@@ -451,23 +458,13 @@ impl Engine {
             hands.announcer.end();
             if clean {
                 hands.guard.dismiss();
+            } else {
+                // What the guard takes for the end of this process must be the end of it: until then a thread may still
+                // open the fence, or put an address on, and the others have been told that nothing is left.
+                std::mem::forget(hands.guard);
             }
         }
         self.history.note("end", if clean { "everything was handed over" } else { "stopped without handing over" });
         self.ended.cancel();
     }
-}
-
-/// Where members are, by the names in the configuration: addresses as they are, names as the resolver knows them now.
-pub async fn resolve(plan: &super::plan::Plan) -> BTreeMap<MemberId, SocketAddr> {
-    let mut places = BTreeMap::new();
-    for (member, place) in &plan.peers {
-        let looked_up = tokio::time::timeout(Duration::from_secs(2), tokio::net::lookup_host(place.to_string())).await;
-        match looked_up {
-            Ok(Ok(mut found)) => drop(found.next().map(|found| places.insert(*member, found))),
-            Ok(Err(error)) => tracing::warn!(%place, %error, "a member's name cannot be resolved"),
-            Err(_) => tracing::warn!(%place, "a member's name is not resolved in time"),
-        }
-    }
-    places
 }

@@ -30,7 +30,8 @@ use crate::sys;
 
 /// The hidden command that the guard runs as.
 pub const COMMAND: &str = "guard";
-/// A daemon that is this late is taken for hanging: the fence has long closed, and a busy machine catches up by then.
+/// Behind a fence a daemon that is this late is taken for hanging: the fence has long closed, and a busy machine catches up
+/// by then. Without one the daemon names a time before its lease's end, and nothing is waited for.
 const GRACE: Duration = Duration::from_millis(100);
 /// Between two times that the last words are said: one datagram may be lost.
 const REPEAT: Duration = Duration::from_millis(20);
@@ -127,7 +128,11 @@ impl Guard {
         let body = postcard::to_allocvec(message).map_err(io::Error::other)?;
         let mut bytes = (body.len() as u32).to_le_bytes().to_vec();
         bytes.extend(body);
-        self.socket.write_all(&bytes)
+        self.socket.write_all(&bytes).inspect_err(|_| {
+            // Half a message may be on its way. The guard would take what comes next for its other half, and nonsense for the
+            // end of this process: it would tell the others that this run is over. Another one is started.
+            let _ = self.child.kill();
+        })
     }
 }
 
@@ -199,8 +204,9 @@ impl Watch {
     fn wait(&mut self) -> io::Result<Woken> {
         loop {
             let lease = self.lease().filter(|lease| *lease != self.cleared_for);
+            let grace = if self.fenced { GRACE } else { Duration::ZERO };
             let late = lease.map(|lease| {
-                let end = Time::from_start(Duration::from_nanos(lease)) + GRACE;
+                let end = Time::from_start(Duration::from_nanos(lease)) + grace;
                 end.since(sys::now())
             });
             if late.is_some_and(|left| left.is_zero()) {
@@ -237,7 +243,8 @@ impl Watch {
 
     /// The daemon is dead. Silence first: with a fence one request does it, and the others need not wait for the rest.
     fn bury(mut self) -> io::Result<()> {
-        let silenced = self.fenced && self.fence.as_mut().is_some_and(|fence| fence.close().is_ok());
+        let closed = |fence: &mut Fence| fence.is_there().is_ok_and(|there| there) && fence.close().is_ok();
+        let silenced = self.fenced && self.fence.as_mut().is_some_and(closed);
         if silenced {
             self.say_last_words();
         }
@@ -284,4 +291,26 @@ enum Woken {
 
 fn report(words: &str) {
     let _ = writeln!(io::stderr(), "duravip guard: {words}");
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::os::unix::process::ExitStatusExt as _;
+
+    #[test]
+    fn a_guard_that_does_not_listen_is_ended_before_it_can_misunderstand() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        ours.set_write_timeout(Some(Duration::from_millis(1))).unwrap();
+        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let memory = File::from(memfd_create("test", MFdFlags::MFD_CLOEXEC).unwrap());
+        let mut guard = Guard { child, socket: ours, memory, fenced: true, words: Vec::new() };
+        let place: SocketAddr = "127.0.0.1:9".parse().unwrap();
+        let words = || vec![(place, vec![7; 60_000])];
+        // Until the socket holds no more.
+        let told = (0..100).take_while(|_| guard.tell(&ToGuard::LastWords(words())).is_ok()).count();
+        assert!(told < 100, "a socket without an end");
+        assert_eq!(guard.child.wait().unwrap().signal(), Some(libc::SIGKILL));
+    }
 }

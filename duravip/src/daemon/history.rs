@@ -1,5 +1,6 @@
-//! What happened here, for `duravip history`: the newest entries in memory, and on disk for the runs to come. Who notes
-//! something never waits for the disk; what a crash of the machine loses of it is no harm.
+//! What happened here, for `duravip history`: the newest entries in memory, and on disk and in the log for people and the
+//! runs to come. Who notes something waits for neither: the loop with its heartbeats does, and a log that nobody reads on is
+//! a pipe that is full. What a crash of the machine loses of it is no harm.
 //!
 //! ```text
 //! history: a JSON object per line, oldest first                          (`history.old`: the same, before these)
@@ -11,6 +12,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use cluster::files;
 use serde::{Deserialize, Serialize};
@@ -19,7 +21,7 @@ use time::format_description::well_known::Rfc3339;
 
 /// Entries that are kept in memory, and in each of the two files: days of a quiet cluster, and all of a bad hour.
 const KEPT: usize = 4096;
-/// Entries on their way to the disk. A disk that is this far behind has them in memory only.
+/// Entries on their way to the log and the disk. What is this far behind has them in memory only.
 const WAITING: usize = 1024;
 /// The most that is read of a file: what was written is about a tenth.
 const FILE_BYTES: u64 = 8 << 20;
@@ -41,7 +43,14 @@ pub struct History {
     // Bounded by KEPT; the oldest goes first.
     entries: Arc<Mutex<VecDeque<Entry>>>,
     // Bounded by WAITING.
-    disk: SyncSender<Entry>,
+    writer: SyncSender<Told>,
+}
+
+#[derive(Debug)]
+enum Told {
+    Entry(Entry),
+    /// Answered when everything before it is written.
+    Done(SyncSender<()>),
 }
 
 impl History {
@@ -50,24 +59,30 @@ impl History {
         let path = dir.join("history");
         let mut entries: VecDeque<Entry> = [old(&path), path.clone()].iter().flat_map(|path| load(path)).collect();
         entries.drain(..entries.len().saturating_sub(KEPT));
-        let (disk, receiver) = sync_channel(WAITING);
+        let (queue, receiver) = sync_channel(WAITING);
         let writer = Writer { lines: load(&path).len(), path, begun: false };
         std::thread::Builder::new().name("vip-history".into()).spawn(move || writer.run(&receiver))?;
-        Ok(Self { entries: Arc::new(Mutex::new(entries)), disk })
+        Ok(Self { entries: Arc::new(Mutex::new(entries)), writer: queue })
     }
 
     /// Notes something, here and in the log.
     pub fn note(&self, what: &'static str, detail: impl Into<String>) {
-        let detail = detail.into();
-        tracing::info!(what, "{detail}");
         let time = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
-        let entry = Entry { time, what: what.into(), detail };
-        let _ = self.disk.try_send(entry.clone());
+        let entry = Entry { time, what: what.into(), detail: detail.into() };
+        let _ = self.writer.try_send(Told::Entry(entry.clone()));
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if entries.len() == KEPT {
             entries.pop_front();
         }
         entries.push_back(entry);
+    }
+
+    /// Waits until what was noted is written, at most this long: at the end of the process.
+    pub fn flush(&self, patience: Duration) {
+        let (done, written) = sync_channel(1);
+        if self.writer.try_send(Told::Done(done)).is_ok() {
+            let _ = written.recv_timeout(patience);
+        }
     }
 
     /// The newest ones, the oldest of them first.
@@ -104,14 +119,27 @@ struct Writer {
 
 impl Writer {
     /// Until nobody can note anything any more.
-    fn run(mut self, receiver: &Receiver<Entry>) {
+    fn run(mut self, receiver: &Receiver<Told>) {
         let mut complained = false;
         while let Ok(first) = receiver.recv() {
-            let some: Vec<Entry> = std::iter::once(first).chain(receiver.try_iter().take(WAITING)).collect();
-            if let Err(error) = self.write(&some)
+            let (mut some, mut waiting) = (Vec::new(), Vec::new());
+            for told in std::iter::once(first).chain(receiver.try_iter().take(WAITING)) {
+                match told {
+                    Told::Entry(entry) => {
+                        tracing::info!(what = entry.what, "{}", entry.detail);
+                        some.push(entry);
+                    }
+                    Told::Done(done) => waiting.push(done),
+                }
+            }
+            if !some.is_empty()
+                && let Err(error) = self.write(&some)
                 && !std::mem::replace(&mut complained, true)
             {
                 tracing::warn!(%error, path = %self.path.display(), "what happens here is not kept on disk");
+            }
+            for done in waiting {
+                let _ = done.try_send(());
             }
         }
     }
@@ -137,7 +165,7 @@ impl Writer {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     /// Notes so many, and waits until the disk has the last.
     fn note(history: &History, dir: &Path, from: usize, to: usize) {
@@ -163,11 +191,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let history = History::open(dir.path()).unwrap();
         note(&history, dir.path(), 0, 3);
+        history.note("test", "last");
+        history.flush(Duration::from_secs(30));
+        assert_eq!(load(&dir.path().join("history")).last().unwrap().detail, "last");
         drop(history);
         // A crash in the middle of a line.
         File::options().append(true).open(dir.path().join("history")).unwrap().write_all(b"{\"time\":\"2").unwrap();
         let history = History::open(dir.path()).unwrap();
-        assert_eq!(details(&history, 9), ["0", "1", "2"]);
+        assert_eq!(details(&history, 9), ["0", "1", "2", "last"]);
         note(&history, dir.path(), 3, 3 * KEPT);
         let history = History::open(dir.path()).unwrap();
         assert_eq!(details(&history, 2), [(3 * KEPT - 2).to_string(), (3 * KEPT - 1).to_string()]);

@@ -11,6 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
+use super::command;
 use super::plan::Plan;
 
 /// Hooks that run at once: enough for a node that takes over thousands of addresses, few enough for its processors.
@@ -185,8 +186,8 @@ fn environment(plan: &Plan, what: &str, address: IpAddr, state: &str) -> Vec<(&'
 async fn run(job: Job) {
     let Some((program, arguments)) = job.argv.split_first() else { return };
     let mut command = tokio::process::Command::new(program);
-    command.args(arguments).envs(job.environment).stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
-    match tokio::time::timeout(job.timeout, command.status()).await {
+    command.args(arguments).envs(job.environment).stdin(Stdio::null()).stdout(Stdio::null());
+    match tokio::time::timeout(job.timeout, command::status(command)).await {
         Ok(Ok(status)) if status.success() => {}
         Ok(Ok(status)) => tracing::warn!(program, %status, "a hook failed"),
         Ok(Err(error)) => tracing::warn!(program, %error, "a hook cannot be run"),

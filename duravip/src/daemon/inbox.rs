@@ -20,8 +20,10 @@ use super::plan::Plan;
 pub enum Input {
     /// For the core, as it is.
     Event(Event),
-    /// A new configuration, and where the members are.
-    Plan(Arc<Plan>, BTreeMap<MemberId, SocketAddr>),
+    /// A new configuration.
+    Plan(Arc<Plan>),
+    /// Where the members are.
+    Places(BTreeMap<MemberId, SocketAddr>),
     /// An order, and who waits for its answer.
     Order(Order, oneshot::Sender<Answer>),
     /// The core as it is, to look at somewhere else.

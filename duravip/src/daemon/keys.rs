@@ -58,10 +58,11 @@ impl Keys {
             for (member, place) in plan.peers.iter().filter(|(member, _)| plan.me < **member) {
                 dialing.spawn(self.clone().keep(*member, plan.names[member].clone(), place.to_string()));
             }
-            // Another configuration: the connections are made anew, and the keys in use stay until then.
+            // Other members or places: the connections are made anew, and the keys in use stay until then. What else a
+            // configuration changes is no reason for another key, which one side has a moment before the other.
             tokio::select! {
                 () = stop.cancelled() => break,
-                changed = self.plan.changed() => if changed.is_err() { break },
+                ended = async { self.plan.wait_for(|next| next.peers != plan.peers).await.is_err() } => if ended { break },
             }
         }
         let _ = accepting.await;

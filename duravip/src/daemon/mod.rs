@@ -9,6 +9,7 @@
 //! | `vip-watcher` | what the kernel tells, the net below it | |
 //! | `vip-prober` | asks who has an address, before it is put on for the first time | |
 //! | `vip-network` | with `no_quorum = "probe"`: whether anybody else is still there | |
+//! | `vip-history` | what happened, to the log and to the disk | keeps anybody waiting |
 //! | tokio | configuration, commands, checks, hooks | is needed for a failover |
 //!
 //! Before the first packet: what an earlier run left is off the machine, and the fence is closed. After the last: everything
@@ -17,6 +18,7 @@
 pub mod announcer;
 pub mod check_tls;
 pub mod checks;
+pub mod command;
 pub mod control;
 pub mod engine;
 pub mod guard;
@@ -26,6 +28,7 @@ pub mod inbox;
 pub mod keys;
 pub mod lease;
 pub mod metrics;
+pub mod places;
 pub mod plan;
 pub mod plumber;
 pub mod prober;
@@ -37,7 +40,7 @@ pub mod watcher;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use cluster::control::{Server, ServerOptions};
@@ -61,6 +64,7 @@ use self::inbox::{Inbox, Input, inbox};
 use self::keys::Keys;
 use self::lease::Lease;
 use self::metrics::Metrics;
+use self::places::Places;
 use self::plan::{Plan, plan};
 use self::plumber::{Installed, Plumber, Tools};
 use self::prober::Prober;
@@ -75,8 +79,11 @@ use crate::sys;
 pub const PROGRAM: &str = "duravip";
 /// Questions of other daemons that wait: people ask them. The next is dropped, and asked again.
 const QUESTIONS: usize = 16;
-/// How long a planned end may take: handing over 10,240 addresses, with a new election in between.
+/// How long a planned end goes on although nothing is handed over: a new election fits in between, and nobody may be left to
+/// take anything. While addresses go it takes the time that they need: the kernel has 10,240 IPv6 addresses off in 10 s.
 const LEAVE: Duration = Duration::from_secs(10);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(200);
 
 fn wall_clock_ms() -> u64 {
     (OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000) as u64
@@ -84,6 +91,7 @@ fn wall_clock_ms() -> u64 {
 
 /// Runs the daemon until it is told to stop, and hands everything over first. A witness may vote in another subcluster.
 pub async fn run(options: &DaemonOptions, votes_in: Option<String>, shutdown: &Shutdown) -> anyhow::Result<()> {
+    end_with_the_loop();
     // Also what other members' layers say: whoever leads has to know of every address.
     let wanted = Wanted::documents([plan::DOCUMENT, "cluster.toml"]).everybodys();
     let Daemon { node, data, identity, cluster_key, mut subscription, lock, .. } =
@@ -110,7 +118,7 @@ pub async fn run(options: &DaemonOptions, votes_in: Option<String>, shutdown: &S
                 None => break,
             },
             changed = versions.changed() => match changed {
-                Ok(()) => running.renumber(&mut versions).await,
+                Ok(()) => running.renumber(&mut versions),
                 Err(_) => break,
             },
             () = running.ended.cancelled() => bail!("the member's loop has ended"),
@@ -118,8 +126,21 @@ pub async fn run(options: &DaemonOptions, votes_in: Option<String>, shutdown: &S
     }
     running.leave(shutdown).await;
     let _ = shutdown.drain(Duration::from_secs(5)).await;
+    running.desk.history.flush(Duration::from_secs(1));
     drop(lock);
     Ok(())
+}
+
+/// A process without one of its threads would hold its addresses and do nothing for them. If one of them panics it ends as a
+/// whole, and at once: the guard, the service manager and the other members know what to do about that.
+fn end_with_the_loop() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        usual(panic);
+        if std::thread::current().name().is_some_and(|name| name.starts_with("vip-")) {
+            std::process::abort();
+        }
+    }));
 }
 
 /// Reads configurations.
@@ -201,7 +222,8 @@ async fn start(
     } else {
         hands(&plan, &inbox, &history, &metrics, &hooks, &mut warnings)?
     };
-    let places = engine::resolve(&plan).await;
+    let mut places = Places::default();
+    places.look(&plan).await;
     let stored_run = stored.as_ref().map_or(0, |stored| stored.incarnation.0);
     let incarnation = Incarnation(wall_clock_ms().max(stored_run + 1));
     let seed = plan.me.0 ^ incarnation.0 ^ u64::from(std::process::id());
@@ -213,7 +235,7 @@ async fn start(
         Credentials::Identity(identity) => (unknown_key()?, Some(identity)),
     };
     let mut transport = Transport::new(socket, Envelope::new(plan.me, member.incarnation(), key))?;
-    transport.set_peers(sys::now(), places);
+    transport.set_peers(sys::now(), places.all());
     let (questions, asked) = mpsc::channel(QUESTIONS);
     let now = sys::now();
     let since = Arc::new(Mutex::new(Since { view: now, config: now, owners: now }));
@@ -235,6 +257,8 @@ async fn start(
         warnings: Arc::new(warnings),
     };
     shutdown.spawn(desk.clone().answer_questions(asked));
+    // Not with the first signal: who takes over may have to be found yet.
+    tokio::spawn(places.keep(desk.plan.clone(), inbox.clone(), ended.clone()));
     if let Some(identity) = identity {
         let listener = keys::listen(here).await.with_context(|| format!("cannot listen on {here} (TCP)"))?;
         let keys = Keys { identity, plan: desk.plan.clone(), inbox: inbox.clone() };
@@ -325,6 +349,7 @@ fn hands(
         announcer: announcer.clone(),
         hooks: hooks.clone(),
         metrics: metrics.clone(),
+        history: history.clone(),
     })?;
     let prober = Prober::start(lease.clone(), inbox.clone(), history.clone())?;
     prober.configure(plan.clone());
@@ -335,6 +360,7 @@ fn hands(
         installed,
         plumber: plumber.clone(),
         announcer: announcer.clone(),
+        lease: lease.clone(),
         inbox: inbox.clone(),
         history: history.clone(),
         metrics: metrics.clone(),
@@ -356,38 +382,44 @@ impl Running {
             let reason = "this node's own address, port or being a witness changes only with a restart of its duravip";
             return snapshot.refused(reason).await;
         }
-        self.carry_out(plan).await;
+        self.carry_out(plan);
         snapshot.applied().await;
     }
 
     /// Another commit changed nothing for this node.
-    async fn renumber(&mut self, versions: &mut watch::Receiver<Option<Version>>) {
+    fn renumber(&mut self, versions: &mut watch::Receiver<Option<Version>>) {
         let version = versions.borrow_and_update().clone();
         let plan = version.and_then(|version| self.plan.borrow().at(&version));
         if let Some(plan) = plan {
-            self.carry_out(Arc::new(plan)).await;
+            self.carry_out(Arc::new(plan));
         }
     }
 
-    async fn carry_out(&mut self, plan: Arc<Plan>) {
-        let places = engine::resolve(&plan).await;
+    fn carry_out(&mut self, plan: Arc<Plan>) {
         self.checks.lock().unwrap_or_else(PoisonError::into_inner).configure(&plan.checks, &self.inbox);
         self.plan.send_replace(plan.clone());
         if self.witness {
-            self.inbox.send(Input::Plan(plan, places));
+            self.inbox.send(Input::Plan(plan));
         } else {
             // The fence covers new addresses before the core may want them on: the watcher hands the plan on.
-            self.next.lock().unwrap_or_else(PoisonError::into_inner).plan = Some((plan, places));
+            self.next.lock().unwrap_or_else(PoisonError::into_inner).plan = Some(plan);
         }
     }
 
-    /// Hands everything over and waits until it is, at most as long as a planned end may take.
+    /// Hands everything over, and waits until it is: for as long as addresses go, or until a second signal.
     async fn leave(&self, shutdown: &Shutdown) {
         self.inbox.event(Event::Leave);
-        let left = tokio::select! {
-            () = self.ended.cancelled() => true,
-            () = shutdown.hurried() => false,
-            () = tokio::time::sleep(LEAVE) => false,
+        let mut progress = Progress::new(Instant::now());
+        let left = loop {
+            tokio::select! {
+                () = self.ended.cancelled() => break true,
+                () = shutdown.hurried() => break false,
+                () = tokio::time::sleep(LOOK) => {
+                    if progress.stalled(self.desk.metrics.held.get(), Instant::now()) {
+                        break false;
+                    }
+                }
+            }
         };
         if !left {
             tracing::warn!("not everything could be handed over in time");
@@ -402,5 +434,71 @@ impl Running {
                 tracing::warn!(%error, "the fence stays; it is closed");
             }
         }
+    }
+}
+
+/// Whether a planned end still goes on.
+struct Progress {
+    least: i64,
+    since: Instant,
+}
+
+impl Progress {
+    fn new(now: Instant) -> Self {
+        Self { least: i64::MAX, since: now }
+    }
+
+    /// Nothing more has left for so long that nothing more will.
+    fn stalled(&mut self, held: i64, now: Instant) -> bool {
+        if held < self.least {
+            *self = Self { least: held, since: now };
+        }
+        now.duration_since(self.since) >= LEAVE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::os::unix::process::ExitStatusExt as _;
+
+    #[test]
+    fn a_planned_end_takes_as_long_as_addresses_go_and_no_longer() {
+        let begun = Instant::now();
+        let mut progress = Progress::new(begun);
+        let at = |seconds: u64| begun + Duration::from_secs(seconds);
+        for second in 0..100 {
+            assert!(!progress.stalled(10_240 - second as i64, at(second)), "after {second} s");
+        }
+        assert!(!progress.stalled(10_200, at(105)), "some came back, and some time is left");
+        assert!(progress.stalled(10_141, at(109)));
+        // Nothing to hand over, and nobody who would say so.
+        let mut progress = Progress::new(begun);
+        assert!(!progress.stalled(0, at(9)) && progress.stalled(0, at(19)));
+    }
+
+    /// Not a test of its own: what the next one runs in a process that may end.
+    #[test]
+    #[ignore = "ends its process"]
+    fn a_thread_panics() {
+        end_with_the_loop();
+        // Somebody else's thread is not missed.
+        let other = std::thread::Builder::new().name("other".into()).spawn(|| panic!("on purpose")).unwrap();
+        assert!(other.join().is_err());
+        println!("lives");
+        let ours = std::thread::Builder::new().name("vip-test".into()).spawn(|| panic!("on purpose")).unwrap();
+        let _ = ours.join();
+        println!("lives on");
+    }
+
+    #[test]
+    fn a_panic_of_one_of_its_threads_ends_the_process() {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "daemon::tests::a_thread_panics", "--ignored", "--nocapture"]);
+        let ended = command.output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stdout);
+        assert!(said.contains("lives") && !said.contains("lives on"), "{said}");
+        assert_eq!(ended.status.signal(), Some(libc::SIGABRT));
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use duravip_core::{Event, Time};
 
 use super::announcer::Announcer;
+use super::history::History;
 use super::hooks::Hooks;
 use super::inbox::Inbox;
 use super::metrics::Metrics;
@@ -18,6 +19,9 @@ use crate::sys;
 
 /// Addresses in one request to the kernel: a few milliseconds at worst, for which nobody else can change an address.
 const CHUNK: usize = 64;
+
+/// Before a kernel that would not listen is asked again.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// What is on the machine now, by this program.
 pub type Installed = Arc<Mutex<BTreeMap<IpAddr, Placed>>>;
@@ -34,12 +38,16 @@ struct Shared {
     there: Condvar,
 }
 
-// Bounded by the number of addresses: each is in one of these lists at most once.
+// Bounded by the number of addresses: each is in one of these lists at most once, strays by what the machine has.
 #[derive(Debug, Default)]
 struct Work {
     off: VecDeque<IpAddr>,
     on: VecDeque<IpAddr>,
     plan: Option<Arc<Plan>>,
+    /// The interfaces are not what they were.
+    look: bool,
+    /// What was found on the machine and nobody asked for, at the last look.
+    strays: Vec<(IpAddr, Placed)>,
     /// Without a fence: the lease runs until then, and what is on stays for another lifetime.
     renewed_until: Option<Time>,
     ended: bool,
@@ -62,6 +70,8 @@ pub struct Tools {
     pub hooks: Hooks,
     /// What is counted.
     pub metrics: Metrics,
+    /// What happened.
+    pub history: History,
 }
 
 impl Plumber {
@@ -79,6 +89,12 @@ impl Plumber {
         self.shared.there.notify_one();
     }
 
+    /// The interfaces changed: what comes from here on is put where they are now, and said with the hardware addresses that
+    /// they have now.
+    pub fn look(&self) {
+        self.work().look = true;
+    }
+
     /// Puts these on.
     pub fn put(&self, addresses: Vec<IpAddr>) {
         self.work().on.extend(addresses);
@@ -92,6 +108,13 @@ impl Plumber {
         work.on.retain(|address| !leaving.contains(address));
         work.off.extend(addresses);
         drop(work);
+        self.shared.there.notify_one();
+    }
+
+    /// Takes these off, which were found on the machine, unless they were only just being put on when they were found: who
+    /// puts on knows.
+    pub fn take_strays(&self, strays: Vec<(IpAddr, Placed)>) {
+        self.work().strays = strays;
         self.shared.there.notify_one();
     }
 
@@ -115,6 +138,7 @@ impl Plumber {
 enum Job {
     Off(Vec<IpAddr>),
     On(Vec<IpAddr>),
+    Strays(Vec<(IpAddr, Placed)>),
     Renew(Time),
     End,
 }
@@ -135,6 +159,7 @@ impl Worker {
             match self.next_job() {
                 Job::Off(addresses) => self.take(&addresses),
                 Job::On(addresses) => self.put(&addresses),
+                Job::Strays(strays) => self.take_strays(strays),
                 Job::Renew(until) => self.renew(until),
                 Job::End => return,
             }
@@ -148,12 +173,23 @@ impl Worker {
                 self.tools.plumbing.lifetime = plan.lifetime().filter(|_| self.tools.unfenced);
                 self.plan = Some(plan);
             }
+            if std::mem::take(&mut work.look) {
+                drop(work);
+                if let Err(error) = self.tools.plumbing.look() {
+                    tracing::warn!(%error, "the interfaces cannot be listed");
+                }
+                work = self.shared.work.lock().unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
             let next = |queue: &mut VecDeque<IpAddr>| queue.drain(..queue.len().min(CHUNK)).collect::<Vec<_>>();
             if !work.off.is_empty() {
                 return Job::Off(next(&mut work.off));
             }
             if !work.on.is_empty() {
                 return Job::On(next(&mut work.on));
+            }
+            if !work.strays.is_empty() {
+                return Job::Strays(std::mem::take(&mut work.strays));
             }
             if let Some(until) = work.renewed_until.take() {
                 return Job::Renew(until);
@@ -177,8 +213,7 @@ impl Worker {
             Ok(results) => results,
             Err(error) => {
                 tracing::error!(%error, "the kernel takes no addresses");
-                self.tools.inbox.event(Event::PlumbFailed(addresses.to_vec()));
-                return;
+                return self.fail(addresses);
             }
         };
         let mut on: Vec<IpAddr> = Vec::new();
@@ -197,7 +232,7 @@ impl Worker {
             }
         }
         if !failed.is_empty() {
-            self.tools.inbox.event(Event::PlumbFailed(failed));
+            self.fail(&failed);
         }
         if !on.is_empty() {
             // The first word on the segment, before anything else: clients wait for it.
@@ -205,6 +240,29 @@ impl Worker {
             self.tools.metrics.acquired.inc_by(on.len() as u64);
             self.tools.hooks.acquired(&on);
             self.tools.inbox.event(Event::Plumbed(on));
+        }
+    }
+
+    /// These are not on, and may be given to somebody else: which is not said before it is true.
+    fn fail(&mut self, addresses: &[IpAddr]) {
+        while let Err(error) = self.tools.plumbing.take_ours(addresses) {
+            tracing::error!(%error, "what the kernel refused may be on all the same; looking again");
+            std::thread::sleep(AGAIN);
+        }
+        self.tools.inbox.event(Event::PlumbFailed(addresses.to_vec()));
+    }
+
+    fn take_strays(&mut self, mut strays: Vec<(IpAddr, Placed)>) {
+        let installed = self.installed();
+        strays.retain(|(address, _)| !installed.contains_key(address));
+        drop(installed);
+        if strays.is_empty() {
+            return;
+        }
+        self.tools.history.note("stray", format!("{} addresses of ours that nobody asked for", strays.len()));
+        if let Err(error) = self.tools.plumbing.take(&strays) {
+            // Found again by the next look.
+            tracing::warn!(%error, "addresses that nobody asked for stay");
         }
     }
 
@@ -238,7 +296,7 @@ impl Worker {
         while let Err(error) = self.tools.plumbing.take(&placed) {
             // Nobody else may have them before they are off; the fence and the lease's end stand behind this.
             tracing::error!(%error, "the kernel keeps addresses; trying again");
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(AGAIN);
         }
         self.tools.inbox.event(Event::Unplumbed(addresses.to_vec()));
         self.tools.metrics.released.inc_by(addresses.len() as u64);

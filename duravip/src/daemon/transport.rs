@@ -13,10 +13,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use duravip_core::envelope::{Dropped, Envelope, Key, Opened};
-use duravip_core::{Incarnation, MemberId, Message, Time};
+use duravip_core::{Body, Incarnation, MemberId, Message, Time};
 use nix::sys::socket::{setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,8 @@ const WHOLE_BYTES: usize = 16 << 20;
 const UNDER_WAY: usize = 4;
 /// A burst of tables to 32 members, or from as many, waits here.
 const SOCKET_BYTES: usize = 8 << 20;
+/// Places of members, former ones among them: as many as there may be, twice over.
+const PLACES: usize = 128;
 /// Two members that greet each other stop after this.
 const GREET_AGAIN: Duration = Duration::from_millis(200);
 
@@ -78,6 +81,8 @@ pub struct Transport {
     // Bounded by UNDER_WAY for each member.
     under_way: BTreeMap<MemberId, Vec<Pieces>>,
     next_whole: u32,
+    /// The last message that was too long for a datagram, packed: a table goes to many members, and packing takes longest.
+    packed: Option<(Message, Arc<[u8]>)>,
     /// What happened so far.
     pub counts: Counts,
 }
@@ -103,6 +108,7 @@ impl Transport {
             greeted: BTreeMap::new(),
             under_way: BTreeMap::new(),
             next_whole: 1,
+            packed: None,
             counts: Counts::default(),
         })
     }
@@ -112,7 +118,15 @@ impl Transport {
     pub fn set_peers(&mut self, now: Time, peers: BTreeMap<MemberId, SocketAddr>) {
         let before = std::mem::replace(&mut self.peers, peers);
         let news = self.peers.iter().filter(|(member, place)| before.get(member) != Some(place));
-        for member in news.map(|(member, _)| *member).collect::<Vec<_>>() {
+        let news: Vec<MemberId> = news.map(|(member, _)| *member).collect();
+        // Who is no member any more is told so by the protocol, and hands over: without a word it would answer until its
+        // lease ends, and the others would wait for that.
+        for (member, place) in before {
+            if self.peers.len() < PLACES {
+                self.peers.entry(member).or_insert(place);
+            }
+        }
+        for member in news {
             self.greet(now, member);
         }
     }
@@ -127,17 +141,32 @@ impl Transport {
     /// Sends a message of the protocol. A member that was not heard yet is greeted instead: the message would mean
     /// nothing to it, and the protocol says everything again.
     pub fn send(&mut self, now: Time, to: MemberId, message: &Message) {
-        match self.envelope.seal(to, message) {
-            None => self.greet(now, to),
-            Some(datagram) if datagram.len() <= DATAGRAM_BYTES => self.put(to, &datagram),
-            Some(_) => self.send_long(now, to, &Bulk::Message(message.clone())),
+        let known = self.packed.as_ref().filter(|(last, _)| last == message);
+        if let Some(packed) = known.map(|(_, packed)| packed.clone()) {
+            return self.send_packed(now, to, &packed);
+        }
+        // To seal half a megabyte only to see that it is too long takes a while.
+        if !is_long(message) {
+            match self.envelope.seal(to, message) {
+                None => return self.greet(now, to),
+                Some(datagram) if datagram.len() <= DATAGRAM_BYTES => return self.put(to, &datagram),
+                Some(_) => {}
+            }
+        }
+        if let Some(packed) = pack(&Bulk::Message(message.clone())) {
+            self.send_packed(now, to, &packed);
+            self.packed = Some((message.clone(), packed));
         }
     }
 
     /// Sends what may be long.
     pub fn send_long(&mut self, now: Time, to: MemberId, bulk: &Bulk) {
-        let Ok(plain) = postcard::to_allocvec(bulk) else { return };
-        let whole = lz4_flex::block::compress_prepend_size(&plain);
+        if let Some(packed) = pack(bulk) {
+            self.send_packed(now, to, &packed);
+        }
+    }
+
+    fn send_packed(&mut self, now: Time, to: MemberId, whole: &[u8]) {
         let number = self.next_whole;
         self.next_whole = self.next_whole.wrapping_add(1);
         let count = whole.len().div_ceil(PART_BYTES);
@@ -165,10 +194,12 @@ impl Transport {
         self.peers.keys().filter_map(|member| Some((*member, self.envelope.run_of(*member)?))).collect()
     }
 
-    /// The next thing heard, if any.
-    pub fn receive(&mut self, now: Time) -> Option<Heard> {
+    /// The next thing heard, if any. Every datagram counts, believed or not: who sends rubbish without a pause must not keep
+    /// the loop from its heartbeats.
+    pub fn receive(&mut self, now: Time, budget: &mut usize) -> Option<Heard> {
         let mut buffer = [0; 65_536];
-        loop {
+        while *budget > 0 {
+            *budget -= 1;
             let (length, _) = match self.socket.recv_from(&mut buffer) {
                 Ok(received) => received,
                 // A member's machine said that nobody listens there; it is the next call that may have something.
@@ -191,6 +222,7 @@ impl Transport {
                 }
             }
         }
+        None
     }
 
     fn take(&mut self, now: Time, opened: Opened) -> Option<Heard> {
@@ -261,6 +293,15 @@ impl Transport {
     }
 }
 
+/// Whether a message certainly needs more than a datagram.
+fn is_long(message: &Message) -> bool {
+    matches!(message, Message::Group(_, Body::Table(_, update)) if update.entries.len() > DATAGRAM_BYTES / 8)
+}
+
+fn pack(bulk: &Bulk) -> Option<Arc<[u8]>> {
+    Some(lz4_flex::block::compress_prepend_size(&postcard::to_allocvec(bulk).ok()?).into())
+}
+
 impl AsFd for Transport {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
@@ -286,6 +327,10 @@ mod tests {
         (made.next().unwrap(), made.next().unwrap())
     }
 
+    fn hear(transport: &mut Transport, now: Time) -> Option<Heard> {
+        transport.receive(now, &mut 1000)
+    }
+
     fn wait_for(a: &mut Transport, b: &mut Transport, mut say: impl FnMut(&mut Transport)) -> Heard {
         let deadline = Instant::now() + Duration::from_secs(20);
         let mut now = Time::from_millis(1);
@@ -293,10 +338,10 @@ mod tests {
             assert!(Instant::now() < deadline, "nothing arrived");
             say(a);
             now = now + Duration::from_millis(300);
-            if let Some(heard) = b.receive(now) {
+            if let Some(heard) = hear(b, now) {
                 return heard;
             }
-            assert!(a.receive(now).is_none());
+            assert!(hear(a, now).is_none());
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -312,8 +357,8 @@ mod tests {
         a.greet(still, MemberId(2));
         for _ in 0..50 {
             std::thread::sleep(Duration::from_millis(1));
-            a.receive(still);
-            b.receive(still);
+            hear(&mut a, still);
+            hear(&mut b, still);
         }
         let greetings = a.counts.sent + b.counts.sent - before;
         assert!(greetings <= 3, "{greetings} greetings");
@@ -326,7 +371,7 @@ mod tests {
         while a.runs().is_empty() || b.runs().is_empty() {
             assert!(Instant::now() < deadline, "{:?} {:?}", a.runs(), b.runs());
             // The time does not go on: nothing is said again.
-            assert!(a.receive(Time::from_millis(1)).is_none() && b.receive(Time::from_millis(1)).is_none());
+            assert!(hear(&mut a, Time::from_millis(1)).is_none() && hear(&mut b, Time::from_millis(1)).is_none());
         }
         // A new run of one of them: the other's first message to it is understood.
         let socket = b.socket.try_clone().unwrap();
@@ -334,16 +379,42 @@ mod tests {
         b.set_peers(Time::from_millis(1), [(MemberId(1), a.socket.local_addr().unwrap())].into());
         while a.runs() != [(MemberId(2), Incarnation(6))] {
             assert!(Instant::now() < deadline, "{:?}", a.runs());
-            assert!(a.receive(Time::from_millis(1)).is_none());
+            assert!(hear(&mut a, Time::from_millis(1)).is_none());
         }
         a.send(Time::from_millis(1), MemberId(2), &Message::Gone(Incarnation(1)));
         loop {
             assert!(Instant::now() < deadline, "the message did not arrive");
-            if let Some(heard) = b.receive(Time::from_millis(1)) {
+            if let Some(heard) = hear(&mut b, Time::from_millis(1)) {
                 assert!(matches!(heard, Heard::Message(MemberId(1), _, Message::Gone(_))), "{heard:?}");
                 break;
             }
         }
+    }
+
+    #[test]
+    fn rubbish_takes_its_turn_like_everything_else() {
+        let (a, mut b) = pair();
+        let place = b.socket.local_addr().unwrap();
+        // As many as wait in a socket's buffer for sure.
+        (0..200).for_each(|number| drop(a.socket.send_to(&[number; 100], place)));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while b.counts.dropped < 200 {
+            let before = b.counts.dropped;
+            let mut budget = 64;
+            assert!(b.receive(Time::from_millis(1), &mut budget).is_none());
+            assert!(b.counts.dropped - before <= 64, "{} at once", b.counts.dropped - before);
+            assert!(Instant::now() < deadline, "{} of 200 arrived", b.counts.dropped);
+        }
+    }
+
+    #[test]
+    fn who_is_no_member_any_more_still_hears_what_it_has_to_give_up() {
+        let (mut a, mut b) = pair();
+        let gone = Message::Gone(Incarnation(1));
+        wait_for(&mut a, &mut b, |a| a.send(Time::from_millis(1), MemberId(2), &gone));
+        a.set_peers(Time::from_millis(1), BTreeMap::new());
+        let heard = wait_for(&mut a, &mut b, |a| a.send(Time::from_millis(1), MemberId(2), &gone));
+        assert!(matches!(heard, Heard::Message(MemberId(1), ..)), "{heard:?}");
     }
 
     #[test]

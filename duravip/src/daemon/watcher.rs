@@ -3,18 +3,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use duravip_core::{Cannot, Event, MemberId};
+use duravip_core::{Cannot, Event};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::announcer::Announcer;
 use super::history::History;
 use super::inbox::{Inbox, Input};
+use super::lease::Lease;
 use super::metrics::Metrics;
 use super::plan::Plan;
 use super::plumber::{Installed, Plumber};
@@ -49,6 +50,8 @@ pub struct Watcher {
     pub plumber: Plumber,
     /// Who announces.
     pub announcer: Announcer,
+    /// Whether the fence is still there.
+    pub lease: Lease,
     /// Who is told.
     pub inbox: Inbox,
     /// What happened.
@@ -62,8 +65,8 @@ pub struct Watcher {
 /// What the daemon tells the watcher.
 #[derive(Debug, Default)]
 pub struct Next {
-    /// Another configuration, and where the members are by it.
-    pub plan: Option<(Arc<Plan>, BTreeMap<MemberId, SocketAddr>)>,
+    /// Another configuration.
+    pub plan: Option<Arc<Plan>>,
     /// No more.
     pub ended: bool,
 }
@@ -73,7 +76,7 @@ struct Watch {
     events: Events,
     plan: Arc<Plan>,
     /// A configuration that is not carried out yet.
-    pending: Option<(Arc<Plan>, BTreeMap<MemberId, SocketAddr>)>,
+    pending: Option<Arc<Plan>>,
     /// What the fence covers and encloses. An interface counts with its number: a new one of its name is another.
     covered: BTreeSet<IpAddr>,
     enclosed: BTreeMap<String, u32>,
@@ -82,6 +85,8 @@ struct Watch {
     ears: BTreeMap<u32, Ear>,
     claimed: BTreeMap<IpAddr, Instant>,
     reconcile_at: Instant,
+    /// Not before then.
+    rebuild_at: Instant,
     /// The last look may have missed something: so many addresses came or went meanwhile.
     look_at: Option<Instant>,
 }
@@ -102,6 +107,7 @@ impl Watcher {
             ears: BTreeMap::new(),
             claimed: BTreeMap::new(),
             reconcile_at: Instant::now() + RECONCILE,
+            rebuild_at: Instant::now(),
             look_at: None,
         };
         watch.configure(plan)?;
@@ -126,25 +132,29 @@ impl Watch {
     }
 
     fn turn(&mut self) -> io::Result<()> {
-        if let Some((plan, places)) = self.pending.take() {
+        if let Some(plan) = self.pending.take() {
             if let Err(error) = self.configure(plan.clone()) {
                 // Not covered is not handed on: tried again with the next turn.
-                self.pending = Some((plan, places));
+                self.pending = Some(plan);
                 return Err(error);
             }
-            self.tools.inbox.send(Input::Plan(plan, places));
+            self.tools.inbox.send(Input::Plan(plan));
         }
         let happened = self.events.take()?;
+        // Interfaces first: what was removed may come back on another one of the same name.
+        if happened.look_again || self.look_at.is_some_and(|at| at <= Instant::now()) {
+            self.look(&happened.down)?;
+        }
         if !happened.removed.is_empty() {
             self.removed(&happened.removed);
         }
-        if happened.look_again || self.look_at.is_some_and(|at| at <= Instant::now()) {
-            self.look()?;
-        }
         if happened.lost || Instant::now() >= self.reconcile_at {
             self.reconcile_at = Instant::now() + RECONCILE;
-            self.look()?;
+            self.look(&happened.down)?;
             self.reconcile()?;
+        }
+        if self.tools.lease.is_fence_missing() {
+            self.rebuild_fence()?;
         }
         self.listen();
         let mut fds = vec![PollFd::new(self.events.as_fd(), PollFlags::POLLIN)];
@@ -177,16 +187,42 @@ impl Watch {
         }
         self.covered = &(&self.covered - &less) | &more;
         self.unable = None;
-        self.look()?;
+        self.look(&BTreeSet::new())?;
         self.tools.plumber.configure(self.plan.clone());
         self.tools.announcer.configure(self.plan.clone());
         Ok(())
     }
 
-    /// Looks at the interfaces: what can be served, what came up, what is a new one.
-    fn look(&mut self) -> io::Result<()> {
+    /// Somebody took the fence away, with all other tables of the kernel most likely.
+    fn rebuild_fence(&mut self) -> io::Result<()> {
+        let Some(fence) = self.tools.fence.as_mut().filter(|_| Instant::now() >= self.rebuild_at) else {
+            return Ok(());
+        };
+        self.rebuild_at = Instant::now() + LATER;
+        if fence.is_there()? {
+            return Ok(());
+        }
+        if let Err(error) = fence.build().and_then(|()| fence.cover(&self.covered)) {
+            // Not half of it: tried again as a whole.
+            fence.remove()?;
+            return Err(error);
+        }
+        // Around the interfaces once it is open: nothing that answers has to fall silent.
+        self.tools.lease.set_again();
+        self.tools.lease.wait_open(LOOK);
+        self.enclosed.clear();
+        self.enclose(&self.before.clone());
+        self.tools.history.note("fence", "the kernel's fence had been taken away, and is built again");
+        Ok(())
+    }
+
+    /// Looks at the interfaces: what can be served, what came up (or was down for a moment), what is a new one.
+    fn look(&mut self, down: &BTreeSet<u32>) -> io::Result<()> {
         let now = self.tools.plumbing.look()?.clone();
         self.look_at = self.tools.plumbing.is_torn().then(|| Instant::now() + LOOK);
+        if now != self.before {
+            self.tools.plumber.look();
+        }
         self.enclose(&now);
         let unable = unable(&self.plan, &now);
         if self.unable.as_ref() != Some(&unable) {
@@ -199,9 +235,12 @@ impl Watch {
         let came_up: BTreeSet<u32> = now
             .values()
             .filter(|interface| interface.up)
-            .filter(|interface| self.before.get(&interface.name).is_some_and(|before| !before.up))
+            .filter(|interface| {
+                self.before.get(&interface.name).is_some_and(|before| !before.up || down.contains(&before.index))
+            })
             .map(|interface| interface.index)
             .collect();
+        self.rename(&now);
         self.before = now;
         self.open_ears();
         if !came_up.is_empty() {
@@ -217,6 +256,28 @@ impl Watch {
             self.tools.announcer.announce(back);
         }
         Ok(())
+    }
+
+    /// Interfaces with another hardware address than before: the segment has to learn it.
+    fn rename(&self, now: &BTreeMap<String, Interface>) {
+        let renamed = |interface: &&Interface| {
+            let before = self.before.get(&interface.name);
+            before.is_some_and(|before| before.index == interface.index && before.mac != interface.mac)
+        };
+        let macs: BTreeMap<u32, [u8; 6]> =
+            now.values().filter(renamed).filter_map(|interface| Some((interface.index, interface.mac?))).collect();
+        if macs.is_empty() {
+            return;
+        }
+        let mut here = Vec::new();
+        for (address, placed) in self.installed().iter_mut() {
+            if let Some(mac) = macs.get(&placed.lan) {
+                placed.mac = *mac;
+                here.push(*address);
+            }
+        }
+        self.tools.history.note("hardware-address", format!("another one; {} addresses announced again", here.len()));
+        self.tools.announcer.announce(here);
     }
 
     fn enclose(&mut self, now: &BTreeMap<String, Interface>) {
@@ -284,18 +345,9 @@ impl Watch {
             .collect();
         drop(installed);
         self.lost(missing);
-        if !extra.is_empty() && self.still_extra(&extra) {
-            self.tools.history.note("stray", format!("{} addresses of ours that nobody asked for", extra.len()));
-            self.tools.plumbing.take(&extra)?;
-        }
+        // An address that the plumber is putting on right now is in the kernel before it is in the list.
+        self.tools.plumber.take_strays(extra);
         Ok(())
-    }
-
-    /// An address that the plumber is putting on right now is in the kernel before it is in the list.
-    fn still_extra(&self, extra: &[(IpAddr, Placed)]) -> bool {
-        std::thread::sleep(Duration::from_millis(20));
-        let installed = self.installed();
-        extra.iter().all(|(address, _)| !installed.contains_key(address))
     }
 
     fn open_ears(&mut self) {
@@ -305,7 +357,7 @@ impl Watch {
             .filter(|interface| interface.up && self.plan.interfaces.contains(&interface.name))
             .map(|interface| (interface.index, interface.clone()))
             .collect();
-        self.ears.retain(|index, _| wanted.contains_key(index));
+        self.ears.retain(|index, ear| wanted.get(index).is_some_and(|interface| interface.mac == ear.own()));
         for (index, interface) in wanted {
             if let std::collections::btree_map::Entry::Vacant(place) = self.ears.entry(index) {
                 match Ear::open_for_arp(&interface) {

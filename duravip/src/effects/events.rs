@@ -1,6 +1,7 @@
 //! What the kernel tells by itself: addresses and routes that were taken away, interfaces that came, went, or lost their
 //! carrier.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,7 +10,7 @@ use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 
 use super::netlink::{Received, Socket};
-use super::{address, route};
+use super::{address, interfaces, route};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
@@ -21,6 +22,8 @@ const GROUPS: u32 = 1 | 1 << 4 | 1 << 6 | 1 << 8;
 pub struct Happened {
     /// Addresses of ours that are off an interface, and the interface.
     pub removed: Vec<(IpAddr, u32)>,
+    /// Interfaces that were down, or without a carrier, at some moment since the last look; by now they may be up again.
+    pub down: BTreeSet<u32>,
     /// Some interface or some node's own address changed: look at all of them again.
     pub look_again: bool,
     /// Events were lost: look at everything again.
@@ -61,7 +64,10 @@ fn read(messages: &[Received]) -> Happened {
     let mut happened = Happened::default();
     for message in messages {
         match message.kind {
-            RTM_NEWLINK | RTM_DELLINK => happened.look_again = true,
+            RTM_NEWLINK | RTM_DELLINK => {
+                happened.look_again = true;
+                happened.down.extend(interfaces::read_down(message));
+            }
             address::RTM_DELADDR | address::RTM_NEWADDR => match address::read(message) {
                 Some(known) if known.ours && message.kind == address::RTM_DELADDR => {
                     happened.removed.push((known.address, known.index));

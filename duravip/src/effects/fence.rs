@@ -33,6 +33,7 @@ const SUBSYSTEM: u16 = 10 << 8;
 const BEGIN: u16 = 0x10;
 const END: u16 = 0x11;
 const NEW_TABLE: u16 = SUBSYSTEM;
+const GET_TABLE: u16 = SUBSYSTEM | 1;
 const NEW_CHAIN: u16 = SUBSYSTEM | 3;
 const NEW_RULE: u16 = SUBSYSTEM | 6;
 const NEW_SET: u16 = SUBSYSTEM | 9;
@@ -85,6 +86,16 @@ impl Fence {
         new_set(&mut batch, "vip4", 2, IPV4_ADDRESS, 4, 0);
         new_set(&mut batch, "vip6", 3, IPV6_ADDRESS, 16, 0);
         self.commit(batch)
+    }
+
+    /// Whether it is there. Whoever flushes all tables of the kernel takes it away as well.
+    pub fn is_there(&mut self) -> io::Result<bool> {
+        let mut batch = Batch::default();
+        message(&mut batch, GET_TABLE, 0).text(1, TABLE);
+        match self.socket.run_all(batch) {
+            Ok(()) => Ok(true),
+            Err(error) => missing_is_fine(Err(error)).map(|()| false),
+        }
     }
 
     /// Takes the fence away.

@@ -72,6 +72,17 @@ pub fn all(socket: &mut Socket) -> io::Result<BTreeMap<String, Interface>> {
     Ok(interfaces)
 }
 
+/// The number of an interface that a message says is not up, or has no carrier.
+pub(super) fn read_down(link: &Received) -> Option<u32> {
+    let index = number(link.payload.get(4..)?)?;
+    let flags = number(link.payload.get(8..)?)?;
+    (!is_up(flags)).then_some(index)
+}
+
+fn is_up(flags: u32) -> bool {
+    flags & IFF_UP != 0 && flags & IFF_LOWER_UP != 0
+}
+
 fn read_link(link: &Received) -> Option<Interface> {
     if link.kind != RTM_NEWLINK {
         return None;
@@ -82,7 +93,7 @@ fn read_link(link: &Received) -> Option<Interface> {
     let name = attributes.get(&IFLA_IFNAME)?;
     let name = String::from_utf8_lossy(name.strip_suffix(&[0]).unwrap_or(name)).into_owned();
     let mac = attributes.get(&IFLA_ADDRESS).and_then(|bytes| <[u8; 6]>::try_from(*bytes).ok());
-    let up = flags & IFF_UP != 0 && flags & IFF_LOWER_UP != 0;
+    let up = is_up(flags);
     Some(Interface { index, name, mac, up, loopback: flags & IFF_LOOPBACK != 0, own: Vec::new() })
 }
 

@@ -100,8 +100,24 @@ impl Plumbing {
         &self.interfaces
     }
 
-    /// Puts addresses on; says of each what became of it. Those that are there already count as put on.
+    /// Puts addresses on; says of each what became of it. Ours that are there already count as put on; somebody else's do
+    /// not, for they would be taken off with ours one day. After an error some may be on ([`Plumbing::take_ours`]).
     pub fn put(&mut self, wanted: &[(IpAddr, Seat)]) -> io::Result<Vec<Result<Placed, Errno>>> {
+        let mut outcome = self.put_once(wanted)?;
+        let gone = |outcome: &Result<Placed, Errno>| matches!(outcome, Err(Errno::ENODEV));
+        let missed: Vec<usize> = (0..outcome.len()).filter(|index| gone(&outcome[*index])).collect();
+        if !missed.is_empty() {
+            // An interface that was made anew has its old name and another number.
+            self.look()?;
+            let again: Vec<(IpAddr, Seat)> = missed.iter().map(|index| wanted[*index].clone()).collect();
+            for (index, outcome_again) in missed.into_iter().zip(self.put_once(&again)?) {
+                outcome[index] = outcome_again;
+            }
+        }
+        Ok(outcome)
+    }
+
+    fn put_once(&mut self, wanted: &[(IpAddr, Seat)]) -> io::Result<Vec<Result<Placed, Errno>>> {
         let lacks = |plumbing: &Self, seat: &Seat| !plumbing.interfaces.contains_key(&seat.interface);
         if wanted.iter().any(|(_, seat)| lacks(self, seat)) {
             self.look()?;
@@ -121,13 +137,39 @@ impl Plumbing {
         }
         let mut results = self.socket.run(batch)?.into_iter();
         let mut outcome = places;
-        for placed in outcome.iter_mut().filter(|placed| placed.is_ok()) {
+        let mut there = Vec::new();
+        for (index, placed) in outcome.iter_mut().enumerate().filter(|(_, placed)| placed.is_ok()) {
             match results.next() {
-                Some(Err(Errno::EEXIST)) | Some(Ok(())) | None => {}
+                Some(Ok(())) | None => {}
+                Some(Err(Errno::EEXIST)) => there.push(index),
                 Some(Err(error)) => *placed = Err(error),
             }
         }
+        if !there.is_empty() {
+            let (ours, _) = self.list()?;
+            let ours: BTreeSet<(IpAddr, u32, bool)> =
+                ours.into_iter().map(|(address, at)| (address, at.carrier, at.as_route)).collect();
+            for index in there {
+                let is_ours = |placed: &Placed| ours.contains(&(wanted[index].0, placed.carrier, placed.as_route));
+                if !outcome[index].as_ref().is_ok_and(is_ours) {
+                    outcome[index] = Err(Errno::EADDRINUSE);
+                }
+            }
+        }
         Ok(outcome)
+    }
+
+    /// Takes off whatever is on of these and ours, wherever it is.
+    pub fn take_ours(&mut self, addresses: &[IpAddr]) -> io::Result<()> {
+        for _ in 0..CLEARINGS {
+            let (ours, torn) = self.list()?;
+            let these: Vec<_> = ours.into_iter().filter(|(address, _)| addresses.contains(address)).collect();
+            self.take(&these)?;
+            if !torn {
+                return Ok(());
+            }
+        }
+        Err(Errno::EBUSY.into())
     }
 
     /// Takes addresses off. What is off already is fine; an error is a kernel that does not listen.

@@ -22,6 +22,10 @@ const ROUNDS: u32 = 3;
 /// Between two rounds, and after the last. Hosts answer ARP in their interrupt handlers.
 const WAIT: Duration = Duration::from_millis(100);
 
+/// Frames that are read of a socket before anything else is looked at: a segment that never falls silent must not hold up
+/// who listens.
+const FRAMES: usize = 128;
+
 /// Who answers for these addresses on an interface, other than the interface itself.
 pub fn probe(interface: &Interface, addresses: &BTreeSet<IpAddr>) -> io::Result<BTreeMap<IpAddr, [u8; 6]>> {
     let frames: Vec<Vec<u8>> =
@@ -103,6 +107,11 @@ impl Ear {
         Ok(Self { sockets: vec![packet_socket(interface.index, ARP)?], own: interface.mac })
     }
 
+    /// Whose own words are left out.
+    pub fn own(&self) -> Option<[u8; 6]> {
+        self.own
+    }
+
     /// The sockets, to wait for.
     pub fn fds(&self) -> impl Iterator<Item = impl AsFd> {
         self.sockets.iter()
@@ -130,12 +139,12 @@ impl Ear {
         }
     }
 
-    /// What has been heard by now, without what the interface itself said.
+    /// What has been heard by now, without what the interface itself said; of very much a part.
     pub fn claims(&mut self) -> io::Result<Vec<Claim>> {
         let mut claims = Vec::new();
         let mut frame = [0; 2048];
         for socket in &self.sockets {
-            loop {
+            for _ in 0..FRAMES {
                 match recv(socket.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT) {
                     Ok(length) => claims.extend(claim_in(&frame[..length])),
                     Err(Errno::EAGAIN | Errno::ENETDOWN) => break,

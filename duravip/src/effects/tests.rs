@@ -95,6 +95,41 @@ fn addresses_answer_in_every_mode_and_leave_no_trace() {
 }
 
 #[test]
+fn what_somebody_else_put_on_is_neither_ours_nor_taken_off() {
+    on_a_cable(|plumbing| {
+        // After the last look: this program does not know of them.
+        ip(&format!("addr add {V4}/32 dev lan"));
+        ip(&format!("addr add {V6}/128 dev lan nodad"));
+        for mode in [Mode::Address, Mode::Route] {
+            let wanted = [seat(V4, mode), seat(V6, mode), seat("10.1.1.7", mode)];
+            let outcome = plumbing.put(&wanted).unwrap();
+            assert_eq!(outcome.iter().map(Result::is_ok).collect::<Vec<_>>(), [false, false, true], "{outcome:?}");
+            // As after an error, when nobody knows what is on.
+            plumbing.take_ours(&wanted.map(|(address, _)| address)).unwrap();
+            assert!(plumbing.ours().unwrap().unwrap().is_empty(), "{mode:?}");
+            assert_eq!(answering(plumbing).len(), 2, "{mode:?}: the other's addresses are gone");
+        }
+    });
+}
+
+#[test]
+fn a_segment_that_never_falls_silent_holds_nobody_up() {
+    on_a_cable(|plumbing| {
+        let mut ear = Ear::open_for_arp(&interface(plumbing, "far")).unwrap();
+        let lan = interface(plumbing, "lan");
+        let frame = frames(lan.mac.unwrap(), V4.parse().unwrap(), None).remove(0);
+        assert_eq!(Sender::default().send(lan.index, &vec![frame; 250]).unwrap(), 250);
+        let mut heard = Vec::new();
+        wait("all that was said", || {
+            let some = ear.claims().unwrap().len();
+            heard.push(some);
+            heard.iter().sum::<usize>() >= 200
+        });
+        assert!(heard.iter().all(|some| *some <= 128), "{heard:?} at once");
+    });
+}
+
+#[test]
 fn a_fence_without_a_lease_lets_nothing_through() {
     on_a_cable(|plumbing| {
         let mut fence = Fence::open().unwrap();

@@ -20,6 +20,14 @@ use crate::time::Time;
 /// changes; older ones than this would prolong nothing.
 const BEATS_REMEMBERED: usize = 128;
 
+/// Reports that may get lost one after the other: each beat is answered with one until one arrived.
+const REPORTS: u32 = 4;
+
+/// Between an event that decided something and the next plan, and for each address that it decided about: what others answer
+/// to that comes before the next plan, which takes longer the more addresses there are.
+const BREATH: Duration = Duration::from_micros(20);
+const BREATH_FOR_EACH: Duration = Duration::from_nanos(500);
+
 /// A leader's office.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Lead {
@@ -40,6 +48,8 @@ pub(crate) struct Lead {
     beat_due: bool,
     pub(super) dirty: bool,
     pub(super) plan_at: Time,
+    /// Not before then: what was decided or agreed on leaves first.
+    pub(super) hold_until: Time,
     pub(super) peers: BTreeMap<MemberId, Peer>,
     pub(super) mine: Standing,
     pub(super) my_report: Option<Arc<Report>>,
@@ -78,6 +88,8 @@ pub(super) struct Peer {
     pub(super) settle_at: Version,
     /// Since when it has been heard without a gap.
     pub(super) here_since: Option<Time>,
+    /// Its report should be here by then, once it was heard.
+    pub(super) report_due: Option<Time>,
     heard: Option<u64>,
     beat: u64,
     pub(super) standing: Standing,
@@ -95,6 +107,7 @@ impl Peer {
             lapsed: false,
             settle_at,
             here_since: None,
+            report_due: None,
             heard: None,
             beat: 0,
             standing: Standing::NONE,
@@ -119,6 +132,7 @@ impl Peer {
         self.report = None;
         self.settle_at = Version::ZERO;
         self.here_since = None;
+        self.report_due = None;
         self.sent = None;
     }
 }
@@ -171,6 +185,7 @@ impl Lead {
             beat_due: true,
             dirty: true,
             plan_at: now,
+            hold_until: Time::ZERO,
             peers,
             mine: Standing::NONE,
             my_report: None,
@@ -188,11 +203,12 @@ impl Lead {
     }
 
     pub(super) fn wake_at(&self) -> Time {
-        if self.dirty || self.beat_due {
+        if self.beat_due {
             return Time::ZERO;
         }
         let bounds = self.peers.values().filter(|peer| !peer.lapsed).map(|peer| peer.bound);
-        bounds.fold(self.until.min(self.next_beat).min(self.plan_at), Time::min)
+        let plan = if self.dirty { Time::ZERO } else { bounds.fold(self.plan_at, Time::min) };
+        plan.max(self.hold_until).min(self.until).min(self.next_beat)
     }
 
     pub(super) fn member_gone(&mut self, now: Time, member: MemberId, incarnation: Incarnation) {
@@ -320,10 +336,16 @@ impl Group {
         peer.seen = Some(now);
         peer.bound = now + silence;
         peer.most = longest.lease();
-        peer.lapsed = false;
+        // Back again: it lacks what was decided meanwhile.
+        lead.beat_due |= std::mem::take(&mut peer.lapsed);
         peer.beat = peer.beat.max(ack.beat);
         peer.standing = ack.standing;
-        peer.here_since.get_or_insert(now);
+        // Who was here all along is not newer here than the leader, by whichever beat its first word comes.
+        let stayed =
+            self.table.header.view.get(&from).is_some_and(|seen| seen.present && seen.incarnation == incarnation)
+                && now < lead.won_at + lead.granting.lease();
+        peer.here_since.get_or_insert(if stayed { lead.won_at } else { now });
+        peer.report_due.get_or_insert(now + lead.granting.heartbeat() * REPORTS);
         lead.dirty |= before != (peer.standing, true);
         lead.prolong(self.me, &self.table);
     }
@@ -334,7 +356,6 @@ impl Group {
             return;
         }
         if let Some(peer) = lead.peers.get_mut(&from)
-            && peer.heard.is_some()
             && peer.report.as_ref().is_none_or(|known| known.number < report.number)
         {
             peer.report = Some(report);
@@ -351,7 +372,9 @@ impl Group {
             lead.dirty = true;
         }
         lead.prolong(self.me, &self.table);
-        self.note_commit(now);
+        if self.note_commit(now) {
+            self.hold_plans(now, 0);
+        }
         self.plan_if_due(now, mine, fx);
         // Alone, a leader is its own majority.
         self.note_commit(now);
@@ -399,11 +422,13 @@ impl Group {
         self.following = None;
     }
 
-    fn note_commit(&mut self, now: Time) {
-        let Role::Leader(lead) = &mut self.role else { return };
-        let Some(committed) = lead.committed(self.me, &self.table) else { return };
-        if committed <= self.commit {
-            return;
+    /// Whether a majority has more than it had.
+    fn note_commit(&mut self, now: Time) -> bool {
+        let Role::Leader(lead) = &mut self.role else { return false };
+        let Some(committed) = lead.committed(self.me, &self.table) else { return false };
+        // What came before the voters changed is counted with that change: the new voters alone say nothing about it.
+        if committed <= self.commit || committed < self.table.header.electorate_since {
+            return false;
         }
         self.commit = committed;
         lead.beat_due = true;
@@ -414,6 +439,15 @@ impl Group {
         {
             lead.granting = timing;
             lead.granting_since = now;
+        }
+        true
+    }
+
+    /// The next plan waits until what follows from this event has left. With thousands of addresses a plan takes
+    /// milliseconds, and whoever was just given some would wait for it.
+    pub(super) fn hold_plans(&mut self, now: Time, decided: usize) {
+        if let Role::Leader(lead) = &mut self.role {
+            lead.hold_until = now + BREATH + BREATH_FOR_EACH * decided as u32;
         }
     }
 
@@ -433,14 +467,6 @@ impl Group {
         lead.prolong(self.me, &self.table);
         let lease = if self.commit.term == lead.term { lead.lease(now) } else { Duration::ZERO };
         for (member, peer) in &mut lead.peers {
-            let again = lead.granting.heartbeat();
-            let sent = peer.sent.is_some_and(|(sent, at)| sent == self.table.version && now.since(at) < again);
-            let known = peer.heard.is_some() || peer.standing.have != Version::ZERO;
-            if peer.standing.have != self.table.version && known && !sent {
-                peer.sent = Some((self.table.version, now));
-                let update = lead.history.update_from(peer.standing.have, &self.table);
-                fx.push(Effect::Send(*member, Body::Table(lead.term, update)));
-            }
             let beat = Beat {
                 term: lead.term,
                 number: lead.beat,
@@ -451,7 +477,21 @@ impl Group {
                 promise: lead.granting.promise(),
                 report: peer.report.as_ref().map_or(0, |report| report.number),
             };
-            fx.push(Effect::Send(*member, Body::Beat(beat)));
+            let beat = Effect::Send(*member, Body::Beat(beat));
+            let again = lead.granting.heartbeat();
+            let sent = peer.sent.is_some_and(|(sent, at)| sent == self.table.version && now.since(at) < again);
+            // Who is gone hears nothing, and a table of thousands of addresses takes a while to write.
+            let known = !peer.lapsed && (peer.heard.is_some() || peer.standing.have != Version::ZERO);
+            if peer.standing.have == self.table.version || !known || sent {
+                fx.push(beat);
+                continue;
+            }
+            peer.sent = Some((self.table.version, now));
+            let update = lead.history.update_from(peer.standing.have, &self.table);
+            let table = Effect::Send(*member, Body::Table(lead.term, update));
+            // Who does not follow this leader yet takes no table of it; everybody else acknowledges both with one word.
+            let follows = peer.heard.is_some();
+            fx.extend(if follows { [table, beat] } else { [beat, table] });
         }
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::lead::{Lead, Peer};
 use super::{Effect, Group, Mine, Role};
-use crate::assign::{Ability, Presence, Situation, Target, Unit, Verdict, units};
+use crate::assign::{Ability, Presence, Situation, Target, Unit, Verdict, Why, units};
 use crate::config::Config;
 use crate::electorate::Electorate;
 use crate::ids::{ConfigId, Incarnation, MemberId, Version};
@@ -92,7 +92,7 @@ impl Group {
     pub(super) fn plan_if_due(&mut self, now: Time, mine: Mine<'_>, fx: &mut Vec<Effect>) {
         let Role::Leader(lead) = &self.role else { return };
         let silent = lead.peers.values().any(|peer| !peer.lapsed && now >= peer.bound);
-        if lead.dirty || silent || now >= lead.plan_at {
+        if now >= lead.hold_until && (lead.dirty || silent || now >= lead.plan_at) {
             self.plan(now, mine, fx);
         }
     }
@@ -110,6 +110,7 @@ impl Group {
             table: &mut self.table,
             commit: self.commit,
             draft: &mut draft,
+            run: self.stored.incarnation,
             is_part: self.tag != GroupTag::Cluster,
             probing: self.probing,
         };
@@ -126,10 +127,12 @@ impl Group {
         let plan_at = planner.look_again_at();
         lead.plan_at = plan_at;
         if !draft.is_empty() {
+            let decided = draft.entries.len();
             lead.history.push(from, draft.entries, draft.spec);
             self.table.version = next;
             lead.dirty = true;
             self.beat_soon();
+            self.hold_plans(now, decided);
             self.persist(fx);
         }
     }
@@ -144,6 +147,8 @@ struct Planner<'a> {
     table: &'a mut Table,
     commit: Version,
     draft: &'a mut Draft,
+    /// The leader's own run.
+    run: Incarnation,
     is_part: bool,
     probing: bool,
 }
@@ -198,7 +203,7 @@ impl Planner<'_> {
             .filter(|(_, peer)| peer.seen.is_some() || peer.lapsed)
             .map(|(member, peer)| (*member, (!peer.lapsed && peer.here_since.is_some(), peer.incarnation)))
             .collect();
-        view.insert(self.me, (true, Incarnation(0)));
+        view.insert(self.me, (true, self.run));
         for (member, (present, incarnation)) in view {
             let old = self.table.header.view.get(&member).copied().unwrap_or_default();
             let left = old.present && (!present || incarnation != old.incarnation && member != self.me);
@@ -379,6 +384,18 @@ impl Planner<'_> {
         untouched && missing && self.now < self.lead.won_at + self.lead.granting.lease()
     }
 
+    /// Whether a member that may own addresses has not said yet to this leader what it can do. A choice without it would
+    /// give the others more than their shares, and the balance would move addresses that nobody had to touch. It says so
+    /// with its first word; for one whose words are lost nobody waits longer than for a few heartbeats.
+    fn is_awaiting_reports(&self) -> bool {
+        let serves = |member: &MemberId| self.table.spec.members.get(member).is_some_and(|spec| !spec.witness);
+        let awaited = |(member, peer): (&MemberId, &Peer)| {
+            let silent = !peer.lapsed && peer.report.is_none();
+            silent && serves(member) && peer.report_due.is_none_or(|due| self.now < due)
+        };
+        kept(Rule::HearAllFirst) && self.lead.peers.iter().any(awaited)
+    }
+
     fn place(&mut self) {
         let units = self.lead.units.clone();
         let situation = situation(self.now, self.me, self.lead, self.table);
@@ -388,6 +405,8 @@ impl Planner<'_> {
         let quiet = self.lead.leaving.is_empty() && self.commit == self.table.version && self.draft.is_empty();
         // What is not on yet must not become more with every part.
         let quiet = quiet && self.count_arriving() < BATCH;
+        let awaiting = self.is_awaiting_reports();
+        let quiet = quiet && !awaiting;
         let wanted = self.lead.is_rebalancing(self.table);
         let mut moves = Vec::new();
         if quiet
@@ -422,6 +441,9 @@ impl Planner<'_> {
         let ownerless: usize = units.iter().zip(&targets).map(belongs).sum();
         let mut room = (2 * part).saturating_sub(ownerless + self.count_arriving()).min(part);
         for (unit, target) in units.iter().zip(&targets) {
+            if awaiting && target.why == Why::Balance {
+                continue;
+            }
             if self.is_handed_over(unit.lead, target.owner) {
                 // Its turn comes when others have arrived; until then its owner goes on answering.
                 if room == 0 || !target.owner.is_some_and(|to| self.knows_orders(to)) {
@@ -484,7 +506,12 @@ impl Planner<'_> {
                 }
             }
             Some(owner) => {
+                if self.inherit(address, owner, wanted, free) {
+                    return;
+                }
+                // What nobody has to give up is on its way to nobody: where it belongs is asked once it can be given.
                 if self.take(address, owner)
+                    && self.lead.leaving.contains_key(&address)
                     && let Some(wanted) = wanted
                     && address == lead_address
                 {
@@ -497,6 +524,18 @@ impl Planner<'_> {
             }
             None => self.give(address, lead_address, wanted, free),
         }
+    }
+
+    /// What a member had that is gone goes on in one step: thousands of addresses may be in the same position.
+    fn inherit(&mut self, address: IpAddr, owner: MemberId, wanted: Option<MemberId>, free: bool) -> bool {
+        let waits = self.lead.leaving.contains_key(&address) || self.lead.retry_at.contains_key(&address);
+        if wanted.is_none() || !free || waits || self.probing || self.presence_of(owner) != Presence::Gone {
+            return false;
+        }
+        self.lead.going.remove(&address);
+        let next = self.next;
+        self.change(address, |entry| (entry.owner, entry.since) = (wanted, next));
+        true
     }
 
     fn give(&mut self, address: IpAddr, lead_address: IpAddr, wanted: Option<MemberId>, free: bool) {
@@ -562,6 +601,8 @@ impl Planner<'_> {
         times.push(self.lead.won_at + mature(self.now, self.me, self.lead, self.table));
         times.push(self.lead.won_at + self.lead.granting.lease());
         times.extend(self.lead.retry_at.values().copied());
+        let silent = self.lead.peers.values().filter(|peer| peer.report.is_none());
+        times.extend(silent.filter_map(|peer| peer.report_due));
         if self.table.header.longest != self.table.header.timing
             && let Some(longest) = self.table.header.longest
         {

@@ -341,6 +341,20 @@ fn the_kernel_may_refuse_and_lose() {
 }
 
 #[test]
+fn what_every_kernel_refused_is_tried_again() {
+    let mut world = calm(47, usual());
+    for node in 0..MEMBERS {
+        world.event(node, Event::PlumbFailed(vec![address(3)]));
+    }
+    world.run_ms(500);
+    assert!(world.owners(address(3)).is_empty(), "who may have it?");
+    world.run_ms(31_000);
+    assert_eq!(world.owners(address(3)).len(), 1, "it is nobody's for ever");
+    world.covered(&[0, 1, 2]).unwrap();
+    world.verdict().unwrap();
+}
+
+#[test]
 fn two_members_and_a_witness_survive_one() {
     for gone in 0..3 {
         let mut world = calm(37, config(1, 3, 1, usize::from(ADDRESSES), timing(200, 25)));

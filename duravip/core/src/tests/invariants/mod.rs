@@ -4,10 +4,12 @@ mod covered;
 mod exclusive;
 mod majority;
 mod one_table;
+mod unmoved;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+pub(crate) use self::unmoved::Owners;
 use crate::{Electorate, Member, MemberId, Table, Version};
 
 /// Watches a world.
