@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::process::Child;
+use std::process::{Child, Command};
 use std::time::Instant;
 
 use cluster::api::{ChangeRequest, ClusterInfo, CommitRequest, CommitResponse, Head};
@@ -80,10 +80,25 @@ impl Ours {
     }
 
     pub fn run(&mut self, number: usize) {
+        self.run_on(number, None);
+    }
+
+    /// On one processor only, if one is named.
+    pub fn run_on(&mut self, number: usize, processor: Option<usize>) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.home(number).join("log")).unwrap();
         let mut run = eccluster(&self.home(number));
         run.args(["ecconfigd", "run", "--data"]).arg(self.data(number));
-        self.children[number] = Some(run.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap());
+        let child = run.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        if let Some(processor) = processor {
+            pin(child.id(), processor);
+        }
+        self.children[number] = Some(child);
+    }
+
+    /// Keeps this program and the servers that run on one processor.
+    pub fn pin_all(&self, processor: usize) {
+        let pids = self.children.iter().flatten().map(Child::id).chain([std::process::id()]);
+        pids.for_each(|pid| pin(pid, processor));
     }
 
     pub fn kill(&mut self, number: usize) {
@@ -129,6 +144,13 @@ impl Ours {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     }
+}
+
+/// All threads of a process on one processor.
+fn pin(pid: u32, processor: usize) {
+    let words = ["-a", "-c", "-p", &processor.to_string(), &pid.to_string()].map(str::to_owned);
+    let done = Command::new("taskset").args(words).output().unwrap();
+    assert!(done.status.success(), "taskset: {}", String::from_utf8_lossy(&done.stderr));
 }
 
 impl Drop for Ours {

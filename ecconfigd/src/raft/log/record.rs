@@ -14,6 +14,8 @@
 //!
 //! `synced` tells a torn tail from bit rot: a damaged record was acknowledged exactly if some later record says that it was synced.
 
+use std::ops::Range;
+
 use crate::raft::{Command, Entry, LogId, RaftNode, Vote, log_id};
 
 /// The bytes before a payload.
@@ -210,13 +212,13 @@ fn decode_entry(payload: &[u8]) -> Result<Entry, String> {
     Ok(Entry { log_id, payload })
 }
 
-/// Looks for sound records from `from` on, at every place where one could start; answers the highest `synced` that one of them states.
-pub(super) fn highest_synced_after(bytes: &[u8], from: usize) -> Option<u64> {
+/// Looks for sound records that start in this range, at every place where one could; answers the highest `synced` that one of them states.
+pub(super) fn highest_synced_in(bytes: &[u8], places: Range<usize>) -> Option<u64> {
     const PAGE: usize = 4096;
     const ZEROS: [u8; PAGE] = [0; PAGE];
     let mut highest = None;
-    let mut at = from.next_multiple_of(8);
-    while at + HEADER_BYTES <= bytes.len() {
+    let mut at = places.start.next_multiple_of(8);
+    while at < places.end && at + HEADER_BYTES <= bytes.len() {
         if at.is_multiple_of(PAGE) && bytes.get(at..at + PAGE).is_some_and(|page| page == ZEROS.as_slice()) {
             at += PAGE;
             continue;

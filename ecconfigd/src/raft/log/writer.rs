@@ -265,9 +265,15 @@ impl Writer {
     /// Removes the segments at the beginning whose entries are all purged.
     fn drop_segments(&mut self, upto: LogId) -> io::Result<()> {
         let keep = self.old.iter().position(|old| old.highest_index.is_some_and(|highest| highest > upto.index));
-        for old in self.old.drain(..keep.unwrap_or(self.old.len())) {
+        let gone: Vec<Old> = self.old.drain(..keep.unwrap_or(self.old.len())).collect();
+        for old in &gone {
             std::fs::remove_file(&old.segment.path)?;
             tracing::debug!(path = %old.segment.path.display(), "removed a purged segment of the log");
+        }
+        if !gone.is_empty() {
+            // The blocks are freed when the last handle is closed. That may take tens of milliseconds (ext4 with `discard`), for which no commit
+            // shall wait; without a thread it happens here.
+            let _ = std::thread::Builder::new().name("log-remover".into()).spawn(move || drop(gone));
         }
         Ok(())
     }
