@@ -99,6 +99,16 @@ async fn what_may_have_happened_is_not_sent_again() {
         assert_eq!(count.load(Ordering::SeqCst), tried);
     }
 
+    // What the second one refuses the first may have done.
+    let (router, _) = counting(StatusCode::NOT_FOUND);
+    let gone = trust.serve("n3", router).await;
+    for (first, in_doubt) in [(servers[0].clone(), true), (dead_server().await, false)] {
+        let client = client(&trust, vec![first, gone.url()]);
+        let error = client.post_json_idempotent::<_, Value>("/x", &json!({}), "key-2").await.unwrap_err();
+        assert_eq!((error.status(), error.api().unwrap().in_doubt), (Some(404), in_doubt), "{error}");
+        assert_eq!(error.is_certainly_not_done(), !in_doubt);
+    }
+
     // A server that was never reached has seen nothing, so even a plain POST may go on to the next.
     client(&trust, vec![dead_server().await, server.url()]).post_json::<_, Value>("/x", &json!({})).await.unwrap();
     assert_eq!(count.load(Ordering::SeqCst), 4);

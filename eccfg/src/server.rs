@@ -54,13 +54,14 @@ impl Server {
 
     /// Creates a subcluster's repository from the packaged templates.
     pub async fn create_repo(&self, name: &str) -> Result<RepoInfo, ClientError> {
-        self.client.post_json("/api/v1/repos", &CreateRepo { name: name.to_owned() }).await
+        let request = CreateRepo { name: name.to_owned() };
+        self.client.post_json_idempotent("/api/v1/repos", &request, &random_key()).await
     }
 
     /// Copies one repository onto another.
     pub async fn copy_repo(&self, to: &str, request: &CopyRepo) -> Result<RepoInfo, ClientError> {
         let path = format!("/api/v1/repos/{}/copy", escape(to));
-        let call = Call::post(&path).json(request)?.timeout(COMMIT_TIMEOUT);
+        let call = Call::post(&path).json(request)?.idempotency_key(&random_key()).timeout(COMMIT_TIMEOUT);
         self.client.send(call).await?.json().await
     }
 
@@ -201,9 +202,13 @@ impl Server {
 
     /// Removes a node for good.
     pub async fn remove_node(&self, node: &str) -> Result<(), ClientError> {
-        // Removed twice is removed: another server may be asked when one does not know what became of it.
+        // Removed twice is removed: another server may be asked when one does not know what became of it. That there is no such node is good
+        // news then.
         let call = Call::delete(&format!("/api/v1/nodes/{}", escape(node)));
-        self.client.send(call.idempotency_key(&random_key())).await.map(drop)
+        match self.client.send(call.idempotency_key(&random_key())).await {
+            Err(ClientError::Api(error)) if error.status == 404 && error.in_doubt => Ok(()),
+            removed => removed.map(drop),
+        }
     }
 
     /// A one-time token with which a new machine takes a member's name over.

@@ -6,6 +6,7 @@
 mod ca_key;
 mod catchup;
 mod certify;
+mod contact;
 mod disk;
 pub(crate) mod forward;
 #[cfg(test)]
@@ -14,6 +15,7 @@ pub(crate) mod health;
 mod life;
 mod members;
 mod metrics;
+mod once;
 mod options;
 mod peers;
 mod pin;
@@ -37,6 +39,7 @@ pub(crate) use self::disk::has_room;
 use self::forward::{ForwardedPush, Write};
 pub use self::life::FIRST_RAFT_ID;
 pub use self::members::JoinMember;
+pub use self::once::Once;
 pub use self::options::{
     Bootstrap, CoreFigures, CoreLimits, CoreOptions, Group, Member, Readiness, RegisterNode, Resolved, TemplateFile,
 };
@@ -83,12 +86,19 @@ struct Inner {
     certifier: std::sync::OnceLock<std::sync::Weak<dyn Certifier>>,
     /// Whether what this node holds is right.
     health: Arc<health::Health>,
+    /// When it last heard from who leads.
+    heard: Arc<contact::Heard>,
+    /// Whether it is cut off from the others, or no member any more.
+    standing: contact::Standing,
     tasks: tokio::sync::Mutex<Option<life::Tasks>>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// How long a request may wait for this node to catch up with the others.
+const CATCH_UP: Duration = Duration::from_secs(5);
 
 fn stopping() -> Error {
     Error::Unavailable("the server is stopping".into())
@@ -283,10 +293,31 @@ impl Core {
         judged.await.map_err(Error::internal)?
     }
 
-    /// Creates a repository whose first commit has these files; it starts at revision 1.
-    pub async fn create_repo(&self, repo: &RepoName, author: &Author, files: Vec<TemplateFile>) -> Result<Head> {
-        let new = NewRepo { repo: repo.clone(), author: author.clone(), files };
-        let answer = self.write(Write::Create(Box::new(new))).await?.committed()?;
+    /// Creates a repository whose first commit has these files; it starts at revision 1. Under a key it is created once, however often it is
+    /// asked for.
+    pub async fn create_repo(
+        &self,
+        repo: &RepoName,
+        author: &Author,
+        files: Vec<TemplateFile>,
+        key: Option<Once>,
+    ) -> Result<Head> {
+        self.once(repo, author, key, async |key| self.create_under(repo, author, files, key).await.map(Ok)).await
+    }
+
+    async fn create_under(
+        &self,
+        repo: &RepoName,
+        author: &Author,
+        files: Vec<TemplateFile>,
+        key: Option<String>,
+    ) -> Result<Head> {
+        let new = NewRepo { repo: repo.clone(), author: author.clone(), files, key: None };
+        let write = match key {
+            None => Write::Create(Box::new(new)),
+            Some(key) => Write::CreateOnce { new: Box::new(new), key },
+        };
+        let answer = self.write(write).await?.committed()?;
         let head = answer.repos.get(repo).map(|committed| committed.head);
         head.ok_or_else(|| Error::Internal(format!("the answer does not name {repo}")))
     }
@@ -304,8 +335,8 @@ impl Core {
         }
     }
 
-    /// A node that has taken itself out, or whose disk is full, takes no writes.
-    fn refuse_read_only(&self) -> Result<()> {
+    /// A node that serves nothing, or whose disk is full, takes no writes.
+    pub(crate) fn refuse_read_only(&self) -> Result<()> {
         self.out().or_else(|| self.read_only()).map_or(Ok(()), |why| Err(Error::NotDone(why)))
     }
 
@@ -333,6 +364,16 @@ impl Core {
     /// linearizable reads without `min_revision`, such as git's ref advertisement.
     pub async fn linearize(&self) -> Result<()> {
         peers::linearize(&self.inner.proposer, self.inner.raft_id, self.inner.client.as_ref()).await
+    }
+
+    /// The same where somebody waits for it: nothing was done if it cannot be had soon.
+    pub(crate) async fn catch_up(&self) -> Result<()> {
+        match tokio::time::timeout(CATCH_UP, self.linearize()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(Error::Unavailable(why))) => Err(Error::NotDone(why)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(Error::NotDone("this server cannot catch up with the others at the moment".into())),
+        }
     }
 
     /// All repositories by name.
@@ -444,6 +485,42 @@ impl Core {
         let state = self.inner.proposer.state.clone();
         Watch::new(state, repo.clone(), after, globs)
             .map_err(|_| Error::Overloaded { queue: "the list of watchers".into() })
+    }
+
+    /// The repository, for somebody who may know more than this node has applied: it is asked for again once this node has caught up.
+    pub async fn known_repo(&self, repo: &RepoName) -> Result<Arc<RepoRecord>> {
+        if let Ok(known) = self.repo(repo) {
+            return Ok(known);
+        }
+        self.catch_up().await?;
+        self.repo(repo)
+    }
+
+    /// Checks that a revision exists, which somebody has seen. One that this node does not have it catches up with; if there is none then, it
+    /// was seen elsewhere, and waiting for the numbers to meet would pass over all that comes until then.
+    pub async fn known_revision(&self, repo: &RepoName, revision: u64) -> Result<()> {
+        if self.head(repo)?.revision >= revision {
+            return Ok(());
+        }
+        self.catch_up().await?;
+        match self.head(repo)?.revision {
+            newest if newest >= revision => Ok(()),
+            newest => Err(Error::NotFound {
+                kind: "revision".into(),
+                name: format!("r{revision} of {repo}, which is at r{newest}"),
+            }),
+        }
+    }
+
+    /// What the node shall have now, for somebody who knows the target with this serial. A node that has only older ones is behind, and
+    /// catches up first: nobody goes back to an older target because it asks another server.
+    pub async fn target_from(&self, node: &NodeName, known: Option<u64>) -> Result<Arc<TargetEvent>> {
+        let target = self.target(node)?;
+        if known.is_none_or(|known| known <= target.record.serial) {
+            return Ok(target);
+        }
+        self.catch_up().await?;
+        self.target(node)
     }
 
     /// What the node shall have now.

@@ -49,6 +49,32 @@ async fn a_repository_can_be_created_once() {
 }
 
 #[tokio::test]
+async fn a_creation_and_a_copy_are_repeated_under_their_keys() {
+    let server = TestServer::start().await;
+    let create = json!({"name": "east"});
+    let copy = |history: bool| json!({"from": "default", "with_history": history});
+    let asked =
+        [("/api/v1/repos", create), ("/api/v1/repos/west/copy", copy(true)), ("/api/v1/repos/east/copy", copy(false))];
+    server.commit("default", &[("default/a.txt", "to be copied")]).await;
+    let mut first = Vec::new();
+    for round in 0..2 {
+        for (number, (path, body)) in asked.iter().enumerate() {
+            // One key for all of them: it counts for one thing to be done.
+            let request = server.request(Method::POST, path).header("idempotency-key", "k").json(body);
+            let response = request.send().await.unwrap();
+            assert_eq!(response.status(), 201, "{path}");
+            let info: Value = response.json().await.unwrap();
+            if round == 0 { first.push(info) } else { assert_eq!(info, first[number]) }
+        }
+        server.commit("default", &[("default/a.txt", &format!("moved meanwhile {round}"))]).await;
+    }
+    for (path, body) in &asked[..2] {
+        let request = server.request(Method::POST, path).header("idempotency-key", "another").json(body);
+        assert_eq!(request.send().await.unwrap().status(), 409, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn files_and_trees_are_read_at_any_revision() {
     let server = TestServer::start().await;
     let one = server.commit("default", &[("default/a.txt", "one\n"), ("default/sub/b.html", "<script>")]).await;

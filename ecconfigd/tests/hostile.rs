@@ -330,5 +330,5 @@ async fn numbers_at_the_edge() {
     }
     let poll =
         server.request(Method::GET, &format!("/api/v1/repos/default/watch?after={max}")).header("prefer", "wait=0");
-    assert_eq!(poll.send().await.unwrap().status(), 304);
+    assert_eq!(poll.send().await.unwrap().status(), 404);
 }

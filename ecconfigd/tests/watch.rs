@@ -112,6 +112,19 @@ async fn a_stream_is_ordered_and_resumes_without_gap() {
     assert_eq!((resumed.next().await.unwrap().id, resumed.next().await.unwrap().id), (4, 5));
 }
 
+/// Whoever has seen more than there is has seen it elsewhere; what comes until the numbers meet would be passed over.
+#[tokio::test]
+async fn nobody_waits_after_a_revision_that_does_not_exist() {
+    let server = TestServer::start().await;
+    for accept in ["application/json", "text/event-stream"] {
+        let ahead = server.request(Method::GET, "/api/v1/repos/default/watch?after=999").header("accept", accept);
+        let response = ahead.header("prefer", "wait=0").send().await.unwrap();
+        assert_eq!(response.status(), 404, "{accept}");
+        let words = problem(response).await["detail"].as_str().unwrap().to_owned();
+        assert!(words.contains("r999 of default, which is at r1"), "{words}");
+    }
+}
+
 #[tokio::test]
 async fn filters_pass_over_what_does_not_match() {
     let server = TestServer::start().await;

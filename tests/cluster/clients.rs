@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use cluster::api::{ChangeRequest, CommitRequest, CommitResponse, Head, WatchEvent};
+use cluster::api::{ChangeRequest, CommitRequest, CommitResponse, CreateRepo, Head, RepoInfo, WatchEvent};
 use cluster::http_client::Incoming;
 
 use crate::lab::{Lab, done, passes, possible};
@@ -129,6 +129,79 @@ fn who_watches_a_dying_machine_goes_on_at_another() {
     assert!(eventually("the watch has ended", || watch.try_wait().unwrap()).success());
     let lines: String = expected.iter().map(|(revision, commit)| format!("{revision} {commit}\n")).collect();
     assert_eq!(std::fs::read_to_string(seen).unwrap(), lines);
+}
+
+/// A machine that clients reach and the other machines do not.
+#[test]
+fn a_machine_that_is_cut_off_sends_its_clients_on() {
+    if !possible() {
+        return;
+    }
+    let lab = Lab::cluster(3);
+    let leader = lab.leader();
+    let alone = ["n1", "n2", "n3"].into_iter().find(|name| *name != leader).unwrap();
+    let others: Vec<&str> = ["n1", "n2", "n3"].into_iter().filter(|name| *name != alone).collect();
+    let order = [alone, others[0], others[1]];
+    let first = lab.head_at(alone, "default").unwrap().revision;
+    let access = lab.access(&order);
+    let (connected, is_connected) = std::sync::mpsc::channel();
+    let stream = std::thread::spawn(move || {
+        access.run(|client| async move {
+            let mut events = client.events("/api/v1/repos/default/watch", Some(first.to_string()));
+            loop {
+                match events.next().await.unwrap() {
+                    Incoming::Connected => connected.send(()).unwrap(),
+                    Incoming::Event(event) => return serde_json::from_str::<WatchEvent>(&event.data).unwrap(),
+                    Incoming::Lost(_) => {}
+                }
+            }
+        })
+    });
+    is_connected.recv().unwrap();
+
+    for other in &others {
+        lab.cut(alone, other);
+        lab.cut(other, alone);
+    }
+    // At once, before anybody has noticed. The request has a key, so others may be asked whatever the first one knows.
+    let create = ["subcluster", "create", "east"];
+    // On a machine under load the others may be electing at that moment.
+    let created = eventually("a creation", || {
+        Some(lab.eccfg_of(&order, &create).output().unwrap()).filter(|output| !passes(output))
+    });
+    assert!(matches!(created.status.code(), Some(0 | 3)), "{created:?}");
+    let again = lab.eccfg_of(&others, &create).output().unwrap();
+    assert_eq!(again.status.code(), Some(3), "it was created once: {again:?}");
+    // Later it knows that nobody has got the request: without a key, too, the next one is asked.
+    let wanted = CreateRepo { name: "west".into() };
+    let plain = |names: &[&str]| {
+        lab.client_of(names, |client| {
+            let wanted = &wanted;
+            async move { client.post_json::<_, RepoInfo>("/api/v1/repos", wanted).await }
+        })
+    };
+    eventually("it says that nothing was done", || {
+        let error = plain(&[alone]).unwrap_err();
+        (error.status() == Some(503) && error.is_certainly_not_done()).then_some(())
+    });
+    assert_eq!(plain(&order).unwrap().revision, 1);
+    assert!(!lab.is_ready(alone));
+    // It does not say no to what it cannot know.
+    let token = done("a token", || lab.eccfg_of(&others, &["node", "token"]));
+    let mut enroll = lab.eccfg_of(&order, &["node", "enroll", "--node", "web1", "--token", token.trim(), "--identity"]);
+    enroll.arg(lab.scratch("identity-web1"));
+    let enrolled = eventually("an enrolment", || Some(enroll.output().unwrap()).filter(|output| !passes(output)));
+    assert!(enrolled.status.success(), "{enrolled:?}");
+
+    // Who waits there for news gets it elsewhere.
+    let head = commit(&lab, others[0], &request(first, "news"), "news");
+    let event = stream.join().unwrap();
+    assert_eq!((event.revision, event.commit), (head.revision, head.commit));
+    for other in &others {
+        lab.heal(alone, other);
+        lab.heal(other, alone);
+    }
+    eventually("it is back", || lab.head_at(alone, "west").ok().filter(|_| lab.is_ready(alone)));
 }
 
 #[test]

@@ -437,8 +437,8 @@ impl Lab {
         done(&args.join(" "), || self.eccfg_in_turn(turn.replace(turn.get() + 1), args))
     }
 
-    /// The same, speaking to another machine first at each turn: one that is cut off from the leader answers 503, after which `eccfg` asks
-    /// nobody else what might have been done already.
+    /// The same, speaking to another machine first at each turn: one that is cut off while it works on a request may not know what became of
+    /// it, after which `eccfg` asks nobody else where there is no key.
     pub fn eccfg_in_turn(&self, turn: usize, args: &[&str]) -> Command {
         let mut names = self.running();
         let first = turn % names.len().max(1);

@@ -148,8 +148,22 @@ fn a_cluster_grows_shrinks_and_replaces_its_machines() {
     has(&lab, "n3", &head);
 
     for (left, name) in [(4, "n5"), (3, "n4"), (2, "n3"), (1, "n2")] {
+        // One is away when it is removed, and comes back.
+        let away = name == "n4";
+        if away {
+            lab.kill(name);
+        }
         lab.done(&["node", "remove", name]);
         lab.wait_voters(left);
+        if away {
+            lab.start(name);
+        }
+        eventually("whoever is removed says so", || {
+            let ready = lab.client_of(&[name], |client| async move { client.get_bytes("/readyz", 1 << 16).await });
+            ready.err().filter(|error| error.to_string().contains("no member of the cluster any more"))
+        });
+        assert!(lab.head_at(name, "default").is_err(), "it serves nothing");
+        crate::support::assert_success(&lab.eccfg_of(&[name, "n1"], &["log", "--repo", "default"]).output().unwrap());
         lab.scrap(name);
         commit(&lab, &["n1"], &format!("without {name}"));
     }

@@ -134,7 +134,7 @@ impl ClientError {
     pub fn is_certainly_not_done(&self) -> bool {
         match self {
             Self::Setup { .. } | Self::Connect { .. } | Self::Certificate { .. } => true,
-            Self::Api(error) => error.status < 500 || error.problem.not_done,
+            Self::Api(error) => !error.in_doubt && (error.status < 500 || error.problem.not_done),
             Self::Unreachable { attempts } => attempts.iter().all(|attempt| attempt.error.is_certainly_not_done()),
             Self::Lost { .. } | Self::TimedOut { .. } | Self::Answer { .. } => false,
         }
@@ -170,6 +170,8 @@ pub struct ApiError {
     pub retry_after: Option<Duration>,
     /// What the server says about it.
     pub problem: Problem,
+    /// A server that was asked before this one may have done it: "there is no such thing" may then be the answer to what is done.
+    pub in_doubt: bool,
 }
 
 impl fmt::Display for ApiError {

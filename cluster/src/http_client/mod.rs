@@ -255,7 +255,7 @@ impl ApiClient {
         let servers = self.servers();
         let count = servers.len();
         let first = self.inner.good.load(Ordering::Relaxed) % count;
-        let mut attempts = Vec::new();
+        let mut attempts: Vec<Attempt> = Vec::new();
         for index in (0..count).map(|offset| (first + offset) % count) {
             let Some(body) = call.take_body() else { break };
             match self.try_server(&servers[index], &call, body).await {
@@ -265,6 +265,10 @@ impl ApiClient {
                 }
                 Err(error) if error.may_try_next(call.is_repeatable()) => {
                     attempts.push(Attempt { server: servers[index].clone(), error: Box::new(error) });
+                }
+                Err(ClientError::Api(mut error)) => {
+                    error.in_doubt = attempts.iter().any(|attempt| !attempt.error.is_certainly_not_done());
+                    return Err(ClientError::Api(error));
                 }
                 Err(error) => return Err(error),
             }
@@ -349,7 +353,7 @@ async fn api_error(server: ServerUrl, response: reqwest::Response) -> ApiError {
     });
     problem.status = status.as_u16();
     let request_id = request_id.or_else(|| problem.request_id.clone());
-    ApiError { server, status: status.as_u16(), request_id, retry_after, problem }
+    ApiError { server, status: status.as_u16(), request_id, retry_after, problem, in_doubt: false }
 }
 
 /// The beginning of an answer that is no problem document (a proxy's page, a plain line).

@@ -29,6 +29,9 @@ pub(crate) struct NewRepo {
     pub(crate) repo: RepoName,
     pub(crate) author: Author,
     pub(crate) files: Vec<TemplateFile>,
+    /// The author's key under which it is created once. It travels beside, see [`crate::core::forward`].
+    #[serde(skip)]
+    pub(crate) key: Option<String>,
 }
 
 /// One repository during a batch.
@@ -303,6 +306,15 @@ impl Builder {
 
     fn try_create(&mut self, new: &NewRepo, judged: bool) -> Result<Verdict<CommitAnswer>> {
         let name = &new.repo;
+        let key = creation_key(new)?;
+        if let Some(key) = &key {
+            if let Some(answer) = self.remembered(key)? {
+                return Ok(Verdict::Answered(Ok(answer)));
+            }
+            if self.keys.contains(&(key.user.clone(), key.key.clone())) {
+                return Ok(Verdict::Later);
+            }
+        }
         if self.sealed {
             return Ok(Verdict::Later);
         }
@@ -327,7 +339,7 @@ impl Builder {
             }
         };
         self.creates.push(Op::CreateRepo { repo: name.clone(), head_ref: RefName::main() });
-        Ok(self.accept(&request, None, candidates))
+        Ok(self.accept(&request, key, candidates))
     }
 
     fn first_commit(&mut self, new: &NewRepo) -> Result<(CommitRequest, BTreeMap<RepoName, Candidate>)> {
@@ -446,6 +458,16 @@ fn conflict_paths(repo: &RepoName, conflicts: &[Conflict]) -> Vec<ConflictPath> 
 
 /// Keys longer than this are refused; a UUID has 36.
 const MAX_KEY_BYTES: usize = 256;
+
+/// The files are no part of it: another build brings other templates, and the source of a copy moves.
+fn creation_key(new: &NewRepo) -> Result<Option<IdempotencyKey>> {
+    idempotency_key(&CommitRequest {
+        author: new.author.clone(),
+        message: "create".into(),
+        idempotency_key: new.key.clone(),
+        repos: [(new.repo.clone(), RepoChange { base: RevisionSpec::Number(0), changes: Vec::new() })].into(),
+    })
+}
 
 fn idempotency_key(request: &CommitRequest) -> Result<Option<IdempotencyKey>> {
     let Some(key) = &request.idempotency_key else { return Ok(None) };

@@ -12,6 +12,9 @@ use crate::raft::command::{Op, Outcome, UploadId};
 use crate::raft::{Applied, Group, Proposal, Raft, RaftNode, TypeConfig};
 use crate::state::State;
 
+/// How often a chunk is sent whose answer is lost each time.
+const CHUNK_ATTEMPTS: u32 = 5;
+
 /// Proposes entries with the leader's clocks.
 #[derive(Clone)]
 pub(crate) struct Proposer<C: Group = TypeConfig> {
@@ -67,7 +70,13 @@ pub(crate) trait Propose: Sync {
         }
     }
 
+    /// Waits until this node has applied all that was decided, so that it can tell whether something was. An error: it cannot.
+    fn settle(&self) -> impl Future<Output = Result<()>> + Send {
+        async { Err(Error::Unavailable("nobody else can be asked".into())) }
+    }
+
     /// Brings a pack into the log in chunks, one entry after the other, so that other entries pass in between and memory holds one chunk.
+    /// A chunk whose answer is lost, because the leader died, is looked for and sent again.
     fn upload(&self, mut next: impl ChunkSource) -> impl Future<Output = Result<UploadId>> + Send {
         async move {
             let upload = UploadId(self.state().outside().random().map_err(Error::internal)?);
@@ -78,17 +87,45 @@ pub(crate) trait Propose: Sync {
                     return Ok(upload);
                 }
                 let length = chunk.len() as u64;
+                if let Err(error) = self.chunk(upload, offset, chunk).await {
+                    tracing::warn!("a large pack was not taken: {error}");
+                    self.drop_upload(upload).await;
+                    return Err(error);
+                }
+                offset += length;
+            }
+        }
+    }
+
+    /// One chunk of an upload.
+    fn chunk(&self, upload: UploadId, offset: u64, chunk: Bytes) -> impl Future<Output = Result<()>> + Send {
+        async move {
+            let end = offset + chunk.len() as u64;
+            for attempt in 1.. {
                 let op = Op::Chunk { upload, offset, attachment: 0 };
-                match self.propose(vec![op], vec![chunk]).await?.pop() {
-                    Some(Outcome::Done) => offset += length,
-                    Some(Outcome::Refused(why)) => {
-                        tracing::warn!("a large pack was not taken: {why}");
-                        self.drop_upload(upload).await;
-                        return Err(Error::Overloaded { queue: "the list of uploads".into() });
+                let error = match self.propose(vec![op], vec![chunk.clone()]).await {
+                    Ok(outcomes) => match outcomes.as_slice() {
+                        [Outcome::Done] => return Ok(()),
+                        [Outcome::Refused(_)] => Error::Overloaded { queue: "the list of uploads".into() },
+                        other => return Err(Error::Internal(format!("a chunk was answered {other:?}"))),
+                    },
+                    Err(error @ Error::Unavailable(_)) if attempt < CHUNK_ATTEMPTS => {
+                        if self.settle().await.is_err() {
+                            return Err(error);
+                        }
+                        error
                     }
-                    other => return Err(Error::Internal(format!("a chunk was answered {other:?}"))),
+                    Err(error) => return Err(error),
+                };
+                // It may have come although nobody said so; one that came before is refused the second time.
+                let so_far = self.state().upload_bytes(upload).map_err(Error::internal)?;
+                match error {
+                    _ if so_far == end => return Ok(()),
+                    Error::Unavailable(_) if so_far == offset => {}
+                    error => return Err(error),
                 }
             }
+            unreachable!("the last attempt ends it")
         }
     }
 

@@ -140,7 +140,7 @@ async fn run(script: &str) -> String {
             }
             "create" => {
                 let (answer, answered) = oneshot::channel();
-                let new = NewRepo { repo: name(&words[1]), author: author(), files: vec![] };
+                let new = NewRepo { repo: name(&words[1]), author: author(), files: vec![], key: None };
                 jobs.push_back(Job::Create(Box::new(new), answer));
                 answers.push((words[1].clone(), answered));
             }

@@ -68,18 +68,22 @@ pub(super) async fn keep(
     stopping: CancellationToken,
 ) {
     loop {
-        // The setting may have changed.
-        let reserve = reserve_bytes(&limits);
-        let path = data.clone();
-        let free = tokio::task::spawn_blocking(move || free_bytes(&path)).await;
-        match free {
-            Ok(Ok(free)) => note(&proposer, &full, free, reserve).await,
-            Ok(Err(error)) => tracing::warn!("the room on the disk is not known: {error}"),
-            Err(_) => {}
-        }
+        look(&proposer, &data, &limits, &full).await;
         if stopping.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_none() {
             return;
         }
+    }
+}
+
+/// Looks once. A node does so before it answers others: on a full disk it shall not begin with a snapshot.
+pub(super) async fn look(proposer: &Proposer, data: &Path, limits: &CoreLimits, full: &watch::Sender<Option<String>>) {
+    // The setting may have changed.
+    let reserve = reserve_bytes(limits);
+    let path = data.to_owned();
+    match tokio::task::spawn_blocking(move || free_bytes(&path)).await {
+        Ok(Ok(free)) => note(proposer, full, free, reserve).await,
+        Ok(Err(error)) => tracing::warn!("the room on the disk is not known: {error}"),
+        Err(_) => {}
     }
 }
 

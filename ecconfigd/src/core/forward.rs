@@ -7,7 +7,6 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use openraft::ReadPolicy;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use repos::PackLimits;
 use serde::{Deserialize, Serialize};
@@ -42,6 +41,11 @@ pub(crate) enum Write {
     Ops {
         ops: Vec<Op>,
         attachments: Vec<Bytes>,
+    },
+    /// A repository that is created once under this key of its author's.
+    CreateOnce {
+        new: Box<NewRepo>,
+        key: String,
     },
 }
 
@@ -96,6 +100,7 @@ impl Write {
         }
         match self {
             Write::Commit(request) => request.idempotency_key.is_some(),
+            Write::CreateOnce { .. } => true,
             Write::Create(_) | Write::Push(_) => false,
             Write::Ops { ops, .. } => ops.iter().all(|op| {
                 matches!(
@@ -148,6 +153,15 @@ fn other_answer<T>(written: &Written) -> Result<T> {
 }
 
 impl Written {
+    /// Whether this was decided by the log, now or the first time, and not by a look at what is there. A push goes by refs that were read from a
+    /// majority, and is never judged twice: what it moves is not where it says afterwards.
+    fn went_through_the_log(&self) -> bool {
+        match self {
+            Written::Committed(answer) => answer.replayed || answer.repos.values().any(|committed| committed.changed),
+            Written::Pushed(_) | Written::Outcomes(_) => true,
+        }
+    }
+
     pub(crate) fn committed(self) -> Result<CommitAnswer> {
         match self {
             Written::Committed(answer) => Ok(answer),
@@ -177,6 +191,17 @@ impl Propose for Core {
 
     async fn propose(&self, ops: Vec<Op>, attachments: Vec<Bytes>) -> Result<Vec<Outcome>> {
         self.write(Write::Ops { ops, attachments }).await?.outcomes()
+    }
+
+    async fn settle(&self) -> Result<()> {
+        let begun = tokio::time::Instant::now();
+        loop {
+            // Whoever leads next has to be found first.
+            match self.linearize().await {
+                Err(Error::Unavailable(_)) if begun.elapsed() < LEADERLESS && !self.stops() => self.pause(PAUSE).await,
+                done => return done,
+            }
+        }
     }
 }
 
@@ -257,20 +282,21 @@ pub(crate) async fn deliver(way: &impl Way, write: Write) -> Result<Written> {
 
 /// Does it here, and refuses only what the cluster would refuse.
 ///
-/// A refusal is judged by what this node has applied, without the log. That may be too old: this node may have led until a moment ago, or
-/// have begun to lead before it has applied what the last leader had acknowledged. So a refusal counts if a majority still follows this
-/// node, and nothing was applied meanwhile that it had not known.
+/// A refusal is judged by what this node has applied, without the log, and so is the answer that there was nothing to do. That may be too old:
+/// this node may have led until a moment ago, or for as long as it is cut off, or have begun to lead before it has applied what the last
+/// leader had acknowledged. So such an answer counts if a majority still follows this node, and nothing was applied meanwhile that it had not
+/// known.
 async fn as_leader(way: &impl Way, write: &Write) -> Result<Written, Failure> {
     let known = way.applied_index();
-    let refusal = match way.here(write.clone()).await {
-        Ok(written) => return Ok(written),
+    let judged = match way.here(write.clone()).await {
+        Ok(written) if written.went_through_the_log() => return Ok(written),
         Err(error @ Error::Unavailable(_)) => return Err(Failure::Unknown(error)),
         Err(error @ Error::NotDone(_)) => return Err(Failure::NotDone(error)),
-        Err(error) => error,
+        judged => judged,
     };
     way.confirm().await.map_err(Failure::NotDone)?;
     if way.applied_index() == known {
-        return Err(Failure::No(refusal));
+        return judged.map_err(Failure::No);
     }
     // Judged again by something that is as new as the request, whatever is applied from now on.
     way.here(write.clone()).await.map_err(|error| match error {
@@ -321,6 +347,10 @@ impl Way for Core {
         match write {
             Write::Commit(request) => self.ask(|answer| Job::Commit(request, answer)).await.map(Written::Committed),
             Write::Create(new) => self.ask(|answer| Job::Create(new, answer)).await.map(Written::Committed),
+            Write::CreateOnce { mut new, key } => {
+                new.key = Some(key);
+                self.ask(|answer| Job::Create(new, answer)).await.map(Written::Committed)
+            }
             Write::Push(push) => {
                 let state = self.inner.proposer.state.clone();
                 let job = tokio::task::spawn_blocking(move || push.unpack(&state));
@@ -328,14 +358,15 @@ impl Way for Core {
                 self.ask(|answer| Job::Push(Box::new(job), answer)).await.map(Written::Pushed)
             }
             Write::Ops { ops, attachments } => {
+                // Everything else goes through the Committer, which asks the same.
+                self.refuse_read_only()?;
                 self.inner.proposer.propose(ops, attachments).await.map(Written::Outcomes)
             }
         }
     }
 
     async fn confirm(&self) -> Result<()> {
-        let current = self.inner.proposer.raft.ensure_linearizable(ReadPolicy::ReadIndex).await;
-        current.map(drop).map_err(|error| Error::Unavailable(error.to_string()))
+        peers::confirmed(&self.inner.proposer).await
     }
 
     async fn there(&self, leader: &Target, write: Bytes) -> Result<Written, Failure> {
@@ -436,6 +467,66 @@ mod tests {
     use super::*;
     use crate::commit::RepoChange;
 
+    /// A node that leads, as far as it knows. It finds nothing to do in what it has applied; `majority` says how far that is when it asks the
+    /// others, if they answer.
+    struct Leads {
+        applied: std::sync::atomic::AtomicU64,
+        majority: Option<u64>,
+    }
+
+    impl Way for Leads {
+        fn leader(&self) -> Leader {
+            Leader::Here
+        }
+
+        fn applied_index(&self) -> u64 {
+            self.applied.load(std::sync::atomic::Ordering::Relaxed)
+        }
+
+        async fn here(&self, _: Write) -> Result<Written> {
+            let head = crate::state::Head { revision: self.applied_index(), commit: repos::Oid::NULL };
+            let committed = crate::commit::Committed { head, changed: false };
+            let repos = BTreeMap::from([("default".parse().unwrap(), committed)]);
+            Ok(Written::Committed(CommitAnswer { repos, replayed: false }))
+        }
+
+        async fn confirm(&self) -> Result<()> {
+            let index = self.majority.ok_or_else(|| Error::Unavailable("nobody answers".into()))?;
+            self.applied.store(index, std::sync::atomic::Ordering::Relaxed);
+            Ok(())
+        }
+
+        async fn there(&self, _: &Target, _: Bytes) -> Result<Written, Failure> {
+            unreachable!("it leads")
+        }
+
+        fn clock(&self) -> Duration {
+            Duration::ZERO
+        }
+
+        async fn pause(&self, _: Duration) {}
+
+        fn stops(&self) -> bool {
+            true
+        }
+    }
+
+    #[tokio::test]
+    async fn that_nothing_is_to_be_done_is_said_by_a_majority() {
+        let author = Author { user: "u".into(), name: "N".into(), email: "e".into() };
+        let request = CommitRequest { author, message: "m".into(), idempotency_key: None, repos: BTreeMap::new() };
+        let write = Write::Commit(Box::new(request));
+        let deliver = async |majority| {
+            let node = Leads { applied: 5.into(), majority };
+            deliver(&node, write.clone()).await
+        };
+        let found = |written: Written| written.committed().unwrap().repos.into_values().next().unwrap().head.revision;
+        assert_eq!(found(deliver(Some(5)).await.unwrap()), 5);
+        assert_eq!(found(deliver(Some(6)).await.unwrap()), 6, "it had not applied what others were told");
+        let alone = deliver(None).await;
+        assert!(matches!(alone, Err(Error::NotDone(_))), "{alone:?}");
+    }
+
     /// The protocol is a promise between builds: these bytes are version 1.
     #[test]
     fn version_1_is_these_bytes() {
@@ -451,6 +542,13 @@ mod tests {
             idempotency_key: Some("k".into()),
             repos: BTreeMap::from([("default".parse().unwrap(), change)]),
         };
+        let new =
+            NewRepo { repo: "east".parse().unwrap(), author: commit.author.clone(), files: Vec::new(), key: None };
+        let create = Write::CreateOnce { new: Box::new(new.clone()), key: "k".into() };
+        assert_eq!(bytes(&create), "0404656173740175014e016500016b");
+        // The key does not travel inside.
+        let inside = NewRepo { key: Some("k".into()), ..new.clone() };
+        assert_eq!(bytes(&Write::Create(Box::new(inside))), bytes(&Write::Create(Box::new(new))));
         let commit = Write::Commit(Box::new(commit));
         assert_eq!(bytes(&commit), "000175014e0165016d01016b010764656661756c7402343700");
         let answer = Answer { applied: 3, result: Ok(Written::Outcomes(vec![Outcome::Done])) };

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::contact;
 use super::health;
 use super::options::{Bootstrap, CoreOptions, Readiness};
 use super::peers::PeerService;
@@ -42,6 +43,10 @@ const LOOK: Duration = Duration::from_millis(200);
 const CONSOLIDATE_LOOK: u64 = 16;
 /// The cluster clock is written down at least this often, so that a restart loses no more of it.
 const TICK: Duration = Duration::from_secs(60);
+/// How long a stopping node waits for the writes that are in flight, …
+const LAST_WRITES: Duration = Duration::from_secs(5);
+/// … and then for everything else that runs beside them.
+const LAST_TASKS: Duration = Duration::from_secs(10);
 /// How long a stopping leader waits for its successor.
 const HAND_OVER: Duration = Duration::from_secs(2);
 
@@ -107,7 +112,7 @@ impl Core {
             builder.prepend(Op::Found { cluster: first.cluster.clone() });
             let author = author_of(&first);
             for (repo, files) in first.repos {
-                let new = NewRepo { repo, author: author.clone(), files };
+                let new = NewRepo { repo, author: author.clone(), files, key: None };
                 if let Verdict::Answered(Err(error)) = builder.create(&new, false) {
                     return Err(error);
                 }
@@ -183,7 +188,9 @@ impl Core {
         let raft = Raft::new(raft_id, config, network, log.clone(), machine).await.map_err(Error::internal)?;
         let full = watch::Sender::new(None);
         let health = Arc::new(health::Health::new(options.data.clone()));
-        let service = PeerService::new(raft.clone(), raft_id, state.clone(), options.data.clone(), full.subscribe());
+        let heard = Arc::<contact::Heard>::default();
+        let (data, its_full) = (options.data.clone(), full.subscribe());
+        let service = PeerService::new(raft.clone(), raft_id, state.clone(), data, its_full, heard.clone());
         let proposer = Proposer { raft, state };
         let (queue, committer) = Queue::start(proposer.clone(), limits.gate, limits.commit_queue);
         let (reporter, reports) = Reporter::new(limits.report_queue);
@@ -204,6 +211,8 @@ impl Core {
             full: full.clone(),
             certifier: std::sync::OnceLock::new(),
             health: health.clone(),
+            heard,
+            standing: contact::Standing::default(),
             tasks: tokio::sync::Mutex::new(None),
         });
         let _ = service.core.set(Arc::downgrade(&inner));
@@ -213,6 +222,7 @@ impl Core {
             // The log may bring again what they lack; until that is known nothing of them is served.
             core.go_out(health::Part::Objects, format!("packs of {} were damaged", suspects.join(", "))).await;
         }
+        super::disk::look(&proposer, &inner.options.data, &inner.options.limits, &full).await;
         let tasks = Tasks {
             committer,
             reporter: tokio::spawn(super::reports::run(Core { inner: inner.clone() }, reports)),
@@ -225,7 +235,7 @@ impl Core {
                 full,
                 stopping.clone(),
             )),
-            readiness: tokio::spawn(follow_readiness(inner.clone().into(), readiness, stopping.clone())),
+            readiness: tokio::spawn(follow_readiness(Core { inner: inner.clone() }, readiness, stopping.clone())),
             steward: tokio::spawn(steward::run(Core { inner: inner.clone() }, stopping)),
             health: tokio::spawn(health::keep(core.clone())),
             objects: tokio::spawn(health::objects::keep(core)),
@@ -250,20 +260,19 @@ impl Core {
         // The Committer and the reporter end when nobody can put work in; what waits is finished first.
         drop(super::locked(&inner.queue).take());
         drop(super::locked(&inner.reporter).take());
-        for task in [tasks.committer, tasks.reporter] {
-            if let Err(error) = task.await {
-                tracing::error!("a task of the core ended badly: {error}");
-            }
-        }
+        end_within(LAST_WRITES, [("the Committer", tasks.committer), ("the reporter", tasks.reporter)]).await;
         inner.stopping.cancel();
         // Aborting maintenance could cut a checkpoint, which is safe; waiting for it is nicer.
-        let _ = tasks.maintenance.await;
-        let _ = tasks.pin.await;
-        let _ = tasks.readiness.await;
-        let _ = tasks.steward.await;
-        let _ = tasks.disk.await;
-        let _ = tasks.health.await;
-        let _ = tasks.objects.await;
+        let others = [
+            ("maintenance", tasks.maintenance),
+            ("pin", tasks.pin),
+            ("readiness", tasks.readiness),
+            ("steward", tasks.steward),
+            ("disk", tasks.disk),
+            ("health", tasks.health),
+            ("objects", tasks.objects),
+        ];
+        end_within(LAST_TASKS, others).await;
         self.hand_over().await;
         if let Err(error) = inner.proposer.raft.shutdown().await {
             tracing::error!("raft ended badly: {error}");
@@ -320,6 +329,23 @@ impl Core {
     pub async fn checkpoint(&self) -> Result<()> {
         let state = self.inner.proposer.state.clone();
         blocking(move || state.checkpoint().map(drop).map_err(Error::internal)).await
+    }
+}
+
+/// Waits for tasks to end, and ends those that do not. A write of a leader that lost its majority, or whose successor cannot reach it any more,
+/// stays open for ever: its client is told that it may have happened, and a start finds out.
+async fn end_within(limit: Duration, tasks: impl IntoIterator<Item = (&'static str, JoinHandle<()>)>) {
+    let deadline = Instant::now() + limit;
+    for (name, mut task) in tasks {
+        match tokio::time::timeout_at(deadline, &mut task).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!("{name} ended badly: {error}"),
+            Err(_) => {
+                tracing::warn!("{name} does not come to an end, and is given up");
+                task.abort();
+                let _ = task.await;
+            }
+        }
     }
 }
 
@@ -417,8 +443,10 @@ struct Version {
     version: u32,
 }
 
-/// Ready once everything that was committed before the start is applied and the group has a leader; failed when raft stops by itself.
-async fn follow_readiness(group: Group, readiness: watch::Sender<Readiness>, stopping: CancellationToken) {
+/// Ready once everything that was committed before the start is applied, and while this node hears from the group's leader; failed when raft
+/// stops by itself.
+async fn follow_readiness(core: Core, readiness: watch::Sender<Readiness>, stopping: CancellationToken) {
+    let group = Group::from(core.inner.clone());
     let Group { proposer, raft_id, .. } = &group;
     let (mut full, mut out) = (group.full.clone(), group.out.clone());
     let metrics = proposer.raft.metrics();
@@ -447,12 +475,14 @@ async fn follow_readiness(group: Group, readiness: watch::Sender<Readiness>, sto
             caught_up = group.catch_up().await;
         }
         let why_full = full.borrow_and_update().clone();
-        let why_out = out.borrow_and_update().clone();
-        let next = match (caught_up, now.current_leader) {
-            _ if why_out.is_some() => Readiness::Out(why_out.map_or_else(String::new, |outage| outage.words())),
+        let lost = core.lost(&now);
+        core.look_where_it_stands(&now, lost.clone());
+        let why_out = out.borrow_and_update().as_ref().map(health::Outage::words).or_else(|| core.removed());
+        let next = match (caught_up, lost) {
+            _ if why_out.is_some() => Readiness::Out(why_out.unwrap_or_default()),
             _ if why_full.is_some() => Readiness::ReadOnly(why_full.unwrap_or_default()),
-            (true, Some(_)) => Readiness::Ready,
-            (true, None) => Readiness::Starting("the cluster has no leader".into()),
+            (true, None) => Readiness::Ready,
+            (true, Some(why)) => Readiness::Starting(why),
             (false, _) => Readiness::Starting("catching up with the log".into()),
         };
         readiness.send_if_modified(|now| {

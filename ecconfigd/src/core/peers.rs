@@ -6,9 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use cluster::api::MemberState;
@@ -20,6 +19,7 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::storage::Snapshot;
 use serde::{Deserialize, Serialize};
 
+use super::contact::Heard;
 use super::{Core, Inner, Readiness};
 use crate::commit::Proposer;
 use crate::error::{Error, Result};
@@ -42,9 +42,8 @@ pub(super) struct PeerService {
     pub(super) core: std::sync::OnceLock<Weak<Inner>>,
     /// Why nothing is written, where that is so.
     full: tokio::sync::watch::Receiver<Option<String>>,
-    started: Instant,
-    /// When a member last sent entries or a heartbeat, in milliseconds after the start.
-    heard_ms: AtomicU64,
+    /// When a member last sent entries or a heartbeat.
+    heard: Arc<Heard>,
 }
 
 /// How long a member may take to say how it is.
@@ -139,8 +138,7 @@ pub(super) async fn linearize(proposer: &Proposer, raft_id: u64, client: Option<
     let metrics = proposer.raft.metrics().borrow_watched().clone();
     let leader = metrics.current_leader.ok_or_else(|| unavailable("there is no leader at the moment".into()))?;
     if leader == raft_id {
-        let done = proposer.raft.ensure_linearizable(ReadPolicy::ReadIndex).await;
-        return done.map(drop).map_err(|error| unavailable(error.to_string()));
+        return confirmed(proposer).await;
     }
     let node = metrics.membership_config.membership().get_node(&leader).cloned();
     let (Some(node), Some(client)) = (node, client) else {
@@ -149,6 +147,16 @@ pub(super) async fn linearize(proposer: &Proposer, raft_id: u64, client: Option<
     let answer = client.call(&target(leader, &node), Method::READ_INDEX, Bytes::new(), READ_INDEX_WITHIN).await;
     let read = wire::read_index(answer.map_err(|error| unavailable(error.to_string()))?).map_err(Error::internal)?;
     wait_applied(proposer, read.index, APPLIED_WITHIN).await
+}
+
+/// A leader's own read-index: a majority still follows it, and what was committed before is applied here. One that is deposed meanwhile could
+/// wait for ever.
+pub(super) async fn confirmed(proposer: &Proposer) -> Result<()> {
+    let asked = proposer.raft.ensure_linearizable(ReadPolicy::ReadIndex);
+    match tokio::time::timeout(APPLIED_WITHIN, asked).await {
+        Ok(done) => done.map(drop).map_err(|error| Error::Unavailable(error.to_string())),
+        Err(_) => Err(Error::Unavailable("no majority of the servers has answered".into())),
+    }
 }
 
 /// Waits until readers here see this entry.
@@ -177,10 +185,10 @@ impl PeerService {
         state: Arc<State>,
         data: PathBuf,
         full: tokio::sync::watch::Receiver<Option<String>>,
+        heard: Arc<Heard>,
     ) -> Arc<Self> {
         let core = std::sync::OnceLock::new();
-        let (started, heard_ms) = (Instant::now(), AtomicU64::new(0));
-        Arc::new(Self { raft, raft_id, state, data, core, full, started, heard_ms })
+        Arc::new(Self { raft, raft_id, state, data, core, full, heard })
     }
 
     /// The core, while there is one.
@@ -200,14 +208,8 @@ impl PeerService {
         self.core()?.out().map_or(Ok(()), |why| Err(Refusal::new(RefusalCode::NotNow, why)))
     }
 
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
     fn out_of_touch(&self) -> bool {
-        let silent_ms = self.now_ms().saturating_sub(self.heard_ms.load(Ordering::Relaxed));
-        !self.raft.is_leader()
-            && (self.heard_ms.load(Ordering::Relaxed) == 0 || silent_ms > OUT_OF_TOUCH.as_millis() as u64)
+        !self.raft.is_leader() && (!self.heard.ever() || self.heard.silence() > OUT_OF_TOUCH)
     }
 
     fn is_member(&self, raft_id: u64, node: &str) -> bool {
@@ -219,7 +221,7 @@ impl PeerService {
 
     async fn append(self: Arc<Self>, body: Bytes, member: bool) -> Result<Bytes, Refusal> {
         if member {
-            self.heard_ms.store(self.now_ms().max(1), Ordering::Relaxed);
+            self.heard.note();
         }
         let request = wire::read_append(body).map_err(Refusal::bad)?;
         // Heartbeats go on: this node knows who leads and waits for room.
@@ -271,11 +273,12 @@ impl PeerService {
 
     async fn snapshot(self: Arc<Self>, caller: u64, head: Bytes, stream: &mut Bulk) -> Result<(), Refusal> {
         let (vote, meta) = wire::read_snapshot_head(head).map_err(Refusal::bad)?;
-        let received = self.receive_file(stream).await?;
+        let received = self.while_there_is_room(self.receive_file(stream)).await?;
         let install = async {
             let file = received.try_clone().map_err(Refusal::failed)?;
             let (client, from) = self.sources(caller, meta.last_membership.membership())?;
-            super::catchup::bring_objects(&self.state, &client, &from, file).await.map_err(Refusal::failed)?;
+            let bring = super::catchup::bring_objects(&self.state, &client, &from, file);
+            self.while_there_is_room(async { bring.await.map_err(Refusal::failed) }).await?;
             let snapshot = Snapshot { meta, snapshot: Manifest { file: received } };
             self.raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)
         };
@@ -283,6 +286,18 @@ impl PeerService {
         let broken = |error: crate::peer::PeerError| Refusal::failed(error);
         stream.send(wire::only_vote(&response.vote)).await.map_err(broken)?;
         stream.finish().await.map_err(broken)
+    }
+
+    /// Gives up what fills the disk when it is full: what is in reserve is for the log.
+    async fn while_there_is_room<T>(&self, work: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+        let mut full = self.full.clone();
+        tokio::select! {
+            biased;
+            Ok(why) = full.wait_for(Option::is_some) => {
+                Err(Refusal::new(RefusalCode::NotNow, why.clone().unwrap_or_default()))
+            }
+            done = work => done,
+        }
     }
 
     /// Whom to ask for objects: the leader last, it has enough to do.

@@ -6,15 +6,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use openraft::ChangeMembers;
+use openraft::async_runtime::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::{ChangeMembers, ReadPolicy};
 use tokio_util::sync::CancellationToken;
 
 use super::Core;
 use super::ca_key::{self, Votes};
+use super::contact::Metrics;
 use super::options::CoreOptions;
 use crate::commit::{Propose as _, Proposer};
-use crate::peer;
+use crate::peer::{self, PeerError, Refusal, RefusalCode};
 use crate::raft::RaftNode;
 use crate::raft::command::Op;
 use crate::state::{MemberRecord, View};
@@ -29,6 +31,8 @@ const STEP: Duration = Duration::from_secs(15);
 const LAST_STEP: Duration = Duration::from_secs(2);
 /// A learner that misses fewer entries than this has caught up: the rest takes milliseconds.
 const CAUGHT_UP: u64 = 200;
+/// A member that answered the leader within this time is alive.
+const ANSWERED: Duration = Duration::from_secs(2);
 
 /// One change of the group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,38 +56,59 @@ pub(super) struct Found<'a> {
     pub(super) last_index: u64,
     /// Whether a change of the voters is half done.
     pub(super) joint: bool,
+    /// Members that answer the leader, itself among them.
+    pub(super) alive: BTreeSet<u64>,
 }
 
-/// The next step, if there is one. Additions come before removals: a group never has fewer members than it must.
-pub(super) fn next_step(found: &Found<'_>) -> Option<Step> {
+impl Found<'_> {
+    /// Whether the voters that are left without this one can go on. A change that they could not commit would end the cluster: it could not
+    /// even be taken back.
+    fn may_lose(&self, id: u64) -> bool {
+        let rest = self.voters.iter().filter(|voter| **voter != id);
+        let alive = rest.clone().filter(|voter| self.alive.contains(voter)).count();
+        !self.voters.contains(&id) || alive > rest.count() / 2
+    }
+}
+
+/// The next step, if there is one, or why the one that is wanted waits. Additions come before removals: a group never has fewer members than
+/// it must.
+pub(super) fn next_step(found: &Found<'_>) -> Result<Option<Step>, String> {
     if found.joint {
-        return Some(Step::Settle);
+        return Ok(Some(Step::Settle));
     }
     let wanted = |member: &MemberRecord| RaftNode { name: member.node.to_string(), address: member.address.clone() };
     for (id, member) in &found.members {
         match found.nodes.get(id) {
-            None => return Some(Step::AddLearner(*id, wanted(member))),
-            Some(node) if *node != wanted(member) => return Some(Step::Readdress(*id, wanted(member))),
+            None => return Ok(Some(Step::AddLearner(*id, wanted(member)))),
+            Some(node) if *node != wanted(member) => return Ok(Some(Step::Readdress(*id, wanted(member)))),
             Some(_) => {}
         }
     }
     let close = |id: &u64| found.matched.get(id).is_some_and(|matched| matched + CAUGHT_UP >= found.last_index);
     let waits = |id: &u64, member: &MemberRecord| member.voter && !found.voters.contains(id);
     if let Some((id, _)) = found.members.iter().find(|(id, member)| waits(id, member) && close(id)) {
-        return Some(Step::Promote(*id));
+        return Ok(Some(Step::Promote(*id)));
     }
     let votes_on = |id: &u64| found.members.get(id).is_some_and(|member| member.voter);
     if !found.voters.iter().any(votes_on) {
-        return None;
+        return Ok(None);
     }
-    let demoted = found.voters.iter().find(|id| found.members.get(id).is_some_and(|member| !member.voter));
-    if let Some(id) = demoted {
-        return Some(Step::Demote(*id));
-    }
+    let demoted = found.voters.iter().filter(|id| found.members.get(id).is_some_and(|member| !member.voter));
     let gone = found.nodes.iter().filter(|(id, _)| !found.members.contains_key(id));
     // Whoever is being replaced stays until the successor votes.
     let succeeded = |name: &str| !found.members.iter().any(|(id, m)| m.node.as_str() == name && waits(id, m));
-    gone.into_iter().find(|(_, node)| succeeded(&node.name)).map(|(id, _)| Step::Remove(*id))
+    let gone = gone.filter(|(_, node)| succeeded(&node.name)).map(|(id, _)| id);
+    let steps = demoted.map(|id| (*id, Step::Demote(*id))).chain(gone.map(|id| (*id, Step::Remove(*id))));
+    // Of several the one that can be done: who is dead goes first, and may make room for another.
+    let (now, later): (Vec<_>, Vec<_>) = steps.partition(|(id, _)| found.may_lose(*id));
+    match (now.into_iter().next(), later.first()) {
+        (Some((_, step)), _) => Ok(Some(step)),
+        (None, Some((id, _))) => {
+            let name = found.nodes.get(id).map_or("a member", |node| &node.name);
+            Err(format!("{name} keeps its vote for now: without it no majority of the voters would answer"))
+        }
+        (None, None) => Ok(None),
+    }
 }
 
 /// Runs until the core stops. The group is the leader's business, the CA's key every node's own.
@@ -99,19 +124,19 @@ pub(super) async fn run(core: Core, stopping: CancellationToken) {
                 keep_connections(client, &proposer, &view);
                 key.note("the CA's key", look_for_key(&proposer, raft_id, &options, client, &view).await);
             }
-            let alone = leaderless(&proposer);
+            let alone = core.is_out_of_contact();
             if let Some(client) = &client
                 && greeted.elapsed() > GREET
                 && (alone || knows_better(&options, client, &view))
             {
-                greet(client, &proposer, raft_id).await;
+                greet(&core, client).await;
                 greeted = tokio::time::Instant::now();
             }
             if !alone && moved(&options, raft_id, &view) {
                 place.note("this node's address in the cluster", readdress(&core).await);
             }
             if proposer.raft.is_leader() {
-                let done = tokio::time::timeout(STEP, look(&proposer, raft_id, &options, &view)).await;
+                let done = tokio::time::timeout(STEP, look(&proposer, raft_id, &options)).await;
                 group.note("the group", done.unwrap_or_else(|_| Err("it takes too long".into())));
             }
         };
@@ -167,16 +192,40 @@ fn keep_connections(client: &peer::Client, proposer: &Proposer, view: &View) {
     client.keep(&targets);
 }
 
-async fn look(proposer: &Proposer, raft_id: u64, options: &CoreOptions, view: &View) -> Result<(), String> {
+/// What there is to do for a leader.
+enum Work {
+    /// The cluster is older than the members' records: the first is written.
+    First(MemberRecord),
+    Step(Step),
+}
+
+/// Takes the next step of a leader, if there is one.
+pub(super) async fn look(proposer: &Proposer, raft_id: u64, options: &CoreOptions) -> Result<(), String> {
+    if wanted(proposer, raft_id, options)?.is_none() {
+        return Ok(());
+    }
+    // A leader may lead before it has applied what others wrote. By records that it does not have yet it would remove whoever joined last.
+    proposer.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.map_err(|error| error.to_string())?;
+    match wanted(proposer, raft_id, options)? {
+        Some(Work::First(first)) => {
+            proposer.one(Op::PutMember(first)).await.map(drop).map_err(|error| error.to_string())
+        }
+        Some(Work::Step(step)) => take(proposer, step).await,
+        None => Ok(()),
+    }
+}
+
+/// What is to be done by the records that this node has, or why it has to wait.
+fn wanted(proposer: &Proposer, raft_id: u64, options: &CoreOptions) -> Result<Option<Work>, String> {
+    let view = proposer.state.view();
     let metrics = proposer.raft.metrics().borrow_watched().clone();
     let membership = metrics.membership_config.membership();
     if view.cluster.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     // Without any record the cluster is older than the records. A leader that was removed has none, and shall not get one.
     if view.members.is_empty() {
-        let first = Op::PutMember(first_member(options, raft_id));
-        return proposer.one(first).await.map(drop).map_err(|error| error.to_string());
+        return Ok(Some(Work::First(first_member(options, raft_id))));
     }
     let mut matched: BTreeMap<u64, u64> =
         metrics.replication.iter().flatten().filter_map(|(id, at)| at.map(|at| (*id, at.index))).collect();
@@ -189,15 +238,16 @@ async fn look(proposer: &Proposer, raft_id: u64, options: &CoreOptions, view: &V
         matched,
         last_index,
         joint: membership.get_joint_config().len() > 1,
+        alive: answering(&metrics, raft_id),
     };
-    match next_step(&found) {
-        Some(step) => take(proposer, step).await,
-        None => Ok(()),
-    }
+    Ok(next_step(&found)?.map(Work::Step))
 }
 
-fn leaderless(proposer: &Proposer) -> bool {
-    proposer.raft.metrics().borrow_watched().current_leader.is_none()
+/// Who answered this leader lately, itself among them.
+fn answering(metrics: &Metrics, raft_id: u64) -> BTreeSet<u64> {
+    let answers = metrics.heartbeat.iter().flatten();
+    let lately = answers.filter(|(_, at)| at.as_ref().is_some_and(|at| at.elapsed() < ANSWERED));
+    lately.map(|(id, _)| *id).chain([raft_id]).collect()
 }
 
 /// Whether this node is reached elsewhere than the cluster knows.
@@ -226,15 +276,24 @@ fn knows_better(options: &CoreOptions, client: &peer::Client, view: &View) -> bo
 }
 
 /// Calls everybody once, so that they know where this node is: whoever leads may look for it elsewhere. Both ends tell each other where the
-/// others are, so that it is enough if one of those who moved was told.
-async fn greet(client: &peer::Client, proposer: &Proposer, raft_id: u64) {
-    let metrics = proposer.raft.metrics().borrow_watched().clone();
-    let others = metrics.membership_config.membership().nodes().filter(|(id, _)| **id != raft_id);
-    let targets: Vec<_> = others.map(|(id, node)| super::peers::target(*id, node)).collect();
+/// others are, so that it is enough if one of those who moved was told. Whoever does not know this node any more says so.
+async fn greet(core: &Core, client: &peer::Client) {
+    let targets = core.other_members();
     let calls = targets.iter().map(|target| super::peers::status(client, target, client.said(), GREET));
-    for status in futures::future::join_all(calls).await.into_iter().flatten() {
-        client.passed_on(status.said);
+    let (mut as_member, mut as_stranger) = (false, None);
+    for status in futures::future::join_all(calls).await {
+        match status {
+            Ok(status) => {
+                as_member = true;
+                client.passed_on(status.said);
+            }
+            Err(error @ PeerError::Refused { refusal: Refusal { code: RefusalCode::Stranger, .. }, .. }) => {
+                as_stranger = Some(error.to_string());
+            }
+            Err(_) => {}
+        }
     }
+    core.inner.standing.answered(as_member, as_stranger);
 }
 
 /// The record of the node that makes the cluster.
@@ -303,8 +362,9 @@ mod tests {
                 matched: nodes.keys().map(|id| (*id, 1000)).collect(),
                 last_index: 1100,
                 joint: false,
+                alive: nodes.keys().copied().collect(),
             };
-            let Some(step) = next_step(&found) else { return steps };
+            let Some(step) = next_step(&found).unwrap() else { return steps };
             match step.clone() {
                 Step::AddLearner(id, node) | Step::Readdress(id, node) => drop(nodes.insert(id, node)),
                 Step::Promote(id) => drop(voters.insert(id)),
@@ -337,10 +397,37 @@ mod tests {
             matched: BTreeMap::from([(2, 10)]),
             last_index: 1000,
             joint: false,
+            alive: BTreeSet::from([1, 2]),
         };
-        assert_eq!(next_step(&found), None);
+        assert_eq!(next_step(&found), Ok(None));
         // What another leader began is ended first.
-        assert_eq!(next_step(&Found { joint: true, ..found }), Some(Step::Settle));
+        assert_eq!(next_step(&Found { joint: true, ..found }), Ok(Some(Step::Settle)));
+    }
+
+    /// With a dead voter beside it, taking a living one away would leave a group that can decide nothing any more, not even to take it back.
+    #[test]
+    fn no_vote_is_taken_away_that_the_others_cannot_do_without() {
+        let (a, b, c) = (member(1, "a", true), member(2, "b", true), member(3, "c", true));
+        let nodes = BTreeMap::from([(1, node("a")), (2, node("b")), (3, node("c"))]);
+        let next = |members: &[&MemberRecord], alive: &[u64]| {
+            next_step(&Found {
+                members: members.iter().map(|member| (member.raft_id, *member)).collect(),
+                voters: BTreeSet::from([1, 2, 3]),
+                nodes: nodes.clone(),
+                matched: BTreeMap::from([(1, 10), (2, 10), (3, 10)]),
+                last_index: 10,
+                joint: false,
+                alive: alive.iter().copied().collect(),
+            })
+        };
+        assert_eq!(next(&[&a, &b], &[1, 2]), Ok(Some(Step::Remove(3))));
+        let why = next(&[&a, &c], &[1, 2]).unwrap_err();
+        assert!(why.contains("b keeps its vote"), "{why}");
+        let demoted = MemberRecord { voter: false, ..b.clone() };
+        assert!(next(&[&a, &demoted, &c], &[1, 2]).is_err());
+        // The dead one goes first, and then the other can.
+        assert_eq!(next(&[&a], &[1, 2]), Ok(Some(Step::Remove(3))));
+        assert_eq!(next(&[&a, &c], &[1, 2, 3]), Ok(Some(Step::Remove(2))));
     }
 
     #[test]

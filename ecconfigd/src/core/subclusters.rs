@@ -6,12 +6,12 @@ use bytes::Bytes;
 use cluster::api::RevisionSpec;
 use repos::{Content, Entry, Mode, Reader, RepoPath, TreeChange};
 
-use super::{Core, done};
+use super::{Core, Once, done};
 use crate::commit::{CommitRequest, Propose as _, RepoChange};
 use crate::core::TemplateFile;
 use crate::error::{Error, Result};
-use crate::raft::command::{Op, Outcome};
-use crate::state::{Author, Head, NodeName, RepoName};
+use crate::raft::command::{ChangeSet, IdempotencyKey, Op, Outcome, RefUpdate, RepoUpdate};
+use crate::state::{Author, Head, NodeName, RepoName, RepoRecord};
 
 impl Core {
     /// Freezes a repository (no commits, and nodes keep what they have of it) or thaws it. Again is harmless. Nothing is thawed while replicas
@@ -24,16 +24,38 @@ impl Core {
         self.head(repo)
     }
 
-    /// Creates a repository that has the whole history of another one: refs, revisions, objects.
-    pub async fn copy_with_history(&self, from: &RepoName, to: &RepoName) -> Result<Head> {
-        self.repo(from)?;
-        self.simple(Op::CopyRepo { from: from.clone(), to: to.clone() }, "repository", to.as_str()).await?;
-        self.head(to)
+    /// Creates a repository that has the whole history of another one: refs, revisions, objects. Under a key once.
+    pub async fn copy_with_history(
+        &self,
+        from: &RepoName,
+        to: &RepoName,
+        author: &Author,
+        key: Option<Once>,
+    ) -> Result<Head> {
+        self.once(to, author, key, async |key| {
+            let source = self.repo(from)?;
+            let mut ops = vec![Op::CopyRepo { from: from.clone(), to: to.clone() }];
+            ops.extend(key.map(|key| remember_copy(to, &source, author, key)));
+            let mut outcomes = self.propose(ops, Vec::new()).await?.into_iter();
+            let copied = outcomes.next().ok_or_else(|| Error::Internal("no outcome".into()))?;
+            let exists = matches!(copied, Outcome::Exists);
+            match done(copied, "repository", to.as_str()) {
+                Ok(()) => self.head(to).map(Ok),
+                // It was there before this entry, which has remembered the key because it is a copy all the same.
+                Err(error) if exists && matches!(outcomes.next(), Some(Outcome::Changed(_))) => Ok(Err(error)),
+                Err(error) => Err(error),
+            }
+        })
+        .await
     }
 
     /// Makes the newest tree of one repository the newest tree of another, as one revision with the gate's consent; a repository that does
-    /// not exist is created with it.
-    pub async fn copy_tip(&self, from: &RepoName, to: &RepoName, author: &Author) -> Result<Head> {
+    /// not exist is created with it. Under a key once.
+    pub async fn copy_tip(&self, from: &RepoName, to: &RepoName, author: &Author, key: Option<Once>) -> Result<Head> {
+        self.once(to, author, key, async |key| self.try_copy_tip(from, to, author, key).await.map(Ok)).await
+    }
+
+    async fn try_copy_tip(&self, from: &RepoName, to: &RepoName, author: &Author, key: Option<String>) -> Result<Head> {
         let (source, target) = (self.head(from)?, self.repo(to).ok().map(|record| record.head));
         let (source_store, target_store) = (self.store(from)?, self.store(to).ok());
         let limit_bytes = self.inner.options.limits.max_commit_bytes;
@@ -47,7 +69,7 @@ impl Core {
             difference(&source_reader, &old, &new, limit_bytes)
         });
         let (deleted, files) = read.await.map_err(Error::internal)??;
-        let Some(base) = target else { return self.create_repo(to, author, files).await };
+        let Some(base) = target else { return self.create_under(to, author, files, key).await };
         let put = |file: TemplateFile| TreeChange::Put {
             path: file.path,
             mode: Some(file.mode),
@@ -61,7 +83,7 @@ impl Core {
         let answer = self.commit(CommitRequest {
             author: author.clone(),
             message: format!("Copy r{} of {from}", source.revision),
-            idempotency_key: None,
+            idempotency_key: key,
             repos: [(to.clone(), change)].into(),
         });
         let committed = answer.await?.repos.get(to).copied();
@@ -83,6 +105,16 @@ impl Core {
     pub async fn unpin(&self, node: &NodeName) -> Result<()> {
         self.simple(Op::Unpin { node: node.clone() }, "override to", node.as_str()).await
     }
+}
+
+/// Remembers the key if the copy is what it shall be. Its refs name where `main` is already, so nothing moves; where they do not (`to` was
+/// there before and is something else), nothing is remembered.
+fn remember_copy(to: &RepoName, source: &RepoRecord, author: &Author, key: String) -> Op {
+    let tip = source.head.commit;
+    let refs = vec![RefUpdate { name: source.head_ref.clone(), old: tip, new: tip }];
+    let update = RepoUpdate { repo: to.clone(), refs, revision: None };
+    let idempotency = IdempotencyKey { user: author.user.clone(), key, fingerprint: [0; 16] };
+    Op::Change(ChangeSet { updates: vec![update], unchanged: BTreeMap::new(), idempotency: Some(idempotency) })
 }
 
 /// Everything but directories.

@@ -113,7 +113,7 @@ impl App {
 
     async fn enroll(&self, ca: &Ca, request: &EnrollRequest) -> Result<EnrollResponse, ApiError> {
         let name = node_name(&request.node)?;
-        let token = find_token(self, &request.token)?;
+        let token = find_token(self, &request.token).await?;
         let existing = self.core.nodes().into_iter().find(|node| node.name == name);
         check_existing(existing.as_deref(), &name, &token.subcluster)?;
         let address = self.node_address(&name).await;
@@ -142,7 +142,7 @@ impl App {
         let name = node_name(&request.node)?;
         let invalid = |words: String| ApiError::new(Code::Invalid, words);
         let address: HostPort = request.address.parse().map_err(|error| invalid(format!("address: {error}")))?;
-        let (token, subcluster) = find_join_token(self, &name, &request.token)?;
+        let (token, subcluster) = find_join_token(self, &name, &request.token).await?;
         let role = if request.learner { NodeRole::Learner } else { NodeRole::Voter };
         let wanted = certificate_for(&name, &subcluster, role, Some(&address.to_string()));
         let wanted = reached_at(wanted, &self.not_of_others(&name, &request.names));
@@ -237,7 +237,7 @@ impl Certifier for App {
 
 /// The token's public part and its subcluster: a live token, or the one that this very member has joined with. Whether the key is the
 /// member's, too, is decided in the log.
-fn find_join_token(app: &App, name: &NodeName, text: &str) -> Result<(String, RepoName), ApiError> {
+async fn find_join_token(app: &App, name: &NodeName, text: &str) -> Result<(String, RepoName), ApiError> {
     if let Some(member) = app.core.member(name)
         && let Ok(token) = text.parse::<JoinToken>()
         && token.id() == member.token
@@ -245,7 +245,7 @@ fn find_join_token(app: &App, name: &NodeName, text: &str) -> Result<(String, Re
     {
         return Ok((token.id(), app.core.node(name)?.subcluster.clone()));
     }
-    find_token(app, text).map(|token| (token.id, token.subcluster))
+    find_token(app, text).await.map(|token| (token.id, token.subcluster))
 }
 
 /// What a member is recognised by when it repeats a join.
@@ -263,15 +263,20 @@ fn node_name(text: &str) -> Result<NodeName, ApiError> {
     text.parse().map_err(|error: crate::state::BadName| invalid(error.to_string()))
 }
 
-/// The live token that this text is. One answer for all that is wrong with it: who guesses learns nothing.
-fn find_token(app: &App, text: &str) -> Result<NodeTokenRecord, ApiError> {
+/// The live token that this text is. One answer for all that is wrong with it: who guesses learns nothing. One that is not known here may have
+/// been made elsewhere a moment ago: nobody is told "no" before this node has caught up.
+async fn find_token(app: &App, text: &str) -> Result<NodeTokenRecord, ApiError> {
     let wrong = || {
         ApiError::new(Code::Forbidden, "the token is not known, was used already, or has ended")
             .hint("eccfg node token makes a fresh one")
     };
     let token: JoinToken = text.parse().map_err(|_| wrong())?;
-    let record = app.core.node_token(&token.id())?.ok_or_else(wrong)?;
-    if token.secret_matches(&record.secret_sha256) { Ok(record) } else { Err(wrong()) }
+    let mut record = app.core.node_token(&token.id())?;
+    if record.is_none() {
+        app.core.catch_up().await?;
+        record = app.core.node_token(&token.id())?;
+    }
+    record.filter(|record| token.secret_matches(&record.secret_sha256)).ok_or_else(wrong)
 }
 
 fn check_existing(existing: Option<&NodeRecord>, name: &NodeName, subcluster: &RepoName) -> Result<(), ApiError> {

@@ -151,7 +151,7 @@ fn checked_message(message: String) -> Result<String, ApiError> {
     Ok(message)
 }
 
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     let Some(value) = headers.get(cluster::api::IDEMPOTENCY_KEY) else { return Ok(None) };
     let text = value.to_str().ok().filter(|text| (1..=256).contains(&text.len()));
     let text = text.ok_or_else(|| ApiError::bad_request("an Idempotency-Key has 1 to 256 printable characters"))?;

@@ -26,6 +26,7 @@ use super::extract::{Path, Query};
 use super::problem::{ApiError, Code};
 use crate::accounts::{Action, Caller, authorize};
 use crate::commit::{PushCommand, PushOutcome, PushRequest};
+use crate::core::Core;
 use crate::state::RepoName;
 
 const GIT_PROTOCOL: HeaderName = HeaderName::from_static("git-protocol");
@@ -251,11 +252,12 @@ async fn receive(
     let limit_bytes = limits.max_command_bytes + limits.pack.max_bytes;
     let (repo, incoming) = begun(&app, &caller, &segment, request, Service::ReceivePack, limit_bytes)?;
     let place = app.places.pushes.take().await?;
-    let store = app.core.store(&repo)?;
+    let (store, core) = (app.core.store(&repo)?, app.core.clone());
     // The place goes along with the thread: a client that goes away does not make room for another pack while its own is being read.
     let reading = tokio::task::spawn_blocking(move || {
         let mut body = incoming.open()?;
-        let push = receive_pack::read(&store, &mut body, &limits);
+        let push =
+            receive_pack::read(&store, &mut WhileThereIsRoom { body: &mut body, core, passed_bytes: 0 }, &limits);
         // A client that is refused early still sends its pack; read on for a while so that it reads our answer.
         let _ = io::copy(&mut (&mut body).take(DISCARD_BYTES), &mut io::sink());
         Ok::<_, io::Error>((push, place))
@@ -277,6 +279,28 @@ async fn receive(
     let mut out = Vec::new();
     receive_pack::report(&push, &outcome, &mut out).map_err(|error| ApiError::internal(&error))?;
     Ok(answer(result_type, out.into()))
+}
+
+/// A pack on its way to the disk, which ends when the disk is full: what is in reserve is for the log.
+struct WhileThereIsRoom<R> {
+    body: R,
+    core: Core,
+    passed_bytes: u64,
+}
+
+/// A small push is read all the same, and refused in the words of the one that decides.
+const SMALL_PUSH_BYTES: u64 = 1 << 20;
+
+impl<R: Read> Read for WhileThereIsRoom<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        if self.passed_bytes > SMALL_PUSH_BYTES {
+            let room = self.core.refuse_read_only();
+            room.map_err(|error| io::Error::new(io::ErrorKind::StorageFull, error.to_string()))?;
+        }
+        let count = self.body.read(bytes)?;
+        self.passed_bytes += count as u64;
+        Ok(count)
+    }
 }
 
 /// What is read and thrown away of a push that failed, before the connection is given up.
@@ -332,6 +356,35 @@ async fn judge(app: &App, caller: &Caller, repo: RepoName, push: &mut receive_pa
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_pack_ends_when_the_disk_is_full() {
+        use crate::core::CoreLimits;
+        use crate::core::tests::{first, options};
+
+        let dir = tempfile::tempdir().unwrap();
+        let mut options = options(dir.path());
+        options.limits.min_free_bytes = Some(0.into());
+        let core = Core::bootstrap(options, first()).await.unwrap();
+        let pack = || {
+            let mut incoming = WhileThereIsRoom {
+                body: io::repeat(0).take(4 * SMALL_PUSH_BYTES),
+                core: core.clone(),
+                passed_bytes: 0,
+            };
+            io::copy(&mut incoming, &mut io::sink())
+        };
+        assert_eq!(pack().unwrap(), 4 * SMALL_PUSH_BYTES);
+        core.adjust(&CoreLimits { min_free_bytes: Some((u64::MAX / 2).into()), ..CoreLimits::default() });
+        let deadline = Instant::now() + std::time::Duration::from_secs(20);
+        while core.read_only().is_none() {
+            assert!(Instant::now() < deadline, "nobody looked at the disk");
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        let error = pack().unwrap_err();
+        assert!(error.kind() == io::ErrorKind::StorageFull && error.to_string().contains("disk is full"), "{error}");
+        core.shutdown().await;
+    }
 
     #[test]
     fn a_repository_ends_in_git() {

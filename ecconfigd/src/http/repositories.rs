@@ -6,17 +6,19 @@ use axum::Json as JsonBody;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use cluster::api::{CreateRepo, Head, Problem, RefInfo, RepoInfo};
-use http::{StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::App;
+use super::commits::idempotency_key;
 use super::extract::{Json, Path, Payload, Query, revision_number};
 use super::problem::{ApiError, Code};
 use super::read::stamped;
 use crate::accounts::{Action, Caller, authorize};
+use crate::core::Once;
 use crate::state::RepoName;
 use crate::templates;
 
@@ -53,8 +55,9 @@ async fn list(State(app): State<Arc<App>>, caller: Caller) -> JsonBody<Vec<RepoI
 }
 
 /// Creates a repository from the packaged templates. Its name is the name of a new subcluster.
-#[utoipa::path(post, path = "/api/v1/repos", tag = "repositories", operation_id = "createRepo",
-    request_body = CreateRepo, responses(
+#[utoipa::path(post, path = "/api/v1/repos", tag = "repositories", operation_id = "createRepo", params(
+    ("Idempotency-Key" = Option<String>, Header, description = "Repeating a request under its key creates once"),
+), request_body = CreateRepo, responses(
     (status = 201, description = "Created, at revision 1", body = RepoInfo),
     (status = 409, description = "It exists already", body = Problem, content_type = "application/problem+json"),
     (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
@@ -62,6 +65,7 @@ async fn list(State(app): State<Arc<App>>, caller: Caller) -> JsonBody<Vec<RepoI
 async fn create(
     State(app): State<Arc<App>>,
     caller: Caller,
+    headers: HeaderMap,
     Json(request): Json<CreateRepo>,
 ) -> Result<Response, ApiError> {
     authorize(&caller, Action::CreateRepo)?;
@@ -69,7 +73,8 @@ async fn create(
     let name: RepoName = request.name.parse().map_err(|error: crate::state::BadName| invalid(error.to_string()))?;
     cluster::identity::check_subcluster_name(name.as_str()).map_err(|error| invalid(error.to_string()))?;
     let author = caller.author(app.cluster());
-    let head = app.core.create_repo(&name, &author, templates::subcluster()).await?;
+    let key = idempotency_key(&headers)?.map(|key| Once::new(&key, &["create", name.as_str()]));
+    let head = app.core.create_repo(&name, &author, templates::subcluster(), key).await?;
     let info =
         RepoInfo { name: name.to_string(), revision: head.revision, commit: head.commit.to_string(), frozen: false };
     let location = format!("/api/v1/repos/{name}/head");

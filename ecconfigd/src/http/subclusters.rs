@@ -6,15 +6,17 @@ use axum::Json as JsonBody;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use cluster::api::{CopyRepo, PinRequest, Problem, RepoInfo};
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::App;
+use super::commits::idempotency_key;
 use super::extract::{Json, Path, Payload};
 use super::problem::{ApiError, Code};
 use super::read::stamped;
 use crate::accounts::{Action, Caller, authorize};
+use crate::core::Once;
 use crate::state::{BadName, Head, NodeName, RepoName};
 
 impl Payload for CopyRepo {}
@@ -56,9 +58,10 @@ async fn set_frozen(app: &App, caller: &Caller, repo: &RepoName, frozen: bool) -
 }
 
 /// Copies another repository onto this one: with its whole history, which creates it, or its newest tree as one revision.
-#[utoipa::path(post, path = "/api/v1/repos/{repo}/copy", tag = "subclusters", operation_id = "copyRepo",
-    params(("repo" = String, Path, description = "The repository that becomes the copy")),
-    request_body = CopyRepo, responses(
+#[utoipa::path(post, path = "/api/v1/repos/{repo}/copy", tag = "subclusters", operation_id = "copyRepo", params(
+    ("repo" = String, Path, description = "The repository that becomes the copy"),
+    ("Idempotency-Key" = Option<String>, Header, description = "Repeating a request under its key copies once"),
+), request_body = CopyRepo, responses(
     (status = 201, description = "Copied", body = RepoInfo),
     (status = 409, description = "It exists already, and was to get a history", body = Problem,
         content_type = "application/problem+json"),
@@ -68,6 +71,7 @@ async fn copy(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(to): Path<RepoName>,
+    headers: HeaderMap,
     Json(request): Json<CopyRepo>,
 ) -> Result<Response, ApiError> {
     authorize(&caller, Action::ManageRepo(&to))?;
@@ -80,10 +84,13 @@ async fn copy(
         return Err(invalid("global is no subcluster: it can be neither side of a copy".into()));
     }
     cluster::identity::check_subcluster_name(to.as_str()).map_err(|error| invalid(error.to_string()))?;
+    let what = if request.with_history { "copy with history" } else { "copy" };
+    let key = idempotency_key(&headers)?.map(|key| Once::new(&key, &[what, from.as_str(), to.as_str()]));
+    let author = caller.author(app.cluster());
     let head = if request.with_history {
-        app.core.copy_with_history(&from, &to).await?
+        app.core.copy_with_history(&from, &to, &author, key).await?
     } else {
-        app.core.copy_tip(&from, &to, &caller.author(app.cluster())).await?
+        app.core.copy_tip(&from, &to, &author, key).await?
     };
     Ok(info(&to, head, false, StatusCode::CREATED))
 }

@@ -64,7 +64,7 @@ async fn node_token(
     if subcluster.is_global() {
         return Err(invalid("global is no subcluster: a node belongs to one of the others".into()));
     }
-    app.core.repo(&subcluster)?;
+    app.core.known_repo(&subcluster).await?;
     let ttl = ttl(request.ttl.as_deref(), NODE_TOKEN_TTL, NODE_TOKEN_TTL_MAX)?;
     let (token, record) = new_token(&app, &caller, &subcluster, ttl);
     app.core.put_node_token(record).await?;

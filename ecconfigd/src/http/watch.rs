@@ -3,7 +3,8 @@
 //! Thousands of these wait at a time, so one holds a place among the watchers, a position, and little else: a long poll's answer is made
 //! outside of the handler ([`Later`]), whose layers are gone while it waits. A stream repeats nothing and leaves nothing out: `id:` is the
 //! revision (or serial), and `Last-Event-ID` goes on after it. Who may not watch any more (a revoked token, a removed node) gets no further
-//! event. Shutdown ends them all at once with words that send the client to another server.
+//! event. Shutdown ends them all at once with words that send the client to another server, and so does a server that hears nothing of the
+//! cluster any more: what it has is no news.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -48,7 +49,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
 #[into_params(parameter_in = Query)]
 #[allow(dead_code, reason = "the fields that are not read stand for the documentation")]
 struct WatchQuery {
-    /// The last revision that is known; the answer is the first matching one after it. Default: the head.
+    /// The last revision that is known; the answer is the first matching one after it. One that does not exist is refused. Default: the head.
     after: Option<u64>,
     /// Only revisions that changed a path matching this glob; may be repeated. `**` crosses directories, and a
     /// pattern that names a directory means everything in it.
@@ -114,9 +115,19 @@ async fn watch(
 ) -> Result<Response, ApiError> {
     authorize(&caller, Action::Read(&repo))?;
     let query = WatchQuery::parse(uri.query())?;
+    app.core.may_be_followed()?;
     let place = app.places.watchers.take().await?;
-    app.may_read(&caller, &repo, query.min_revision).await?;
+    app.core.known_repo(&repo).await?;
+    app.reached(&repo, query.min_revision).await?;
     let after = last_event_id(&headers)?.or(query.after);
+    if let Some(after) = after {
+        app.core.known_revision(&repo, after).await.map_err(|error| match error {
+            error @ crate::error::Error::NotFound { .. } => {
+                ApiError::from(error).hint("it was seen in another cluster: begin after a revision of this one")
+            }
+            error => error.into(),
+        })?;
+    }
     let mut watch = app.core.watch(&repo, after, &query.path)?;
     if accepts(&headers, EVENT_STREAM) {
         let position = watch.position();
@@ -180,13 +191,14 @@ async fn target(
 ) -> Result<Response, ApiError> {
     authorize(&caller, Action::Follow(&node))?;
     let after = last_event_id(&headers)?.or(query.after);
-    let mut now = app.core.target(&node)?;
+    let mut now = app.core.target_from(&node, after).await?;
     let streams = accepts(&headers, EVENT_STREAM);
     let known = after.is_some_and(|after| after == now.record.serial);
     let reached = query.min_revision.is_none_or(|min| min <= now.record.serial);
     if !streams && !known && reached {
         return Ok(json(now.record.serial, now.json.clone()));
     }
+    app.core.may_be_followed()?;
     let place = app.places.watchers.take().await?;
     if let Some(min) = query.min_revision.filter(|_| !reached) {
         now = app.target_at_least(&node, min).await?;

@@ -374,7 +374,7 @@ pub(super) async fn first_state(world: &World) -> bool {
         }
         if world.plan.objects {
             for name in ["default", "global"] {
-                let new = NewRepo { repo: repo(name), author: author(), files: Vec::new() };
+                let new = NewRepo { repo: repo(name), author: author(), files: Vec::new(), key: None };
                 let queue = node.queue.clone();
                 let create = async move {
                     let (answer, answered) = oneshot::channel();

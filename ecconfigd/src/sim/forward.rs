@@ -82,6 +82,10 @@ impl Way for Asked {
         match write {
             Write::Commit(request) => self.job(|answer| Job::Commit(request, answer)).await.map(Written::Committed),
             Write::Create(new) => self.job(|answer| Job::Create(new, answer)).await.map(Written::Committed),
+            Write::CreateOnce { mut new, key } => {
+                new.key = Some(key);
+                self.job(|answer| Job::Create(new, answer)).await.map(Written::Committed)
+            }
             Write::Push(push) => {
                 let job = push.unpack(&self.peer.state)?;
                 self.job(|answer| Job::Push(Box::new(job), answer)).await.map(Written::Pushed)

@@ -496,7 +496,7 @@ impl Applying<'_, '_> {
             return Ok(Outcome::NotFound);
         }
         self.pending.uploads.remove(&id);
-        self.pending.finished_uploads.push(id);
+        self.pending.finished_uploads.push(self.state.upload_path(id));
         Ok(Outcome::Done)
     }
 
@@ -657,6 +657,8 @@ impl Applying<'_, '_> {
         }
         let address = record.address.clone().unwrap_or_default();
         let known = self.view.members.get(name).map(|member| member.as_ref().clone());
+        // A new machine under an old name: what the old one was given is worth nothing any more.
+        let succeeds = known.as_ref().is_some_and(|member| member.key_sha256 != key_sha256);
         let member = match known {
             Some(member) if member.key_sha256 == key_sha256 => MemberRecord { address, voter, ..member },
             Some(member) if member.replaced_by.as_deref() != Some(token) => {
@@ -680,7 +682,7 @@ impl Applying<'_, '_> {
             }
         };
         let mut record = NodeRecord { raft_id: Some(member.raft_id), ..record.clone() };
-        if let Some(before) = before {
+        if let Some(before) = before.filter(|_| !succeeds) {
             record.certificates = before.certificates.iter().cloned().chain(record.certificates).collect();
         }
         self.put_member(member)?;

@@ -140,7 +140,7 @@ pub(super) struct Pending {
     /// Uploads with chunks that are not synced.
     pub(super) uploads: BTreeSet<UploadId>,
     /// Files of uploads that are over. They are needed again if this node crashes before the next checkpoint.
-    pub(super) finished_uploads: Vec<UploadId>,
+    pub(super) finished_uploads: Vec<PathBuf>,
     /// Entries since the last checkpoint.
     pub(super) entries: u64,
     /// What the last checkpoint covers.
@@ -293,6 +293,12 @@ impl State {
         !matches!(self.apply.try_lock(), Err(TryLockError::WouldBlock))
     }
 
+    /// Nothing is applied while this is held.
+    #[cfg(test)]
+    pub(crate) fn hold(&self) -> impl Sized + use<'_> {
+        locked(&self.apply)
+    }
+
     /// Applies entries in order, in one transaction, and shows them to readers and watchers. Blocks.
     pub fn apply(&self, entries: &[Entry]) -> Result<Vec<crate::raft::Applied>, StateError> {
         let mut pending = locked(&self.apply);
@@ -403,8 +409,8 @@ impl State {
         let durable = pending.durable;
         let read = self.db.load().begin_read()?;
         drop(pending);
-        for id in work.finished_uploads.into_iter().chain(rest.finished_uploads) {
-            remove_if_there(&self.upload_path(id))?;
+        for path in work.finished_uploads.into_iter().chain(rest.finished_uploads) {
+            remove_if_there(&path)?;
         }
         Ok((durable, read))
     }
@@ -459,18 +465,18 @@ impl State {
         Ok(())
     }
 
-    /// Files of uploads that the durable state does not know belong to entries that will be applied again, or to none.
     fn remove_stale_uploads(&self) -> Result<(), StateError> {
+        self.stale_uploads()?.iter().try_for_each(|path| remove_if_there(path))
+    }
+
+    /// Files of uploads that the state does not know belong to entries that will be applied again, or to none.
+    pub(super) fn stale_uploads(&self) -> Result<Vec<PathBuf>, StateError> {
         let dir = self.data.join("uploads");
         let io = |source| StateError::Io { action: "list", path: dir.clone(), source };
         let known: BTreeSet<String> = self.upload_ids()?.into_iter().map(|(id, _)| format!("{id}.pack")).collect();
-        for entry in std::fs::read_dir(&dir).map_err(io)? {
-            let entry = entry.map_err(io)?;
-            if !known.contains(entry.file_name().to_string_lossy().as_ref()) {
-                remove_if_there(&entry.path())?;
-            }
-        }
-        Ok(())
+        let files = std::fs::read_dir(&dir).map_err(io)?.collect::<Result<Vec<_>, _>>().map_err(io)?;
+        let stale = files.into_iter().filter(|file| !known.contains(file.file_name().to_string_lossy().as_ref()));
+        Ok(stale.map(|file| file.path()).collect())
     }
 
     // ── reads that are not in the picture ───────────────────────────────────────────────────────────────────────────────────────
@@ -491,6 +497,11 @@ impl State {
             let id = key[keys::UPLOADS.len()..].try_into().map_err(|_| damaged(key, "not an upload id"))?;
             Ok((UploadId(id), decode(key, value)?))
         })
+    }
+
+    /// What has come of an upload.
+    pub(crate) fn upload_bytes(&self, id: UploadId) -> Result<u64, StateError> {
+        Ok(self.get::<super::apply::Upload>(&keys::upload(id))?.map_or(0, |upload| upload.bytes))
     }
 
     /// One revision.

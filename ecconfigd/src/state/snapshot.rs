@@ -230,7 +230,9 @@ impl State {
         }
         let view = load_view(&db, &self.data, &self.outside)?;
         self.hashes.restart(view.applied.map(|id| (id.index, view.hash)));
-        *pending = super::db::Pending { durable: view.applied, ..Default::default() };
+        // Files of uploads that were over before this snapshot go with the next checkpoint; until then somebody may still read them.
+        let finished_uploads = self.stale_uploads()?;
+        *pending = super::db::Pending { durable: view.applied, finished_uploads, ..Default::default() };
         self.hub.restore(&view);
         self.view.store(Arc::new(view));
         drop(pending);

@@ -270,6 +270,66 @@ fn a_snapshot_brings_everything_but_the_objects() {
     assert_eq!(to.current_snapshot().unwrap().unwrap().0, meta, "an installed snapshot can be passed on");
 }
 
+/// A node that was away while a large push came to its end gets a snapshot that does not know the upload any more.
+#[test]
+fn what_had_come_of_an_upload_goes_when_a_snapshot_is_beyond_it() {
+    let log = story();
+    let (from_dir, to_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (from, to) = (open(from_dir.path()), open(to_dir.path()));
+    from.apply(&log).unwrap();
+    // Up to the first of two chunks.
+    to.apply(&log[..log.len() - 4]).unwrap();
+    let files = || std::fs::read_dir(to_dir.path().join("uploads")).unwrap().count();
+    assert_eq!(files(), 1);
+    to.install_snapshot(from.build_snapshot().unwrap().1).unwrap();
+    to.checkpoint().unwrap();
+    assert_eq!(files(), 0);
+}
+
+#[test]
+fn a_machine_that_takes_a_name_over_ends_what_the_one_before_was_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path());
+    let node: NodeName = "n2".parse().unwrap();
+    let token = |id: &str| NodeTokenRecord {
+        id: id.into(),
+        secret_sha256: [0; 32],
+        subcluster: repo("default"),
+        created_by: "u".into(),
+        expires_clock_ms: u64::MAX,
+    };
+    let join = |certificate: &str, key: u8, token: &str| {
+        let certificate = CertificateRecord {
+            serial: certificate.into(),
+            fingerprint: certificate.into(),
+            issued_time_ms: 1,
+            not_after_time_ms: 2,
+        };
+        let record = NodeRecord {
+            name: node.clone(),
+            subcluster: repo("default"),
+            kind: NodeKind::Server,
+            raft_id: None,
+            address: Some("n2:1".into()),
+            joined_time_ms: 1,
+            certificates: vec![certificate],
+        };
+        Op::Join { record, voter: true, key_sha256: [key; 32], token: token.into() }
+    };
+    let known = || {
+        let record = state.view().nodes[&node].clone();
+        record.certificates.iter().map(|known| known.fingerprint.clone()).collect::<Vec<_>>()
+    };
+    let ops = vec![create("default"), Op::PutNodeToken(token("a")), join("one", 1, "a")];
+    assert_eq!(apply(&state, entry(1, ops, vec![])), [Outcome::Done, Outcome::Done, Outcome::Done]);
+    // A join whose answer was lost: the same machine with another certificate for its key.
+    assert_eq!(apply(&state, entry(2, vec![join("two", 1, "a")], vec![])), [Outcome::Done]);
+    assert_eq!(known(), ["one", "two"]);
+    let ops = vec![Op::AllowReplace { node: node.clone(), token: token("b") }, join("three", 2, "b")];
+    assert_eq!(apply(&state, entry(3, ops, vec![])), [Outcome::Done, Outcome::Done]);
+    assert_eq!(known(), ["three"]);
+}
+
 #[test]
 fn a_damaged_snapshot_is_refused_and_leaves_the_state() {
     let dir = tempfile::tempdir().unwrap();

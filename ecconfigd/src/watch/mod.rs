@@ -203,7 +203,8 @@ impl TargetWatch {
             }
             let target = self.targets.borrow_and_update().clone();
             let serial = target.record.serial;
-            // A caller that is ahead of us followed a cluster that is no more; it must not wait for the numbers to meet.
+            // A caller that is ahead of us followed a cluster that is no more, or another subcluster; it must not wait for the numbers to meet.
+            // (Whether it is only this node that is behind was looked at before.)
             if serial > self.after || (self.first && serial != self.after) {
                 self.after = serial;
                 self.first = false;

@@ -3,10 +3,13 @@
 use bytes::Bytes;
 use repos::{Content, Draft, NewCommit, Oid, PackLimits, RefName, RepoPath, Signature, TreeChange};
 
-use crate::commit::{PushCommand, PushOutcome, PushRequest};
+use crate::commit::{Propose, PushCommand, PushOutcome, PushRequest};
 use crate::core::Core;
 use crate::core::tests::put as put_change;
 use crate::core::tests::{author, name, request, started, text_at};
+use crate::error::{Error, Result};
+use crate::raft::command::{Op, Outcome};
+use crate::state::State;
 
 /// Bytes that do not compress, the same every time.
 pub(super) fn noise(bytes: usize) -> Vec<u8> {
@@ -210,4 +213,59 @@ async fn a_large_push_that_is_refused_is_not_sent_around() {
     assert_eq!(results(&outcome), [Some("non-fast-forward")]);
     assert_eq!(core.group().applied, before);
     core.shutdown().await;
+}
+
+/// Whoever proposes here does not always hear what became of it: `lost` says for each attempt whether it was done (or not), and was not
+/// answered. What is in doubt can be looked up.
+struct Deaf {
+    core: Core,
+    lost: std::sync::Mutex<Vec<bool>>,
+    proposed: std::sync::atomic::AtomicUsize,
+}
+
+impl Propose for Deaf {
+    fn state(&self) -> &State {
+        self.core.state()
+    }
+
+    async fn propose(&self, ops: Vec<Op>, attachments: Vec<Bytes>) -> Result<Vec<Outcome>> {
+        self.proposed.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let lost = self.lost.lock().unwrap().pop();
+        let answer = match lost {
+            Some(false) => Ok(Vec::new()),
+            _ => self.core.propose(ops, attachments).await,
+        };
+        if lost.is_some() { Err(Error::Unavailable("the answer was lost".into())) } else { answer }
+    }
+
+    async fn settle(&self) -> Result<()> {
+        self.core.linearize().await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_whose_answers_are_lost_are_looked_for_and_sent_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let core = started(dir.path()).await;
+    let pack = Bytes::from(noise(5 << 19));
+    let upload = async |lost: &[bool]| {
+        let lost = lost.iter().rev().copied().collect::<Vec<_>>().into();
+        let deaf = Deaf { core: core.clone(), lost, proposed: Default::default() };
+        let upload = deaf.upload(pack.clone()).await;
+        (upload, deaf.proposed.into_inner())
+    };
+    // Done and not told; not done; both, the one after the other.
+    for (lost, proposed) in [(&[true][..], 3), (&[false], 4), (&[false, true], 4), (&[false, false, true], 5)] {
+        let (id, proposals) = upload(lost).await;
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut core.state().open_upload(id.unwrap()).unwrap(), &mut bytes).unwrap();
+        assert!(bytes == pack && proposals == proposed, "{lost:?}: {} bytes, {proposals} proposals", bytes.len());
+    }
+    // Nothing is left of one that is given up.
+    let files = || std::fs::read_dir(dir.path().join("uploads")).unwrap().count();
+    core.checkpoint().await.unwrap();
+    let before = files();
+    assert!(upload(&[true, false, false, false, false, false]).await.0.is_err());
+    core.checkpoint().await.unwrap();
+    assert_eq!(files(), before);
 }

@@ -1,14 +1,14 @@
 //! What `eccfg doctor` asks of every node: how it is, and on request everything that it holds, read and compared.
 //!
 //! The node that is asked by a client asks all members at once; each examines itself and tells what it finds while it does. Reading is held to
-//! the rate of the usual scrubbing, one examination runs on a node at a time, and it ends with the connection of whoever asked.
+//! the rate of the usual scrubbing, one such examination runs on a node at a time, and it ends with the connection of whoever asked.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
 use cluster::api::{Checkup, CheckupEvent};
-use tokio::sync::mpsc;
+use tokio::sync::{SemaphorePermit, mpsc};
 
 use super::{Ask, Core};
 use crate::commit::Propose as _;
@@ -40,6 +40,10 @@ impl Core {
         let mut tasks = tokio::task::JoinSet::new();
         let (core, to) = (self.clone(), tell.clone());
         tasks.spawn(async move {
+            let _alone = match core.reads_everything_alone(deep) {
+                Ok(alone) => alone,
+                Err(why) => return drop(to.send((own, CheckupEvent::Failed { why: why.into() })).await),
+            };
             let (events, mut found) = mpsc::channel(QUEUE);
             let pass = async {
                 while let Some(event) = found.recv().await {
@@ -70,6 +74,14 @@ impl Core {
         while tasks.join_next().await.is_some() {}
     }
 
+    /// One examination that reads everything at a time; how a node is it says at any time.
+    fn reads_everything_alone(&self, deep: bool) -> std::result::Result<Option<SemaphorePermit<'_>>, &'static str> {
+        if !deep {
+            return Ok(None);
+        }
+        self.health().examining.try_acquire().map(Some).map_err(|_| "another examination is running on it")
+    }
+
     async fn examine_there(
         &self,
         target: &crate::peer::Target,
@@ -95,9 +107,8 @@ impl Core {
         stream: &mut Bulk,
     ) -> std::result::Result<(), Refusal> {
         let question: Question = serde_json::from_slice(&head).map_err(Refusal::bad)?;
-        let Ok(_alone) = self.health().examining.try_acquire() else {
-            return Err(Refusal::new(RefusalCode::NotNow, "another examination is running on it"));
-        };
+        let alone = self.reads_everything_alone(question.deep);
+        let _alone = alone.map_err(|why| Refusal::new(RefusalCode::NotNow, why))?;
         let (tell, mut found) = mpsc::channel(QUEUE);
         let send = async {
             // Whoever asked has gone when sending fails; dropping `found` ends the reading.
@@ -191,5 +202,40 @@ impl Core {
             }
             tokio::time::sleep(DIGESTS_LOOK).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::core::tests::started;
+
+    async fn told(core: &Core, deep: bool) -> Vec<CheckupEvent> {
+        let (tell, mut told) = mpsc::channel(QUEUE);
+        let read = async {
+            let mut events = Vec::new();
+            while let Some((_, event)) = told.recv().await {
+                events.push(event);
+            }
+            events
+        };
+        tokio::join!(core.examine_all(deep, tell), read).1
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn everything_is_read_once_at_a_time_and_how_it_is_a_node_always_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let core = started(dir.path()).await;
+        let checkup = |events: &[CheckupEvent]| events.iter().any(|event| matches!(event, CheckupEvent::Checkup(_)));
+        let failed = |events: &[CheckupEvent]| events.iter().any(|event| matches!(event, CheckupEvent::Failed { .. }));
+        let reading = core.reads_everything_alone(true).unwrap();
+        let (plain, deep) = (told(&core, false).await, told(&core, true).await);
+        assert!(checkup(&plain) && !failed(&plain), "{plain:?}");
+        assert!(failed(&deep) && deep.len() == 1, "{deep:?}");
+        drop(reading);
+        let deep = told(&core, true).await;
+        assert!(checkup(&deep) && !failed(&deep), "{deep:?}");
+        core.shutdown().await;
     }
 }

@@ -91,6 +91,9 @@ pub(crate) struct Told {
     pub(crate) applied: u64,
     #[serde(default)]
     pub(crate) out: Option<String>,
+    /// Why it leads in vain, where no majority answers it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lost: Option<String>,
     #[serde(default)]
     pub(crate) hashes: BTreeMap<u64, String>,
     #[serde(default)]
@@ -107,6 +110,7 @@ impl Told {
         Told {
             applied: state.view().applied_index(),
             out,
+            lost: None,
             hashes: known(&ask.hashes, &|index| state.hash_at(index)),
             digests: known(&ask.digests, &|index| state.digest_at(index)),
         }
@@ -239,6 +243,11 @@ impl Health {
         locked(&self.others).get(&raft_id).is_some_and(|told| told.out.is_some())
     }
 
+    /// Why this member leads in vain, as it said itself.
+    pub(super) fn lost_of(&self, raft_id: u64) -> Option<String> {
+        locked(&self.others).get(&raft_id).and_then(|told| told.lost.clone())
+    }
+
     /// What members said of themselves that are out, by number.
     pub(super) fn others_out(&self) -> BTreeMap<u64, String> {
         let others = locked(&self.others);
@@ -283,9 +292,9 @@ impl Health {
 }
 
 impl Core {
-    /// Why this node has taken itself out, if it has: it serves nothing until it is right again.
+    /// Why this node serves nothing, where that is so: it has taken itself out until it is right again, or is no member any more.
     pub fn out(&self) -> Option<String> {
-        self.health().outage().map(|outage| outage.words())
+        self.health().outage().map(|outage| outage.words()).or_else(|| self.removed())
     }
 
     pub(super) fn health(&self) -> &Health {
@@ -348,7 +357,8 @@ impl Core {
     }
 
     pub(super) fn own_hashes(&self, ask: &Ask) -> Told {
-        Told::of(&self.inner.proposer.state, ask, self.health().outage().map(|outage| outage.why))
+        let out = self.health().outage().map(|outage| outage.why);
+        Told { lost: self.leads_in_vain(), ..Told::of(&self.inner.proposer.state, ask, out) }
     }
 
     /// Asks members, all at once. Who does not answer in time is left out.
