@@ -30,7 +30,8 @@ pub(crate) trait Outside: Send + Sync + 'static {
     /// Runs work that blocks, outside the async threads, to its end even if nobody waits for it.
     fn run(&self, work: Work) -> BoxFuture<'static, ()>;
 
-    /// The same for work that is over in less than a millisecond: two changes of threads would take as long.
+    /// The same for work that is over in less than a millisecond: two changes of threads would take as long. It waits for no lock that
+    /// somebody keeps for longer: as long as one async thread is held up, sockets and timers of all of them may be.
     fn run_here(&self, work: Work) -> BoxFuture<'static, ()> {
         self.run(work)
     }
@@ -45,13 +46,9 @@ impl dyn Outside {
         self.answered(work, |work| self.run(work)).await
     }
 
-    /// The same for work that is `brief` (see [`Outside::run_here`]) or not.
-    pub(crate) async fn blocking_unless<T: Send + 'static>(
-        &self,
-        brief: bool,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> io::Result<T> {
-        self.answered(work, |work| if brief { self.run_here(work) } else { self.run(work) }).await
+    /// The same for work that is over in less than a millisecond (see [`Outside::run_here`]).
+    pub(crate) async fn here<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+        self.answered(work, |work| self.run_here(work)).await
     }
 
     async fn answered<T: Send + 'static>(

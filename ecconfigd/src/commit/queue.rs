@@ -153,7 +153,7 @@ impl<C: Group> Committer<C> {
         let brief = self.last_was_brief && is_small(&jobs);
         let since = outside.monotonic();
         let work = move || build(Builder::new(state, limits, time_ms), jobs);
-        let built = outside.blocking_unless(brief, work).await;
+        let built = if brief { outside.here(work).await } else { outside.blocking(work).await };
         self.last_was_brief = outside.monotonic().saturating_sub(since) < BRIEF;
         let Ok(Built { batch, waiting, later }) = built else {
             // The answers were dropped with the panic; whoever waits is told that by the channel.

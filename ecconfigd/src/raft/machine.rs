@@ -11,7 +11,7 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, S
 use openraft::{EntryPayload, OptionalSend};
 
 use super::command::{Op, PackSource};
-use super::{Entry, Group, LogId, SnapshotMeta, StoredMembership};
+use super::{Applied, Entry, Group, LogId, SnapshotMeta, StoredMembership};
 use crate::state::{Manifest, State, StateError};
 
 /// Entries of one transaction: enough to replay quickly, little enough to answer soon.
@@ -40,21 +40,26 @@ impl Machine {
         &self,
         work: impl FnOnce(&State) -> Result<T, StateError> + Send + 'static,
     ) -> io::Result<T> {
-        self.blocking_unless(false, work).await
+        let state = self.state.clone();
+        self.state.outside().blocking(move || work(&state)).await?.map_err(fatal)
     }
 
-    async fn blocking_unless<T: Send + 'static>(
-        &self,
-        brief: bool,
-        work: impl FnOnce(&State) -> Result<T, StateError> + Send + 'static,
-    ) -> io::Result<T> {
-        let state = self.state.clone();
-        let done = self.state.outside().blocking_unless(brief, move || work(&state)).await;
-        done?.map_err(|error| {
-            tracing::error!("{error}; this node stops");
-            io::Error::other(error)
-        })
+    /// Applies entries: the brief ones here, unless somebody holds them up, and all others on another thread.
+    async fn apply_batch(&self, batch: Vec<Entry>, bytes: usize) -> io::Result<Vec<Applied>> {
+        let batch = Arc::new(batch);
+        if is_brief(&batch, bytes) {
+            let (state, batch) = (self.state.clone(), batch.clone());
+            if let Some(done) = self.state.outside().here(move || state.try_apply(&batch)).await? {
+                return done.map_err(fatal);
+            }
+        }
+        self.blocking(move |state| state.apply(&batch)).await
     }
+}
+
+fn fatal(error: StateError) -> io::Error {
+    tracing::error!("{error}; this node stops");
+    io::Error::other(error)
 }
 
 /// What an entry weighs, roughly.
@@ -103,8 +108,7 @@ impl<C: Group> RaftStateMachine<C> for Machine {
                 batch.push(entry);
                 responders.push(responder);
             }
-            let brief = is_brief(&batch, bytes) && self.state.is_free();
-            let answers = self.blocking_unless(brief, move |state| state.apply(&batch)).await?;
+            let answers = self.apply_batch(batch, bytes).await?;
             for (responder, answer) in responders.into_iter().zip(answers) {
                 if let Some(responder) = responder {
                     responder.send(answer);

@@ -124,6 +124,8 @@ pub struct State {
     pub(super) outside: Arc<dyn Outside>,
     /// Held while entries are applied and while a checkpoint is cut.
     pub(super) apply: Mutex<Pending>,
+    /// How much of that is durable. Behind a lock of its own, which nobody keeps: whoever asks must not wait for a batch or a sync.
+    pub(super) progress: Mutex<Progress>,
     /// See [`State::alone`].
     checkpoint: Mutex<()>,
     /// Entries applied since the start and the nanoseconds that took.
@@ -141,12 +143,17 @@ pub(super) struct Pending {
     pub(super) uploads: BTreeSet<UploadId>,
     /// Files of uploads that are over. They are needed again if this node crashes before the next checkpoint.
     pub(super) finished_uploads: Vec<PathBuf>,
-    /// Entries since the last checkpoint.
-    pub(super) entries: u64,
-    /// What the last checkpoint covers.
-    pub(super) durable: Option<LogId>,
     /// Why nothing more may be written.
     pub(super) poisoned: Option<String>,
+}
+
+/// How far the disk is.
+#[derive(Default, Clone, Copy)]
+pub(super) struct Progress {
+    /// What the last checkpoint covers.
+    pub(super) durable: Option<LogId>,
+    /// Entries since.
+    pub(super) entries: u64,
 }
 
 pub(super) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
@@ -224,7 +231,7 @@ impl State {
         let view = load_view(&db, data, &outside)?;
         let hub = Hub::new(max_watchers);
         hub.restore(&view);
-        let pending = Pending { durable: view.applied, ..Pending::default() };
+        let progress = Progress { durable: view.applied, entries: 0 };
         let hashes = Hashes::default();
         hashes.restart(view.applied.map(|id| (id.index, view.hash)));
         let state = State {
@@ -237,7 +244,8 @@ impl State {
             view: ArcSwap::from_pointee(view),
             hub,
             outside,
-            apply: Mutex::new(pending),
+            apply: Mutex::default(),
+            progress: Mutex::new(progress),
             checkpoint: Mutex::new(()),
             applied: Default::default(),
         };
@@ -266,10 +274,10 @@ impl State {
         (entries.load(Ordering::Relaxed), Duration::from_nanos(ns.load(Ordering::Relaxed)))
     }
 
-    /// What the last checkpoint covers, and how many entries came since.
+    /// What the last checkpoint covers, and how many entries came since. Waits for nothing.
     pub fn durable(&self) -> (Option<LogId>, u64) {
-        let pending = locked(&self.apply);
-        (pending.durable, pending.entries)
+        let progress = *locked(&self.progress);
+        (progress.durable, progress.entries)
     }
 
     /// Opens (or makes) the objects of a repository that may not exist in the state yet.
@@ -287,12 +295,6 @@ impl State {
         std::fs::File::open(&path).map_err(|source| StateError::Io { action: "open", path, source })
     }
 
-    /// Whether nothing holds up what is applied now. A checkpoint does, for as long as its last sync takes; one that begins in this moment is
-    /// not seen, and waited for.
-    pub(crate) fn is_free(&self) -> bool {
-        !matches!(self.apply.try_lock(), Err(TryLockError::WouldBlock))
-    }
-
     /// Nothing is applied while this is held.
     #[cfg(test)]
     pub(crate) fn hold(&self) -> impl Sized + use<'_> {
@@ -301,7 +303,24 @@ impl State {
 
     /// Applies entries in order, in one transaction, and shows them to readers and watchers. Blocks.
     pub fn apply(&self, entries: &[Entry]) -> Result<Vec<crate::raft::Applied>, StateError> {
-        let mut pending = locked(&self.apply);
+        self.apply_under(locked(&self.apply), entries)
+    }
+
+    /// The same unless it would have to wait for somebody first: a checkpoint holds it up for as long as its last sync takes.
+    pub(crate) fn try_apply(&self, entries: &[Entry]) -> Option<Result<Vec<crate::raft::Applied>, StateError>> {
+        let pending = match self.apply.try_lock() {
+            Ok(pending) => pending,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        Some(self.apply_under(pending, entries))
+    }
+
+    fn apply_under(
+        &self,
+        mut pending: MutexGuard<'_, Pending>,
+        entries: &[Entry],
+    ) -> Result<Vec<crate::raft::Applied>, StateError> {
         let begin = Instant::now();
         refuse_poisoned(&pending)?;
         let mut answers = Vec::with_capacity(entries.len());
@@ -326,7 +345,7 @@ impl State {
         write.set_durability(Durability::None)?;
         let (answered, view, effects) = super::apply::apply(self, &write, pending, entries)?;
         write.commit()?;
-        pending.entries += answered.len() as u64;
+        locked(&self.progress).entries += answered.len() as u64;
         let index = view.applied_index();
         self.view.store(Arc::new(view));
         self.hashes.note(effects.hashes.iter().copied());
@@ -404,15 +423,19 @@ impl State {
             pending.poisoned = Some(error.to_string());
             return Err(error);
         }
-        pending.entries = 0;
-        pending.durable = self.view.load().applied;
-        let durable = pending.durable;
+        let durable = self.view.load().applied;
+        self.all_durable(durable);
         let read = self.db.load().begin_read()?;
         drop(pending);
         for path in work.finished_uploads.into_iter().chain(rest.finished_uploads) {
             remove_if_there(&path)?;
         }
         Ok((durable, read))
+    }
+
+    /// Called while nothing is applied.
+    pub(super) fn all_durable(&self, upto: Option<LogId>) {
+        *locked(&self.progress) = Progress { durable: upto, entries: 0 };
     }
 
     fn take_work(&self) -> Pending {

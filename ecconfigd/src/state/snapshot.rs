@@ -232,7 +232,8 @@ impl State {
         self.hashes.restart(view.applied.map(|id| (id.index, view.hash)));
         // Files of uploads that were over before this snapshot go with the next checkpoint; until then somebody may still read them.
         let finished_uploads = self.stale_uploads()?;
-        *pending = super::db::Pending { durable: view.applied, finished_uploads, ..Default::default() };
+        *pending = super::db::Pending { finished_uploads, ..Default::default() };
+        self.all_durable(view.applied);
         self.hub.restore(&view);
         self.view.store(Arc::new(view));
         drop(pending);

@@ -558,7 +558,9 @@ async fn a_leader_that_has_not_applied_a_join_removes_nobody() {
     let raft = &core.inner.proposer.raft;
     // A read that a deposed leader began may wait for ever.
     let leads = || tokio::time::timeout(Duration::from_secs(2), raft.get_read_log_id(ReadPolicy::ReadIndex));
+    let deadline = tokio::time::Instant::now() + PATIENCE;
     while !matches!(leads().await, Ok(Ok(_))) {
+        assert!(tokio::time::Instant::now() < deadline, "the slow one does not come to lead");
         let leader = group.leader().await.core().clone();
         drop(leader.inner.proposer.raft.trigger().transfer_leader(core.inner.raft_id).await);
         let _ = raft.wait(Some(Duration::from_secs(1))).current_leader(core.inner.raft_id, "the slow one leads").await;
@@ -581,5 +583,39 @@ async fn a_leader_that_has_not_applied_a_join_removes_nobody() {
     let mut since = memberships.iter().skip_while(|membership| membership.get_node(&joined).is_none()).peekable();
     assert!(since.peek().is_some(), "{memberships:?}");
     assert!(since.all(|membership| membership.get_node(&joined).is_some()), "{memberships:?}");
+    group.stop().await;
+}
+
+/// A long batch or a checkpoint on a slow disk holds up what is applied after it. Sockets and timers of this process share their threads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn while_applying_is_held_up_everything_else_goes_on() {
+    let group = Group::start(3).await;
+    group.converge().await;
+    let leader = group.leader().await.name.clone();
+    let follower = group.members.iter().find(|member| member.name != leader).unwrap().core().clone();
+    let state = follower.inner.proposer.state.clone();
+    let (held, holds) = tokio::sync::oneshot::channel();
+    let (release, released) = std::sync::mpsc::channel();
+    let holder = std::thread::spawn(move || {
+        let held_up = state.hold();
+        held.send(()).unwrap();
+        let in_time = released.recv_timeout(PATIENCE);
+        drop(held_up);
+        in_time
+    });
+    holds.await.unwrap();
+    let before = follower.figures().applied;
+    // Longer than its maintenance takes to look again.
+    let since = std::time::Instant::now();
+    let mut number = 0;
+    while since.elapsed() < Duration::from_millis(500) {
+        number += 1;
+        group.commit("default/a", &number.to_string()).await;
+    }
+    assert_eq!(follower.figures().applied, before, "it was not held up");
+    release.send(()).unwrap();
+    assert!(holder.join().unwrap().is_ok(), "everything waited");
+    drop(follower);
+    group.converge().await;
     group.stop().await;
 }
