@@ -27,6 +27,8 @@ const LOOK: Duration = Duration::from_millis(100);
 const GREET: Duration = Duration::from_secs(1);
 /// A step that hangs (the group lost its majority) is given up and tried again.
 const STEP: Duration = Duration::from_secs(15);
+/// How long a leader waits until it has applied what it must know first; whoever leads no more would wait in vain.
+const BARRIER: Duration = Duration::from_secs(2);
 /// How long a node that stops waits for the step that it has begun.
 const LAST_STEP: Duration = Duration::from_secs(2);
 /// A learner that misses fewer entries than this has caught up: the rest takes milliseconds.
@@ -205,7 +207,8 @@ pub(super) async fn look(proposer: &Proposer, raft_id: u64, options: &CoreOption
         return Ok(());
     }
     // A leader may lead before it has applied what others wrote. By records that it does not have yet it would remove whoever joined last.
-    proposer.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.map_err(|error| error.to_string())?;
+    let applied = tokio::time::timeout(BARRIER, proposer.raft.ensure_linearizable(ReadPolicy::ReadIndex)).await;
+    applied.map_err(|_| "what was committed before it led is not applied yet")?.map_err(|error| error.to_string())?;
     match wanted(proposer, raft_id, options)? {
         Some(Work::First(first)) => {
             proposer.one(Op::PutMember(first)).await.map(drop).map_err(|error| error.to_string())

@@ -135,7 +135,7 @@ impl Node {
         let home = Arc::new(super::disk::SimHome { disk: disk.clone() });
         let state = crate::state::open_in(home, &disk.dir, MAX_WATCHERS, machinery.clone());
         let state = state.map_err(|error| format!("the state does not open: {error}"))?;
-        let opened = LogStore::open_unwritten(&disk.dir.join("raft"), SEGMENT_BYTES);
+        let opened = LogStore::open_unwritten(&disk.dir.join("raft"), SEGMENT_BYTES, machinery.clone());
         let (log, writer, requests) = opened.map_err(|error| format!("the log does not open: {error}"))?;
         let platter = Platter { disk: disk.clone(), machinery: machinery.clone() };
         scope.spawn(writer.run_simulated(requests, platter));

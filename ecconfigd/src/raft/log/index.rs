@@ -141,11 +141,12 @@ impl Index {
         self.slots.get_mut(usize::try_from(offset).ok()?)
     }
 
-    /// The entries of `start..end` that are there.
-    pub(super) fn range(&self, start: u64, end: u64) -> Vec<Lookup> {
+    /// The entries of `start..end` that are there: the first, and as many more as weigh no more than this with it.
+    pub(super) fn range(&self, start: u64, end: u64, limit_bytes: usize) -> Vec<Lookup> {
         let Some(first) = self.first_index() else { return Vec::new() };
         let from = start.saturating_sub(first);
         let upto = end.saturating_sub(first).min(self.slots.len() as u64);
+        let mut sum = 0;
         (from..upto)
             .map(|at| {
                 let slot = &self.slots[at as usize];
@@ -155,13 +156,22 @@ impl Index {
                     (None, None) => unreachable!("an entry is cached until it is written"),
                 }
             })
+            .take_while(|lookup| {
+                let first = sum == 0;
+                sum += lookup.bytes();
+                first || sum <= limit_bytes
+            })
             .collect()
     }
 }
 
 impl Lookup {
+    pub(super) fn is_here(&self) -> bool {
+        matches!(self, Lookup::Here(_))
+    }
+
     /// What the entry weighs, to bound a read before doing it.
-    pub(super) fn bytes(&self) -> usize {
+    fn bytes(&self) -> usize {
         match self {
             Lookup::Here(entry) => weight(entry),
             Lookup::At(_, place) => place.bytes,

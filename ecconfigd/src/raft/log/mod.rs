@@ -25,11 +25,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use openraft::OptionalSend;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use tokio::sync::{mpsc, oneshot};
 
-use self::index::{Index, Place};
+use self::index::{Index, Lookup, Place};
 use self::record::Record;
 use self::segment::{HEADER_BYTES, Segment};
 #[cfg(test)]
@@ -37,10 +38,11 @@ pub(crate) use self::simulated::Platter;
 use self::writer::Old;
 pub(crate) use self::writer::{Request, Writer};
 use super::{Entry, FAR_BEHIND, Group, LogId, Vote};
+use crate::outside::{self, Outside};
 
 /// Requests that wait for the writer. Openraft has a handful in flight; when it is full, openraft waits.
 const QUEUE: usize = 256;
-/// What one replication request reads at most, beyond the first entry.
+/// What one replication request reads at most, and what is read at once to be applied, beyond the first entry.
 const READ_BYTES: usize = 8 << 20;
 /// … and for a follower that is far behind: what is synced there at once holds up other syncs on the same disk.
 const FAR_READ_BYTES: usize = 256 << 10;
@@ -147,12 +149,13 @@ pub struct LogStore {
     index: Arc<Mutex<Index>>,
     requests: mpsc::Sender<Request>,
     stats: Arc<LogStats>,
+    outside: Arc<dyn Outside>,
 }
 
 impl LogStore {
     /// Opens the log in a directory, which is made if it is missing, and starts its writer.
     pub fn open(dir: &Path, segment_bytes: u64) -> Result<LogStore, LogError> {
-        let (log, writer, receiver) = LogStore::open_unwritten(dir, segment_bytes)?;
+        let (log, writer, receiver) = LogStore::open_unwritten(dir, segment_bytes, outside::Machine::shared())?;
         std::thread::Builder::new()
             .name("log-writer".into())
             .spawn(move || writer.run(receiver))
@@ -160,10 +163,11 @@ impl LogStore {
         Ok(log)
     }
 
-    /// The same without the thread: whoever calls this has to serve the writer's requests.
+    /// The same on another machine, and without the thread: whoever calls this has to serve the writer's requests.
     pub(crate) fn open_unwritten(
         dir: &Path,
         segment_bytes: u64,
+        outside: Arc<dyn Outside>,
     ) -> Result<(LogStore, Writer, mpsc::Receiver<Request>), LogError> {
         let io = |action, source| LogError::Io { action, path: dir.to_owned(), source };
         std::fs::create_dir_all(dir).map_err(|e| io("create", e))?;
@@ -173,7 +177,7 @@ impl LogStore {
         writer.synced = writer.next_sequence.saturating_sub(1);
         let index = writer.index.clone();
         let (requests, receiver) = mpsc::channel(QUEUE);
-        Ok((LogStore { index, requests, stats }, writer, receiver))
+        Ok((LogStore { index, requests, stats, outside }, writer, receiver))
     }
 
     /// Figures.
@@ -224,18 +228,13 @@ impl LogStore {
         answer.await.map_err(|_| io::Error::other("the log is closed"))?
     }
 
-    fn read(&self, start: u64, end: u64, limit_bytes: usize) -> io::Result<Vec<Entry>> {
-        let lookups = locked(&self.index).range(start, end);
-        let mut sum = 0;
-        let mut entries = Vec::with_capacity(lookups.len());
-        for lookup in lookups {
-            sum += lookup.bytes();
-            if sum > limit_bytes && !entries.is_empty() {
-                break;
-            }
-            entries.push(lookup.load()?);
-        }
-        Ok(entries)
+    /// The entries of `start..end`, or the first of them if all weigh more than this; one at least. What is in memory is answered at once, and
+    /// files are read outside the async threads: they may be on a slow disk.
+    async fn read(&self, start: u64, end: u64, limit_bytes: usize) -> io::Result<Vec<Entry>> {
+        let lookups = locked(&self.index).range(start, end, limit_bytes);
+        let in_memory = lookups.iter().all(Lookup::is_here);
+        let load = move || lookups.into_iter().map(Lookup::load).collect();
+        if in_memory { load() } else { self.outside.blocking(load).await? }
     }
 }
 
@@ -335,28 +334,51 @@ fn replay(
     Ok(highest)
 }
 
+/// The first index of a range, and the one behind its last.
+fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
+    let start = match range.start_bound() {
+        Bound::Included(start) => *start,
+        Bound::Excluded(start) => start + 1,
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(end) => end + 1,
+        Bound::Excluded(end) => *end,
+        Bound::Unbounded => u64::MAX,
+    };
+    (start, end)
+}
+
 impl<C: Group> RaftLogReader<C> for LogStore {
     async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
         &mut self,
         range: RB,
     ) -> Result<Vec<Entry>, io::Error> {
-        let start = match range.start_bound() {
-            Bound::Included(start) => *start,
-            Bound::Excluded(start) => start + 1,
-            Bound::Unbounded => 0,
-        };
-        let end = match range.end_bound() {
-            Bound::Included(end) => end + 1,
-            Bound::Excluded(end) => *end,
-            Bound::Unbounded => u64::MAX,
-        };
-        self.read(start, end, usize::MAX)
+        let (start, end) = bounds(&range);
+        self.read(start, end, usize::MAX).await
+    }
+
+    /// In pieces: what is to be applied after a start, or behind a long batch, may be more than shall be in memory at once.
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (log, (start, end)) = (self.clone(), bounds(&range));
+        let pieces = stream::try_unfold(start, move |from| {
+            let log = log.clone();
+            async move {
+                let piece = log.read(from, end, READ_BYTES).await?;
+                let next = from + piece.len() as u64;
+                io::Result::Ok((!piece.is_empty()).then(|| (stream::iter(piece).map(Ok), next)))
+            }
+        });
+        Box::pin(pieces.try_flatten())
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
         let last = locked(&self.index).last().map_or(0, |id| id.index);
         let far_behind = start + FAR_BEHIND < last;
-        self.read(start, end, if far_behind { FAR_READ_BYTES } else { READ_BYTES })
+        self.read(start, end, if far_behind { FAR_READ_BYTES } else { READ_BYTES }).await
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {

@@ -2,13 +2,16 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicUsize;
 
+use futures::future::BoxFuture;
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::{EntryPayload, StorageError};
 use proptest::prelude::*;
 
 use super::*;
+use crate::outside::Work;
 use crate::raft::machine::Machine;
 use crate::raft::{Command, TypeConfig, log_id};
 use crate::state::State;
@@ -129,6 +132,49 @@ async fn an_entry_larger_than_a_segment_gets_one_of_its_size() {
     log.close().await.unwrap();
     let mut log = LogStore::open(dir.path(), SEGMENT).unwrap();
     assert_eq!(all(&mut log).await, vec![large, entry(1, 2, vec![1])]);
+}
+
+/// Counts what is sent to other threads, and does it here.
+#[derive(Default)]
+struct Sent(AtomicUsize);
+
+impl Outside for Sent {
+    fn monotonic(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn wall_ms(&self) -> u64 {
+        0
+    }
+
+    fn random(&self) -> io::Result<[u8; 16]> {
+        Ok([0; 16])
+    }
+
+    fn run(&self, work: Work) -> BoxFuture<'static, ()> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        work();
+        Box::pin(std::future::ready(()))
+    }
+}
+
+#[tokio::test]
+async fn files_are_read_on_other_threads_and_in_pieces() {
+    const COUNT: u64 = 20;
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = LogStore::open(dir.path(), SEGMENT).unwrap();
+    let entries: Vec<_> = (1..=COUNT).map(|index| entry(1, index, vec![index as u8; 1 << 20])).collect();
+    for entry in &entries {
+        append(&mut log, vec![entry.clone()]).await.unwrap();
+    }
+    log.close().await.unwrap();
+    let sent = Arc::new(Sent::default());
+    let (mut log, _writer, _requests) = LogStore::open_unwritten(dir.path(), SEGMENT, sent.clone()).unwrap();
+    let stream = RaftLogReader::<TypeConfig>::entries_stream(&mut log, 3..=COUNT).await;
+    let read: Vec<_> = stream.try_collect().await.unwrap();
+    assert_eq!(read, entries[2..]);
+    // Seven entries of a MiB and a head each, twice, and the last four.
+    assert_eq!(sent.0.load(Ordering::Relaxed), 3);
 }
 
 /// A log with three acknowledged groups, the last of two entries.
