@@ -5,8 +5,6 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use futures::FutureExt;
-use openraft::RaftLogReader;
 use openraft::async_runtime::watch::WatchReceiver as _;
 
 use super::damage::Damage;
@@ -20,7 +18,7 @@ use super::node::{Behaviour, Node, Setup};
 use super::oracle::Oracle;
 use super::plan::Plan;
 use super::rng::Rng;
-use super::runtime::{Scope, SimConfig, locked, now};
+use super::runtime::{Scope, locked, now};
 use crate::raft::{Entry, LogId};
 
 /// Lines that are kept for the report of a failure.
@@ -367,8 +365,6 @@ impl World {
 /// The entries of this range as the node applied them; none if it came here by a snapshot, when its log may still hold what was never
 /// committed. A log that has the last of them has all of them: that is what Raft promises, and what other nodes are compared with.
 fn entries(node: &Node, first: u64, last: LogId) -> Vec<Entry> {
-    let mut log = node.log.clone();
-    let read = RaftLogReader::<SimConfig>::try_get_log_entries(&mut log, first..=last.index).now_or_never();
-    let entries = read.and_then(Result::ok).unwrap_or_default();
+    let entries = node.log.look(first, last.index + 1).unwrap_or_default();
     if entries.last().is_some_and(|entry| entry.log_id == last) { entries } else { Vec::new() }
 }

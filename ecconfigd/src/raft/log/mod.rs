@@ -236,6 +236,12 @@ impl LogStore {
         let load = move || lookups.into_iter().map(Lookup::load).collect();
         if in_memory { load() } else { self.outside.blocking(load).await? }
     }
+
+    /// The same, here and now, for whoever watches a simulation from outside.
+    #[cfg(test)]
+    pub(crate) fn look(&self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        locked(&self.index).range(start, end, usize::MAX).into_iter().map(Lookup::load).collect()
+    }
 }
 
 /// Reads all segments and answers a writer that goes on behind them.
