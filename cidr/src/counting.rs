@@ -10,8 +10,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use cidr_engine::ingest::{BatchError, Fed, LineError, MAX_BATCH_BYTES, feed_batch, feed_text};
-use cidr_engine::live::{Limits, LiveWindow, Monitor, Refusal, SeriesId, Tally};
-use cidr_engine::{Address, Block, Counts, Stamp};
+use cidr_engine::live::{Held, Limits, LiveWindow, Monitor, Past, Question, Refusal, Sealed, SeriesId, Tally};
+use cidr_engine::{Address, Block, Stamp};
 
 /// Windows of late events that are open at a time. An event that would open one more counts in the present window.
 const LATE_WINDOWS: usize = 64;
@@ -290,8 +290,9 @@ impl Counting {
         earlier && (self.late.len() < LATE_WINDOWS || self.late.contains_key(&start))
     }
 
-    /// What the monitor of a series counted for a block in the windows that reach `last_s` back; none without such a series.
-    pub fn count(&mut self, series: &str, block: &Block, last_s: u64, now: Now) -> Result<Option<i64>, TooFarBack> {
+    /// What the monitor of a series counted for a block in the windows that reach `last_s` back; none without such a series. The answer is
+    /// worked out without the counters.
+    pub fn ask(&mut self, series: &str, block: &Block, last_s: u64, now: Now) -> Result<Option<Question>, TooFarBack> {
         let Some(place) = self.monitors.places.get(series) else { return Ok(None) };
         let monitor = &mut self.monitors.all[*place];
         let (window_s, windows) = monitor.shape();
@@ -300,7 +301,7 @@ impl Counting {
             let held_s = u64::from(window_s) * u64::from(windows);
             return Err(TooFarBack { series: series.into(), held_s });
         }
-        Ok(Some(monitor.count(block, 0, wanted as u32 - 1, now.steady)))
+        Ok(Some(monitor.ask(block, 0, wanted as u32 - 1, now.steady)))
     }
 
     /// Forgets an address: in the monitor, and in windows that were not handed in yet.
@@ -319,13 +320,18 @@ impl Counting {
         self.monitors.places.iter().map(|(name, place)| (String::from(name.clone()), shape(*place))).collect()
     }
 
-    /// What a monitor holds, with the starts of its windows by the steady clock.
-    pub fn export(&self, series: &str) -> Option<Vec<(Stamp, Counts)>> {
+    /// Windows of monitors that ended since the last call: to be sorted before somebody asks.
+    pub fn take_ended(&mut self) -> Vec<Past> {
+        self.monitors.all.iter_mut().flat_map(Monitor::take_ended).collect()
+    }
+
+    /// What a monitor holds; its windows have their starts by the steady clock.
+    pub fn export(&self, series: &str) -> Option<Held> {
         self.monitors.places.get(series).map(|place| self.monitors.all[*place].export())
     }
 
     /// Gives a monitor back what it held in an earlier run; nothing happens once it has counted.
-    pub fn import(&mut self, series: &str, windows: Vec<(Stamp, Counts)>, now: Now) {
+    pub fn import(&mut self, series: &str, windows: Vec<(Stamp, Sealed)>, now: Now) {
         if !self.monitors.places.contains_key(series) {
             let place = self.monitors.place(series);
             self.monitors.all[place].import(windows, now.steady);
@@ -370,6 +376,11 @@ mod tests {
         counting.event("spam", "10.0.0.1".parse().unwrap(), amount, time, now).unwrap();
     }
 
+    fn count(counting: &mut Counting, series: &str, last_s: u64, now: Now) -> Result<Option<i64>, TooFarBack> {
+        let asked = counting.ask(series, &"10.0.0.0/8".parse().unwrap(), last_s, now)?;
+        Ok(asked.map(|question| question.answer()))
+    }
+
     #[test]
     fn windows_follow_the_wall_clock_through_jumps() {
         let mut counting = counting(Limits::default());
@@ -390,8 +401,7 @@ mod tests {
         counting.end_all();
         assert_eq!(sums(&mut counting), [(720, 64)]);
         // The monitor saw ten seconds or so.
-        let count = counting.count("spam", &"10.0.0.0/8".parse().unwrap(), 1_800, at(5, 670)).unwrap();
-        assert_eq!(count, Some(127));
+        assert_eq!(count(&mut counting, "spam", 1_800, at(5, 670)), Ok(Some(127)));
     }
 
     #[test]
@@ -440,18 +450,18 @@ mod tests {
     #[test]
     fn removing_and_shapes() {
         let mut counting = counting(Limits::default());
-        let (block, now) = ("10.0.0.0/8".parse().unwrap(), at(601, 601));
+        let now = at(601, 601);
         event(&mut counting, 5, None, now);
         counting.remove("spam", "10.0.0.1".parse().unwrap(), now);
-        assert_eq!(counting.count("spam", &block, 300, now), Ok(Some(0)));
-        assert_eq!(counting.count("ham", &block, 300, now), Ok(None));
-        let error = counting.count("spam", &block, 7_200, now).unwrap_err();
+        assert_eq!(count(&mut counting, "spam", 300, now), Ok(Some(0)));
+        assert_eq!(count(&mut counting, "ham", 300, now), Ok(None));
+        let error = count(&mut counting, "spam", 7_200, now).unwrap_err();
         assert!(error.to_string().contains("1800 seconds"), "{error}");
         event(&mut counting, 7, None, now);
         counting.configure(60, BTreeMap::from([("spam".into(), (10, 100))]), now);
-        assert_eq!(counting.count("spam", &block, 60, now), Ok(Some(0)));
+        assert_eq!(count(&mut counting, "spam", 60, now), Ok(Some(0)));
         event(&mut counting, 9, None, now);
-        assert_eq!(counting.count("spam", &block, 10, now), Ok(Some(9)));
+        assert_eq!(count(&mut counting, "spam", 10, now), Ok(Some(9)));
         counting.configure(10, BTreeMap::new(), now);
         assert_eq!(sums(&mut counting), [(660, 16)]);
         assert_eq!(counting.start + counting.interval_s, 610);

@@ -178,7 +178,8 @@ impl Service {
         self.counting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs something on the counters, and passes on the windows that ended meanwhile.
+    /// Runs something on the counters, and passes on the windows that ended meanwhile. Every event waits for it, on the threads that serve
+    /// sockets and timers, too: nothing in there may sort. What copies the addresses of a window, or looks through them, does nothing else there.
     pub fn counted<T>(&self, run: impl FnOnce(&mut Counting, Now) -> T) -> T {
         let (result, finished) = {
             let mut counting = self.counting();
@@ -215,15 +216,23 @@ impl Service {
         *self.finished.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// What this node counted for a block in the last `last_s` seconds.
+    /// What this node counted for a block in the last `last_s` seconds. Takes as long as there are addresses.
     pub fn count_here(&self, series: &str, block: &Block, last_s: u64) -> Result<i64, Failure> {
-        let count = self.counted(|counting, now| counting.count(series, block, last_s, now));
-        count.map(Option::unwrap_or_default).map_err(|error| Failure::of(&error).code("too-far-back"))
+        let asked = self.counted(|counting, now| counting.ask(series, block, last_s, now));
+        let asked = asked.map_err(|error| Failure::of(&error).code("too-far-back"))?;
+        Ok(asked.map(|question| question.answer()).unwrap_or_default())
+    }
+
+    /// The same on a thread that may take that long.
+    pub async fn count_aside(self: &Arc<Self>, series: &str, block: &Block, last_s: u64) -> Result<i64, Failure> {
+        let (this, series, block) = (self.clone(), series.to_owned(), *block);
+        let counted = tokio::task::spawn_blocking(move || this.count_here(&series, &block, last_s)).await;
+        counted.unwrap_or_else(|error| Err(Failure::of(&error)))
     }
 
     /// The same over the cluster: every node is asked at once.
-    pub async fn count(&self, series: &str, block: &Block, last_s: u64) -> Result<Count, Failure> {
-        let own = self.count_here(series, block, last_s)?;
+    pub async fn count(self: &Arc<Self>, series: &str, block: &Block, last_s: u64) -> Result<Count, Failure> {
+        let own = self.count_aside(series, block, last_s).await?;
         let (mut nodes, missing) = self.peers.count(series, block, last_s).await;
         nodes.insert(self.node.clone(), own);
         let count = nodes.values().copied().fold(0, i64::saturating_add);

@@ -153,7 +153,7 @@ async fn count(service: Arc<Service>, value: Value) -> Result<Value, Failure> {
     let block: Block = word(&block)?;
     let last_s = last.as_millis().div_ceil(1_000);
     if local {
-        let count = service.count_here(&series, &block, last_s)?;
+        let count = service.count_aside(&series, &block, last_s).await?;
         return Ok(json!({ "count": count, "nodes": { (service.node.as_str()): count } }));
     }
     let count = service.count(&series, &block, last_s).await?;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cidr_engine::live::Sealed;
 use cidr_engine::{Care, Maintained, Stamp};
 use cluster::error::Chain;
 use cluster::files;
@@ -74,9 +75,9 @@ fn save(service: &Service) -> Result<(), files::FileError> {
     let settings = service.settings();
     let persistent = settings.cidr.series.iter().filter(|(_, series)| series.persist);
     for (name, series) in persistent {
-        let Some(windows) = service.counted(|counting, _| counting.export(name)) else { continue };
+        let Some(held) = service.counted(|counting, _| counting.export(name)) else { continue };
         let window_s = i64::from(series.monitor.window_s);
-        let bytes = saved(name, window_s, windows);
+        let bytes = saved(name, window_s, held.windows());
         files::create_dirs(&service.data.join("monitors"), 0o755)?;
         files::write_atomic(&file_of(&service.data, name), &bytes, 0o644)?;
     }
@@ -116,7 +117,10 @@ pub fn restore(service: &Service) {
         match files::read_limited(&path, SAVED_BYTES) {
             Ok(None) => {}
             Ok(Some(bytes)) => match read(&bytes) {
-                Some(windows) => service.counted(|counting, now| counting.import(name, windows, now)),
+                Some(windows) => {
+                    let sealed = windows.into_iter().map(|(start, counts)| (start, Sealed::new(counts))).collect();
+                    service.counted(|counting, now| counting.import(name, sealed, now));
+                }
                 None => tracing::warn!(path = %path.display(), "the monitor's file is damaged; it begins anew"),
             },
             Err(error) => tracing::warn!(error = %Chain(&error), "a monitor begins anew"),

@@ -87,6 +87,7 @@ pub async fn run(options: RunOptions) -> Result<(), Box<dyn std::error::Error + 
     let inputs = sockets.serve(&service, accounts, &shutdown);
     let stop = shutdown.token();
     shutdown.spawn(windows::cut(service.clone(), stop.clone()));
+    shutdown.spawn(windows::sort(service.clone(), stop.clone()));
     shutdown.spawn(deliver::deliver(service.clone(), stop.clone()));
     shutdown.spawn(maintenance::rounds(service.clone(), stop.clone()));
     shutdown.spawn(maintenance::save_monitors(service.clone(), stop.clone()));

@@ -3,6 +3,7 @@
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use cidr_engine::live::Past;
 use cluster::error::Chain;
 use tokio_util::sync::CancellationToken;
 
@@ -12,6 +13,8 @@ use crate::service::Service;
 
 /// How often the clock is looked at: a jump is noticed within this time, and an end within a tenth of a second.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often windows of monitors are looked for that ended and are to be sorted. Who asks before that sorts them himself.
+const SORT_EVERY: Duration = Duration::from_secs(1);
 /// A disk that is full may be cleaned up; meanwhile the window stays in memory.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -21,6 +24,16 @@ pub async fn cut(service: Arc<Service>, stop: CancellationToken) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         service.counted(|counting, now| counting.turn(now));
+    }
+}
+
+/// Sorts the windows of monitors that are over, away from whoever counts or asks.
+pub async fn sort(service: Arc<Service>, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(SORT_EVERY)).await.is_some() {
+        let ended = service.counted(|counting, _| counting.take_ended());
+        if !ended.is_empty() {
+            let _ = tokio::task::spawn_blocking(move || ended.iter().for_each(Past::sort)).await;
+        }
     }
 }
 

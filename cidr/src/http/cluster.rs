@@ -31,7 +31,7 @@ pub async fn count(
 ) -> Result<String, Refusal> {
     let Query(parameters) = parameters.map_err(|error| Refusal::wrong(error.body_text()))?;
     let (block, last_s) = parameters.checked()?;
-    let count = app.service.count_here(&parameters.series, &block, last_s);
+    let count = app.service.count_aside(&parameters.series, &block, last_s).await;
     Ok(format!("{}\n", count.map_err(|failure| Refusal::new(StatusCode::BAD_REQUEST, failure))?))
 }
 

@@ -9,6 +9,7 @@ use crate::key::Key;
 use crate::store::Counts;
 
 /// Counts of one series.
+#[derive(Clone)]
 pub(crate) struct Tables {
     v4: CountTable<u32>,
     v6: CountTable<u128>,
@@ -55,10 +56,13 @@ impl Tables {
     }
 }
 
-/// Looks up every address of a small block, and looks through everything for a large one.
+/// A look-up waits for memory about as long as it takes to look through this many slots in their order.
+const SLOTS_PER_LOOKUP: u128 = 32;
+
+/// Looks up every address of a small block, and looks through everything for a large one: whoever counts waits for it.
 fn count<K: Key>(table: &CountTable<K>, block: &Block) -> i64 {
     let (first, last) = (block.first(), block.last());
-    if last - first < table.len() as u128 {
+    if last - first < table.len() as u128 / (SLOTS_PER_LOOKUP / 2) {
         return (first..=last).map(|number| table.get(K::from_u128(number))).fold(0, i64::saturating_add);
     }
     let inside = table.iter().filter(|(key, _)| (first..=last).contains(&key.to_u128()));

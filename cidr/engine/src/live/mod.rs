@@ -2,8 +2,10 @@
 
 mod counter;
 mod monitor;
+mod past;
 mod table;
 
 pub use counter::{Limits, LiveWindow, Refusal, SeriesId, Tally};
 pub use monitor::Monitor;
+pub use past::{Held, Past, Question, Sealed};
 pub use table::{Full, MAX_COUNT};

@@ -20,6 +20,7 @@ pub const MAX_COUNT: i64 = 1 << 53;
 #[error("as many addresses are counted as may be kept in memory")]
 pub struct Full;
 
+#[derive(Clone)]
 pub(crate) struct CountTable<K> {
     slots: Vec<(K, i32)>,
     /// Counts that exceed a slot, which says [`ELSEWHERE`].
