@@ -32,6 +32,9 @@ pub(crate) struct Inner {
     pub(crate) stats: Stats,
     options: RwLock<Options>,
     pub(crate) tail: Mutex<Tail>,
+    /// As the next segment begins with them. Changed behind the writers' lock, but for what is forgotten; apart from it, because that is held for as
+    /// long as a disk takes to end a segment, and who only looks must not wait for a disk. So it is never held over one.
+    pub(crate) notes: Mutex<Notes>,
     /// Writers wait for a subscriber.
     pub(crate) room: Condvar,
 }
@@ -107,20 +110,20 @@ impl Journal {
         Ok(sequences)
     }
 
-    /// What was noted under a key with the newest batch that did.
+    /// What was noted under a key with the newest batch that did. Waits for no disk.
     pub fn note(&self, key: &[u8]) -> Option<Vec<u8>> {
-        locked(&self.inner.tail).notes.get(key).cloned()
+        locked(&self.inner.notes).get(key).cloned()
     }
 
     /// Forgets notes. They come back when the process dies before the next segment is made, so this is for keeping the table small and nothing else.
     pub fn forget_notes<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) {
-        let mut tail = locked(&self.inner.tail);
-        keys.for_each(|key| drop(tail.notes.remove(key)));
+        let mut notes = locked(&self.inner.notes);
+        keys.for_each(|key| drop(notes.remove(key)));
     }
 
-    /// Everything that is noted.
+    /// Everything that is noted. Waits for no disk.
     pub fn notes(&self) -> Notes {
-        locked(&self.inner.tail).notes.clone()
+        locked(&self.inner.notes).clone()
     }
 
     /// Waits until everything appended so far is on disk.
@@ -236,7 +239,6 @@ impl Inner {
             sealed: VecDeque::new(),
             poison: None,
             closed: false,
-            notes,
         };
         let inner = Self {
             registry,
@@ -244,6 +246,7 @@ impl Inner {
             stats: Stats::default(),
             options: RwLock::new(options),
             tail: Mutex::new(tail),
+            notes: Mutex::new(notes),
             room: Condvar::new(),
         };
         for event in &events {

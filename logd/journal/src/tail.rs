@@ -14,7 +14,7 @@ use crate::error::{JournalError, Result, is_full};
 use crate::fs::{FsFile, write_all_at};
 use crate::journal::Inner;
 use crate::layout::{self, Point, SEGMENT_HEADER_BYTES, SegmentHeader};
-use crate::notes::{self, Notes};
+use crate::notes;
 use crate::open::JUMP;
 use crate::options::Event;
 use crate::record::{self, Batch, Kind, Mark};
@@ -53,8 +53,6 @@ pub(crate) struct Tail {
     pub(crate) sealed: VecDeque<(u64, u64)>,
     pub(crate) poison: Option<String>,
     pub(crate) closed: bool,
-    /// As the next segment begins with them.
-    pub(crate) notes: Notes,
 }
 
 impl Tail {
@@ -121,7 +119,7 @@ impl Inner {
         self.stats.bytes.fetch_add(written_bytes, Ordering::Relaxed);
         tail.offset += written_bytes;
         tail.next += batch.len() as u64;
-        notes::apply(&mut tail.notes, batch.notes());
+        notes::apply(&mut locked(&self.notes), batch.notes());
         Ok(())
     }
 
@@ -190,8 +188,9 @@ impl Inner {
         };
         let salt = layout::salt(*uuid, first);
         let mut head = header.encode();
-        if !tail.notes.is_empty() {
-            let table = notes::encode_table(&tail.notes);
+        let table =
+            Some(locked(&self.notes)).filter(|notes| !notes.is_empty()).map(|notes| notes::encode_table(&notes));
+        if let Some(table) = table {
             record::encode_control(&mut head, Kind::Note, first, header.created_us, &table, salt);
         }
         let _locked = self.registry.lock()?;
@@ -258,7 +257,7 @@ impl Inner {
                 }
             }
             // What went with the cut records was not noted.
-            tail.notes = noted?.unwrap_or_default();
+            *locked(&self.notes) = noted?.unwrap_or_default();
             let records = tail.next - synced.next;
             let reason = failure.error.to_string();
             self.tell(&Event::NotSynced { path: segment.path.clone(), records, reason });

@@ -103,6 +103,25 @@ fn positions_of_another_or_a_longer_journal_are_refused() {
 }
 
 #[test]
+fn who_looks_at_notes_does_not_wait_for_who_writes() {
+    let fs = Simulation::new();
+    let journal = open(&fs, small());
+    let mut batch = small_batch();
+    batch.note(b"source", b"17").unwrap();
+    journal.append_batch(&mut batch).unwrap();
+    // As it is while a segment ends and the next one is made.
+    let writing = crate::commit::locked(&journal.inner().tail);
+    std::thread::scope(|scope| {
+        let (seen, noted) = std::sync::mpsc::channel();
+        let journal = &journal;
+        scope.spawn(move || seen.send((journal.note(b"source"), journal.notes().len())));
+        let noted = noted.recv_timeout(Duration::from_secs(20));
+        drop(writing);
+        assert_eq!(noted, Ok((Some(b"17".to_vec()), 1)));
+    });
+}
+
+#[test]
 fn many_writers_share_syncs_and_all_arrive_in_order() {
     let fs = Simulation::new();
     let journal = open(&fs, Options { segment_bytes: 20_000, ..small() });
