@@ -206,12 +206,7 @@ impl Lab {
     }
 
     fn token_by(&self, args: &[&str]) -> String {
-        let mut turns = 0..;
-        eventually("a token", || {
-            let turn = turns.next()?;
-            let output = self.eccfg_in_turn(turn, args).output().unwrap();
-            output.status.success().then(|| String::from_utf8(output.stdout).unwrap().trim().to_owned())
-        })
+        self.done(args).trim().to_owned()
     }
 
     /// Starts a machine's ecconfigd without waiting for it.
@@ -527,6 +522,8 @@ pub fn done(what: &str, command: impl Fn() -> Command) -> String {
             return Some(String::from_utf8(output.stdout).unwrap());
         }
         assert!(passes(&output), "{what}: {output:?}");
+        // Shown if it never succeeds.
+        eprintln!("{what}: {}", String::from_utf8_lossy(&output.stderr).trim_end());
         None
     })
 }
