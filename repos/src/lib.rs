@@ -46,6 +46,7 @@ pub use oid::{Oid, PackId, ParseOidError};
 pub use path::{PathError, RepoPath};
 pub use quarantine::{PackLimits, Quarantine, Received};
 pub use reader::{CommitInfo, Entry, File, Mode, Object, ObjectKind, Reader, Signature};
+pub use recent::WholePack;
 pub use refs::{RefMap, RefName, RefNameError};
 pub use sound::BadPack;
 pub use store::{PackInfo, Store};

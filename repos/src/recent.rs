@@ -20,7 +20,7 @@ use crate::oid::PackId;
 use crate::pack::{self, IndexEntry, PackWriter, Staged};
 use crate::quarantine::PackLimits;
 use crate::reader::ObjectKind;
-use crate::{Error, Oid, Result, Store};
+use crate::{Error, Oid, PackError, Result, Store};
 
 /// Larger packs become files at once: they are rare, and memory is for what is read again soon.
 const HOLD_PACK_BYTES: usize = 256 << 10;
@@ -47,6 +47,7 @@ struct Held {
     bytes: usize,
 }
 
+#[derive(Clone)]
 struct Object {
     kind: ObjectKind,
     data: Bytes,
@@ -93,14 +94,13 @@ impl Recent {
         self.read().bytes
     }
 
-    fn put(&self, objects: Vec<(Oid, Object)>) {
+    fn put(&self, objects: &[(Oid, Object)]) {
         let mut held = self.write();
         for (id, object) in objects {
-            let weight = object.weight();
-            if let Entry::Vacant(place) = held.objects.entry(id) {
-                place.insert(object);
-                held.order.push(id);
-                held.bytes += weight;
+            if let Entry::Vacant(place) = held.objects.entry(*id) {
+                place.insert(object.clone());
+                held.order.push(*id);
+                held.bytes += object.weight();
             }
         }
     }
@@ -123,22 +123,63 @@ impl Recent {
     }
 }
 
+/// A small pack without deltas, checked and unpacked: what a store can hold in memory.
+pub struct WholePack {
+    id: PackId,
+    objects: Vec<(Oid, Object)>,
+}
+
+impl WholePack {
+    /// Checks and unpacks a self-contained pack of the log. Touches no file. `None` says that it has deltas or is too large to be held, as far as
+    /// it was looked at.
+    pub fn scan(pack: &Bytes) -> Result<Option<WholePack>, PackError> {
+        if pack.len() > HOLD_PACK_BYTES {
+            return Ok(None);
+        }
+        // The first delta, or the first byte too many, is the end of it: somebody else looks at all of that pack.
+        let limits = PackLimits {
+            max_bytes: pack.len() as u64,
+            max_unpacked_bytes: HOLD_UNPACKED_BYTES as u64,
+            max_delta_depth: 0,
+            ..PackLimits::unlimited()
+        };
+        let scanned = match pack::scan_keeping(&mut pack.as_ref(), &limits) {
+            Err(PackError::Limit { .. }) => return Ok(None),
+            scanned => scanned?,
+        };
+        Ok(whole_objects(pack, &scanned).map(|objects| WholePack { id: scanned.id, objects }))
+    }
+
+    /// What it takes of a store's memory, at most.
+    pub fn weight(&self) -> usize {
+        self.objects.iter().map(|(_, object)| object.weight()).sum()
+    }
+}
+
 impl Store {
     /// Takes a self-contained pack of the log: checks it and makes its objects visible at once. A small one without deltas is held in memory
     /// and written with others by [`Store::sync`]; every other one is installed. Again is harmless. Not synced.
     pub fn hold_pack(&self, pack: &Bytes) -> Result<PackId> {
-        if pack.len() > HOLD_PACK_BYTES {
-            return self.install_pack(pack);
-        }
         self.refuse_after_failed_sync()?;
-        let limits = PackLimits { max_bytes: pack.len() as u64, ..PackLimits::unlimited() };
-        let scanned = pack::scan_keeping(&mut pack.as_ref(), &limits, HOLD_UNPACKED_BYTES)?;
-        let Some(objects) = whole_objects(pack, &scanned) else { return self.install_pack(pack) };
-        self.recent().put(objects);
+        match WholePack::scan(pack)? {
+            Some(pack) => self.hold(&pack),
+            None => self.install_pack(pack),
+        }
+    }
+
+    /// The same with a pack that was unpacked before. Touches no file if the store [has room](Self::has_room) for it.
+    pub fn hold(&self, pack: &WholePack) -> Result<PackId> {
+        self.refuse_after_failed_sync()?;
+        self.recent().put(&pack.objects);
         if self.recent().bytes() > HELD_BYTES {
             self.write_held()?;
         }
-        Ok(scanned.id)
+        Ok(pack.id)
+    }
+
+    /// Whether packs that weigh so much can be held before what is held has to be written.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.recent().bytes().saturating_add(bytes) <= HELD_BYTES
     }
 
     /// Writes what is held in memory as one pack, which is synced but for its name.
@@ -209,14 +250,13 @@ impl Write for InPieces<'_> {
     }
 }
 
-/// The pack's objects as they are held; `None` if it has deltas or is too large once unpacked.
+/// The pack's objects as they are held; `None` if it has deltas.
 fn whole_objects(pack: &Bytes, scanned: &pack::Scanned) -> Option<Vec<(Oid, Object)>> {
-    let kept = scanned.kept.as_ref()?;
     // A copy, because the original is part of a larger buffer that shall not live as long.
     let pack = Bytes::copy_from_slice(pack);
     let ends = scanned.entries.iter().skip(1).map(|entry| entry.offset);
     let ends = ends.chain([scanned.bytes - pack::TRAILER_BYTES as u64]);
-    let parts = scanned.entries.iter().zip(ends).zip(kept);
+    let parts = scanned.entries.iter().zip(ends).zip(&scanned.kept);
     let object = |((entry, end), (kind, data)): ((&pack::ScannedEntry, u64), &(ObjectKind, Bytes))| {
         let entry_bytes = pack.slice(usize::try_from(entry.offset).ok()?..usize::try_from(end).ok()?);
         Some((entry.whole_id()?, Object { kind: *kind, data: data.clone(), entry: entry_bytes }))

@@ -10,7 +10,6 @@ use futures::{FutureExt, Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
 use openraft::{EntryPayload, OptionalSend};
 
-use super::command::{Op, PackSource};
 use super::{Applied, Entry, Group, LogId, SnapshotMeta, StoredMembership};
 use crate::state::{Manifest, State, StateError};
 
@@ -19,7 +18,7 @@ const BATCH_ENTRIES: usize = 64;
 /// Bytes of one transaction; an entry may have a pack of 4 MiB.
 const BATCH_BYTES: usize = 8 << 20;
 
-/// What is applied without a change of threads: the packs of such entries stay in memory, and nothing of them is synced.
+/// What is applied without a change of threads, if the state finds nothing in it that takes long.
 const BRIEF_ENTRIES: usize = 4;
 /// … and their bytes.
 const BRIEF_BYTES: usize = 64 << 10;
@@ -44,10 +43,10 @@ impl Machine {
         self.state.outside().blocking(move || work(&state)).await?.map_err(fatal)
     }
 
-    /// Applies entries: the brief ones here, unless somebody holds them up, and all others on another thread.
+    /// Applies entries: brief ones here, unless somebody holds them up, and all others on another thread.
     async fn apply_batch(&self, batch: Vec<Entry>, bytes: usize) -> io::Result<Vec<Applied>> {
         let batch = Arc::new(batch);
-        if is_brief(&batch, bytes) {
+        if batch.len() <= BRIEF_ENTRIES && bytes <= BRIEF_BYTES {
             let (state, batch) = (self.state.clone(), batch.clone());
             if let Some(done) = self.state.outside().here(move || state.try_apply(&batch)).await? {
                 return done.map_err(fatal);
@@ -68,20 +67,6 @@ pub(super) fn weight(entry: &Entry) -> usize {
         EntryPayload::Normal(command) => command.0.len(),
         _ => 0,
     }
-}
-
-/// Whether nothing in these entries takes long: commits and reports of usual size do not; uploads and copies of repositories may.
-fn is_brief(batch: &[Entry], bytes: usize) -> bool {
-    let brief = |op: &Op| match op {
-        Op::Change(_) | Op::Report(_) | Op::Tick => true,
-        Op::Pack { source, .. } => matches!(source, PackSource::Attachment(_)),
-        _ => false,
-    };
-    let all_brief = |entry: &Entry| match &entry.payload {
-        EntryPayload::Normal(command) => command.decode().is_ok_and(|proposal| proposal.ops.iter().all(brief)),
-        _ => true,
-    };
-    batch.len() <= BRIEF_ENTRIES && bytes <= BRIEF_BYTES && batch.iter().all(all_brief)
 }
 
 impl<C: Group> RaftStateMachine<C> for Machine {

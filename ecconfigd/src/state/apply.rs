@@ -16,6 +16,7 @@ use repos::{Oid, RefName};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::brief::Unpacked;
 use super::db::{Pending, State, StateError, TABLE, decode, encode, open_store, scan_table};
 use super::keys;
 use super::model::{CertificateRecord, Head, NodeRecord, RepoRecord, ReportRecord, RevisionRecord, TargetRecord};
@@ -117,6 +118,7 @@ pub(super) fn apply(
     write: &WriteTransaction,
     pending: &mut Pending,
     entries: &[Entry],
+    unpacked: &Unpacked,
 ) -> Result<(Vec<Applied>, View, Effects), StateError> {
     let mut view = state.view().as_ref().clone();
     let mut effects = Effects::default();
@@ -128,7 +130,7 @@ pub(super) fn apply(
             answers.push(Applied::default());
             continue;
         }
-        answers.push(apply_entry(state, &mut tables, &mut view, pending, &mut effects, entry)?);
+        answers.push(apply_entry(state, &mut tables, &mut view, pending, &mut effects, entry, unpacked)?);
         effects.hashes.push((entry.log_id.index, view.hash));
         if effects.digest {
             break;
@@ -145,6 +147,7 @@ fn apply_entry(
     pending: &mut Pending,
     effects: &mut Effects,
     entry: &Entry,
+    unpacked: &Unpacked,
 ) -> Result<Applied, StateError> {
     tables.hash = Sha256::new();
     tables.hash.update(view.hash);
@@ -162,6 +165,8 @@ fn apply_entry(
             let proposal = command.decode()?;
             let mut entry = Applying {
                 state,
+                index: entry.log_id.index,
+                unpacked,
                 tables,
                 view,
                 pending,
@@ -183,6 +188,8 @@ fn apply_entry(
 /// One proposal being applied.
 struct Applying<'a, 't> {
     state: &'a State,
+    index: u64,
+    unpacked: &'a Unpacked,
     tables: &'a mut Tables<'t>,
     view: &'a mut View,
     pending: &'a mut Pending,
@@ -277,7 +284,10 @@ impl Applying<'_, '_> {
         let Some(repo) = self.view.repos.get(name).cloned() else { return Ok(Outcome::NotFound) };
         let installed = match source {
             PackSource::Attachment(number) => match self.proposal.attachments.get(*number as usize) {
-                Some(bytes) => repo.store.hold_pack(bytes).map(|_| ()),
+                Some(bytes) => match self.unpacked.get(self.index, *number) {
+                    Some(pack) => repo.store.hold(pack).map(|_| ()),
+                    None => repo.store.hold_pack(bytes).map(|_| ()),
+                },
                 None => return self.bad_pack(name, "the entry does not hold the pack it names".into()),
             },
             PackSource::Upload(id) => match self.take_upload(*id)? {

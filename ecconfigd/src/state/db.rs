@@ -18,6 +18,7 @@ use repos::{RefMap, Store};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::brief::{self, Unpacked};
 use super::hashes::Hashes;
 use super::home::{self, Home};
 use super::keys;
@@ -303,30 +304,35 @@ impl State {
 
     /// Applies entries in order, in one transaction, and shows them to readers and watchers. Blocks.
     pub fn apply(&self, entries: &[Entry]) -> Result<Vec<crate::raft::Applied>, StateError> {
-        self.apply_under(locked(&self.apply), entries)
+        let pending = locked(&self.apply);
+        self.apply_under(pending, Instant::now(), entries, &Unpacked::default())
     }
 
-    /// The same unless it would have to wait for somebody first: a checkpoint holds it up for as long as its last sync takes.
+    /// The same where nothing may block: unless it would have to wait for somebody first (a checkpoint holds it up for as long as its last sync
+    /// takes), or touch files, or take long.
     pub(crate) fn try_apply(&self, entries: &[Entry]) -> Option<Result<Vec<crate::raft::Applied>, StateError>> {
         let pending = match self.apply.try_lock() {
             Ok(pending) => pending,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
-        Some(self.apply_under(pending, entries))
+        let begin = Instant::now();
+        let unpacked = brief::unpack(&self.view.load(), entries)?;
+        Some(self.apply_under(pending, begin, entries, &unpacked))
     }
 
     fn apply_under(
         &self,
         mut pending: MutexGuard<'_, Pending>,
+        begin: Instant,
         entries: &[Entry],
+        unpacked: &Unpacked,
     ) -> Result<Vec<crate::raft::Applied>, StateError> {
-        let begin = Instant::now();
         refuse_poisoned(&pending)?;
         let mut answers = Vec::with_capacity(entries.len());
         // In one go, but for entries behind which the whole table is to be hashed.
         while answers.len() < entries.len() {
-            self.apply_some(&mut pending, &entries[answers.len()..], &mut answers)?;
+            self.apply_some(&mut pending, &entries[answers.len()..], unpacked, &mut answers)?;
         }
         let took = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.applied.0.fetch_add(entries.len() as u64, Ordering::Relaxed);
@@ -338,12 +344,13 @@ impl State {
         &self,
         pending: &mut Pending,
         entries: &[Entry],
+        unpacked: &Unpacked,
         answers: &mut Vec<crate::raft::Applied>,
     ) -> Result<(), StateError> {
         let db = self.db.load();
         let mut write = db.begin_write()?;
         write.set_durability(Durability::None)?;
-        let (answered, view, effects) = super::apply::apply(self, &write, pending, entries)?;
+        let (answered, view, effects) = super::apply::apply(self, &write, pending, entries, unpacked)?;
         write.commit()?;
         locked(&self.progress).entries += answered.len() as u64;
         let index = view.applied_index();

@@ -8,6 +8,7 @@
 
 mod apply;
 mod aside;
+mod brief;
 mod db;
 mod hashes;
 mod home;

@@ -183,6 +183,56 @@ fn batches_do_not_matter() {
 
 /// A crash: what is not durable is gone, the files of stores and uploads are as they are.
 #[test]
+fn where_an_entry_is_applied_does_not_matter() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (here, there) = (open(here.path()), open(there.path()));
+    let mut brief = 0;
+    for entry in story() {
+        let entry = [entry];
+        let answer = here.try_apply(&entry).inspect(|_| brief += 1).unwrap_or_else(|| here.apply(&entry)).unwrap();
+        assert_eq!(answer, there.apply(&entry).unwrap());
+    }
+    assert_eq!(picture(&here), picture(&there));
+    assert_eq!(brief, 6, "the commits are");
+}
+
+/// What is applied where sockets and timers are served reads and writes no pack.
+#[test]
+fn what_touches_files_is_not_brief() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path());
+    apply(&state, entry(1, vec![create("default")], vec![]));
+    let store = state.view().repos[&repo("default")].store.clone();
+    let (mut head, mut index) = (Oid::NULL, 1);
+    let mut next = |text: &str| {
+        let parent = (!head.is_null()).then_some(head);
+        let (id, bytes) = commit(&store, parent, "default/f", text);
+        let old = std::mem::replace(&mut head, id);
+        index += 1;
+        entry(index, vec![pack("default"), change(vec![update("default", old, id)])], vec![bytes])
+    };
+    // Small as a pack, and too large to be held once it is unpacked.
+    let large = next(&"x".repeat(2 << 20));
+    assert!(state.try_apply(std::slice::from_ref(&large)).is_none());
+    assert!(matches!(apply(&state, large)[1], Outcome::Changed(_)));
+    assert_eq!(store.packs().unwrap().len(), 1);
+    // As long as there is room in memory.
+    let mut held = 0;
+    let last = loop {
+        let entry = next(&format!("{held} {}", "x".repeat(400_000)));
+        let Some(done) = state.try_apply(std::slice::from_ref(&entry)) else { break entry };
+        assert!(matches!(done.unwrap()[0].0[1], Outcome::Changed(_)));
+        assert_eq!(store.packs().unwrap().len(), 1);
+        held += 1;
+        assert!(held < 100, "memory has no bound");
+    };
+    assert!(held > 10, "{held}");
+    assert!(matches!(apply(&state, last)[1], Outcome::Changed(_)));
+    assert_eq!(store.packs().unwrap().len(), 2);
+    assert!(state.try_apply(&[next("there is room again")]).is_some());
+}
+
+#[test]
 fn after_a_crash_anywhere_the_log_gives_the_same_state() {
     let log = story();
     let dir = tempfile::tempdir().unwrap();

@@ -23,8 +23,8 @@ pub(crate) struct Scanned {
     pub(crate) id: PackId,
     /// Of the whole pack.
     pub(crate) bytes: u64,
-    /// What is in the entries, if that was asked for and all of them are whole and small.
-    pub(crate) kept: Option<Vec<(ObjectKind, Bytes)>>,
+    /// What is in the whole ones, if that was asked for.
+    pub(crate) kept: Vec<(ObjectKind, Bytes)>,
 }
 
 /// An entry of a pack.
@@ -73,16 +73,16 @@ pub(crate) fn scan(pack: &mut dyn Read, copy: &mut dyn Write, limits: &PackLimit
     scan_with(pack, copy, limits, None)
 }
 
-/// The same without a copy, keeping the objects unless there are deltas among them or they are more than `keep_bytes`.
-pub(crate) fn scan_keeping(pack: &mut dyn Read, limits: &PackLimits, keep_bytes: usize) -> Result<Scanned, PackError> {
-    scan_with(pack, &mut std::io::sink(), limits, Some(Kept { objects: Vec::new(), room_bytes: keep_bytes }))
+/// The same without a copy, keeping whole objects in memory: all that the limits let through.
+pub(crate) fn scan_keeping(pack: &mut dyn Read, limits: &PackLimits) -> Result<Scanned, PackError> {
+    scan_with(pack, &mut std::io::sink(), limits, Some(Vec::new()))
 }
 
 fn scan_with(
     pack: &mut dyn Read,
     copy: &mut dyn Write,
     limits: &PackLimits,
-    kept: Option<Kept>,
+    kept: Option<Vec<(ObjectKind, Bytes)>>,
 ) -> Result<Scanned, PackError> {
     let mut input = Input::new(pack, copy, limits);
     let count = pack_head(&mut input)?;
@@ -101,7 +101,7 @@ fn scan_with(
         entries.push(scanner.entry(&mut input)?);
     }
     let (id, bytes) = input.finish()?;
-    Ok(Scanned { entries, id, bytes, kept: scanner.kept.map(|kept| kept.objects) })
+    Ok(Scanned { entries, id, bytes, kept: scanner.kept.unwrap_or_default() })
 }
 
 fn over(what: &'static str, value: u64, limit: u64) -> Result<(), PackError> {
@@ -130,14 +130,8 @@ struct Scanner<'a> {
     unpacked_bytes: u64,
     /// How many deltas lie under the entry at an offset; only of entries that are deltas.
     depths: HashMap<u64, u32>,
-    /// What is kept, as long as it can be.
-    kept: Option<Kept>,
-}
-
-/// Objects that are kept.
-struct Kept {
-    objects: Vec<(ObjectKind, Bytes)>,
-    room_bytes: usize,
+    /// Whole objects, if they are kept.
+    kept: Option<Vec<(ObjectKind, Bytes)>>,
 }
 
 impl Scanner<'_> {
@@ -179,7 +173,6 @@ impl Scanner<'_> {
     }
 
     fn deepen(&mut self, offset: u64, below: u32) -> Result<(), PackError> {
-        self.kept = None;
         over("depth of deltas", u64::from(below) + 1, u64::from(self.limits.max_delta_depth))?;
         self.depths.insert(offset, below + 1);
         Ok(())
@@ -189,7 +182,6 @@ impl Scanner<'_> {
         let mut hasher = gix::hash::hasher(gix::hash::Kind::Sha1);
         hasher.update(format!("{kind} {size}\0").as_bytes());
         self.account(size)?;
-        self.kept.take_if(|kept| size > kept.room_bytes as u64);
         let mut data = self.kept.as_ref().map(|_| Vec::with_capacity(size as usize));
         self.unpack(input, size, &mut |bytes| {
             hasher.update(bytes);
@@ -198,8 +190,7 @@ impl Scanner<'_> {
             }
         })?;
         if let (Some(kept), Some(data)) = (&mut self.kept, data) {
-            kept.room_bytes -= data.len();
-            kept.objects.push((kind, data.into()));
+            kept.push((kind, data.into()));
         }
         hasher.try_finalize().map(Oid::from).map_err(|err| PackError::damaged(err.to_string()))
     }

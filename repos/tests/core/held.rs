@@ -3,9 +3,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use repos::{Content, Draft, Error, Oid, PackError, Reader, Store, TreeChange};
+use repos::{Content, Draft, Error, Oid, PackError, Reader, Store, TreeChange, WholePack};
 
-use crate::support::{Repo, git, new_commit, path, put};
+use crate::support::{Repo, git, new_commit, path, put, raw_pack, sha1};
 
 /// A commit of one more file on top of another, and its pack.
 fn next(store: &Store, parent: Option<Oid>, number: usize) -> (Oid, Bytes) {
@@ -107,6 +107,15 @@ fn what_cannot_be_held_is_installed_or_refused() {
     repo.store.hold_pack(&draft.into_pack().unwrap().unwrap().into()).unwrap();
     assert_eq!(repo.store.packs().unwrap().len(), 2);
 
+    // Small, and with a delta, as a push brings it.
+    let base = b"one line, and another\n";
+    let (header, delta) = (format!("blob {}\0", base.len()), vec![base.len() as u8, 8, 0x90, 8]);
+    let id = sha1(&[header.as_bytes(), base].concat());
+    let pack: Bytes = raw_pack(&[(3, vec![], base.to_vec()), (7, id, delta)]).into();
+    assert!(WholePack::scan(&pack).unwrap().is_none());
+    repo.store.hold_pack(&pack).unwrap();
+    assert_eq!(repo.store.packs().unwrap().len(), 3);
+
     // A pack that is none is refused in the same words, whichever way it would have gone.
     let (_, sound) = next(&repo.store, None, 1);
     for at in 0..sound.len() {
@@ -120,5 +129,5 @@ fn what_cannot_be_held_is_installed_or_refused() {
         assert_eq!(held, words(repo.store.install_pack(&damaged)));
     }
     repo.store.sync().unwrap();
-    assert_eq!(repo.store.packs().unwrap().len(), 2, "nothing of them is held");
+    assert_eq!(repo.store.packs().unwrap().len(), 3, "nothing of them is held");
 }
