@@ -5,18 +5,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use cluster::api::RevisionSpec;
+use cluster::documents::DocumentKind;
 use cluster::gate::GateLimits;
+use repos::{Content, Mode, TreeChange};
 use tokio::sync::{mpsc, oneshot};
 
 use super::build::{self, Batch, Builder, NewRepo, Verdict};
 use super::proposer::{Propose as _, Proposer};
 use super::push::{PushPack, refuse_accepted};
-use super::types::{CommitAnswer, CommitRequest, PushOutcome, PushRequest};
+use super::types::{CommitAnswer, CommitRequest, PushOutcome, PushRequest, RepoChange};
 use super::{INLINE_PACK_BYTES, judge};
 use crate::error::{Error, Result};
 use crate::raft::command::{Op, Outcome, PackSource};
 use crate::raft::{Group, TypeConfig};
-use crate::state::RepoName;
+use crate::state::{RepoName, View};
 
 /// Requests of one batch: more would make the first wait for the building of the last.
 const BATCH_REQUESTS: usize = 256;
@@ -25,6 +28,8 @@ const BATCH_REQUESTS: usize = 256;
 const BRIEF: Duration = Duration::from_millis(1);
 /// … if it has no more bytes than this.
 const BRIEF_BYTES: u64 = 64 << 10;
+/// … and no more files.
+const BRIEF_FILES: usize = 64;
 
 type Answer<T> = oneshot::Sender<Result<T>>;
 
@@ -150,7 +155,7 @@ impl<C: Group> Committer<C> {
         let (state, limits, time_ms) = (self.proposer.state.clone(), self.limits, self.proposer.wall_ms());
         let outside = self.proposer.state.outside();
         // One like the last one, which took next to no time.
-        let brief = self.last_was_brief && is_small(&jobs);
+        let brief = self.last_was_brief && is_brief(&state.view(), &jobs);
         let since = outside.monotonic();
         let work = move || build(Builder::new(state, limits, time_ms), jobs);
         let built = if brief { outside.here(work).await } else { outside.blocking(work).await };
@@ -194,9 +199,33 @@ impl<C: Group> Committer<C> {
     }
 }
 
-/// A single commit of usual size.
-fn is_small(jobs: &VecDeque<Job>) -> bool {
-    matches!(jobs.front(), Some(job @ Job::Commit(..)) if jobs.len() == 1 && weight(job) <= BRIEF_BYTES)
+/// A single commit of usual size: a few files on top of what is there now. What was made of an older revision has to be merged, and its place in
+/// history looked for; documents are judged for all nodes that read them.
+pub(super) fn is_brief(view: &View, jobs: &VecDeque<Job>) -> bool {
+    let Some(Job::Commit(request, _)) = jobs.front().filter(|_| jobs.len() == 1) else { return false };
+    let on_head = |(name, change): (&RepoName, &RepoChange)| {
+        view.head(name).is_some_and(|head| match &change.base {
+            RevisionSpec::Number(number) => *number == head.revision,
+            RevisionSpec::Commit(hex) => hex.parse() == Ok(head.commit),
+        })
+    };
+    let mut changes = request.repos.values().flat_map(|change| &change.changes);
+    request.content_bytes() <= BRIEF_BYTES
+        && request.repos.values().map(|change| change.changes.len()).sum::<usize>() <= BRIEF_FILES
+        && request.repos.iter().all(on_head)
+        && changes.all(is_plain_file)
+}
+
+/// Whether a change is of one file, of which only its content is judged.
+fn is_plain_file(change: &TreeChange) -> bool {
+    match change {
+        TreeChange::Put { path, mode, content: Content::Bytes(_) } => {
+            let document =
+                std::str::from_utf8(path.name()).is_ok_and(|name| DocumentKind::of_file_name(name).is_some());
+            !document && *mode != Some(Mode::Symlink)
+        }
+        _ => false,
+    }
 }
 
 /// What a job adds to the entry, roughly.

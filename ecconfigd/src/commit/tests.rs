@@ -16,7 +16,7 @@ use cluster::api::RevisionSpec;
 use repos::{RepoPath, TreeChange};
 use tokio::sync::oneshot;
 
-use super::queue::Committer;
+use super::queue::{Committer, is_brief};
 use super::*;
 use crate::core::Core;
 use crate::core::tests::{author, name, put, started};
@@ -179,6 +179,39 @@ macro_rules! stories {
 }
 
 stories!(same_file, disjoint, renames, two_repositories, keys, no_change, rules, bases, creation);
+
+/// What is built where sockets and timers are served merges nothing, looks into no history, and asks the gate about no node.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_usual_commits_are_built_in_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let core = started(dir.path()).await;
+    let first = core.head(&name("default")).unwrap().commit;
+    core.commit(commit_request(&["default/a=1".into()])).await.unwrap();
+    let head = core.head(&name("default")).unwrap().commit;
+    let state = core.proposer().state;
+    let jobs = |words: &str| -> VecDeque<Job> {
+        let requests =
+            words.split(" & ").map(|words| commit_request(&words.split(' ').map(Into::into).collect::<Vec<_>>()));
+        requests.map(|request| Job::Commit(Box::new(request), oneshot::channel().0)).collect()
+    };
+    let many = (0..100).map(|number| format!(" default/f{number}=x")).collect::<String>();
+    for (words, brief) in [
+        ("base=2 default/a=2".to_owned(), true),
+        (format!("base={head} default/a=2 default/b=1"), true),
+        ("base=1 default/a=2".to_owned(), false),
+        (format!("base={first} default/a=2"), false),
+        (format!("base={} default/a=2", &head.to_string()[..12]), false),
+        ("base=2 default/logd.toml=x".to_owned(), false),
+        ("base=2 -default/a".to_owned(), false),
+        ("base=2 default/a=2 & base=2 default/b=1".to_owned(), false),
+        (format!("base=2{many}"), false),
+        (format!("base=2 default/a={}", "x".repeat(100_000)), false),
+        ("base=2 none:a=2".to_owned(), false),
+    ] {
+        assert_eq!(is_brief(&state.view(), &jobs(&words)), brief, "{}", &words[..words.len().min(60)]);
+    }
+    core.shutdown().await;
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_clients_at_once_lose_nothing() {
