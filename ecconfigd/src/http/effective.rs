@@ -21,6 +21,7 @@ use super::problem::{ApiError, Code};
 use super::read::stamped;
 use super::repositories::Min;
 use crate::accounts::{Action, Caller, authorize};
+use crate::core::Core;
 use crate::state::{Head, NodeName, RepoName};
 use crate::tree_files::TreeFiles;
 
@@ -165,14 +166,16 @@ impl View {
 impl App {
     /// The nodes that `cluster.toml` names at a revision of `global`.
     pub(super) async fn named_nodes(&self, head: Head) -> Result<Cluster, ApiError> {
-        let store = self.core.store(&RepoName::global())?;
-        let work = move || {
-            let files = TreeFiles::of_commit(store.reader()?, head.commit)?;
-            let files = Mounted { subcluster: MemoryFiles::default(), global: &files as &dyn Files };
-            cluster::documents::conf::read_cluster(&files).map_err(unusable)
-        };
-        self.blocking(work).await
+        let core = self.core.clone();
+        self.blocking(move || named_nodes(&core, head)).await
     }
+}
+
+/// The same, on a thread that may block.
+pub(super) fn named_nodes(core: &Core, head: Head) -> Result<Cluster, ApiError> {
+    let files = TreeFiles::of_commit(core.store(&RepoName::global())?.reader()?, head.commit)?;
+    let files = Mounted { subcluster: MemoryFiles::default(), global: &files as &dyn Files };
+    cluster::documents::conf::read_cluster(&files).map_err(unusable)
 }
 
 /// Documents that cannot be used are the committer's business, not a failure of the server.

@@ -8,19 +8,20 @@ use axum::extract::State;
 use axum::response::Response;
 use cluster::api::{ClusterInfo, ClusterMember, MemberState, NodeInfo, NodeReport, NodeRole, Problem};
 use cluster::documents::SearchPath;
-use cluster::documents::schema::cluster::Node;
+use cluster::documents::schema::cluster::{Cluster, Node};
 use http::StatusCode;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::App;
+use super::effective::named_nodes;
 use super::extract::{Json, Path, Payload, Query};
 use super::problem::{ApiError, Code};
 use super::read::stamped;
 use super::repositories::Min;
 use super::trust::now_ms;
 use crate::accounts::{Action, Caller, authorize};
-use crate::core::Group;
+use crate::core::{Core, Group};
 use crate::state::{Head, NodeKind, NodeName, NodeRecord, RepoName, ReportRecord, rfc3339};
 
 /// What is kept of a command's output: the end, where errors are.
@@ -88,8 +89,8 @@ async fn member_states(State(app): State<Arc<App>>, caller: Caller) -> Result<Js
     (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
 ))]
 async fn list(State(app): State<Arc<App>>, caller: Caller, Query(min): Query<Min>) -> Result<Response, ApiError> {
-    let (head, infos) = app.node_infos(&caller, min.min_revision).await?;
-    Ok(stamped(head, JsonBody(infos)))
+    let asked = app.asked(caller, min.min_revision).await?;
+    app.blocking(move || Ok(stamped(asked.head, JsonBody(asked.all()?)))).await
 }
 
 /// One node.
@@ -106,10 +107,8 @@ async fn one(
     Path(node): Path<NodeName>,
     Query(min): Query<Min>,
 ) -> Result<Response, ApiError> {
-    let (head, infos) = app.node_infos(&caller, min.min_revision).await?;
-    let found = infos.into_iter().find(|info| info.name == node.as_str());
-    let found = found.ok_or_else(|| ApiError::not_found(format!("no such node: {node}")))?;
-    Ok(stamped(head, JsonBody(found)))
+    let asked = app.asked(caller, min.min_revision).await?;
+    app.blocking(move || Ok(stamped(asked.head, JsonBody(asked.one(&node)?)))).await
 }
 
 /// A program on a node tells what it did with its target. The newest report of each program is kept.
@@ -215,44 +214,13 @@ impl App {
         Ok(StatusCode::NO_CONTENT)
     }
 
-    /// Every node, by name: those of the state, and those that `cluster.toml` names in advance. What the others shall have and what
-    /// their commands printed is no business of a node that only holds a working copy.
-    async fn node_infos(&self, caller: &Caller, min: Option<u64>) -> Result<(Head, Vec<NodeInfo>), ApiError> {
-        authorize(caller, Action::SeeCluster)?;
+    /// Who asks about nodes, and what they are shown.
+    async fn asked(&self, caller: Caller, min: Option<u64>) -> Result<Asked, ApiError> {
+        authorize(&caller, Action::SeeCluster)?;
         let global = RepoName::global();
         self.reached(&global, min).await?;
         let (group, head) = (self.core.group(), self.core.head(&global)?);
-        // A cluster.toml that cannot be read must not hide the nodes that exist.
-        let named = self.named_nodes(head).await.unwrap_or_default();
-        let mut infos = BTreeMap::new();
-        for record in self.core.nodes() {
-            let whole = authorize(caller, Action::SeeReports(&record.name)).is_ok();
-            infos.insert(record.name.to_string(), self.registered(&record, &group, whole)?);
-        }
-        for node in named.nodes.into_values() {
-            let info = infos.entry(node.name.clone()).or_insert_with(|| only_named(&node));
-            info.address = info.address.take().or(node.address.map(|host| host.to_string()));
-            info.search_path = SearchPath::of_node(&node.name, &node.groups).directories().to_vec();
-            (info.labels, info.groups, info.witness) = (node.labels.into_iter().collect(), node.groups, node.witness);
-        }
-        Ok((head, infos.into_values().collect()))
-    }
-
-    fn registered(&self, record: &NodeRecord, group: &Group, whole: bool) -> Result<NodeInfo, ApiError> {
-        let reports = if whole { self.core.reports(&record.name)? } else { Vec::new() };
-        let reports = reports.iter().filter_map(|report| serde_json::from_slice(&report.json).ok()).collect();
-        Ok(NodeInfo {
-            name: record.name.to_string(),
-            subcluster: record.subcluster.to_string(),
-            role: Some(role(record, group)),
-            address: record.address.clone(),
-            labels: Vec::new(),
-            groups: Vec::new(),
-            witness: false,
-            search_path: SearchPath::of_node(record.name.as_str(), &[]).directories().to_vec(),
-            target: if whole { self.core.target(&record.name).ok().map(|event| event.api()) } else { None },
-            reports,
-        })
+        Ok(Asked { core: self.core.clone(), caller, group, head })
     }
 
     /// Where a node is reached, as far as the state or `cluster.toml` say.
@@ -264,6 +232,72 @@ impl App {
         let named = self.named_nodes(head).await.ok()?;
         Some(named.nodes.get(node.as_str())?.address.as_ref()?.to_string())
     }
+}
+
+/// Nodes, as one caller may see them at one moment: those of the state, and those that `cluster.toml` names in advance. What the others shall
+/// have and what their commands printed is no business of a node that only holds a working copy. All of it blocks.
+struct Asked {
+    core: Core,
+    caller: Caller,
+    group: Group,
+    head: Head,
+}
+
+impl Asked {
+    /// Every node, by name.
+    fn all(&self) -> Result<Vec<NodeInfo>, ApiError> {
+        let mut infos = BTreeMap::new();
+        for record in self.core.nodes() {
+            infos.insert(record.name.to_string(), self.registered(&record)?);
+        }
+        for node in self.named().nodes.into_values() {
+            let info = infos.entry(node.name.clone()).or_insert_with(|| only_named(&node));
+            add_named(info, node);
+        }
+        Ok(infos.into_values().collect())
+    }
+
+    fn one(&self, name: &NodeName) -> Result<NodeInfo, ApiError> {
+        let registered = self.core.node(name).ok().map(|record| self.registered(&record)).transpose()?;
+        let named = self.named().nodes.into_values().find(|node| node.name == name.as_str());
+        let mut info = registered
+            .or_else(|| named.as_ref().map(only_named))
+            .ok_or_else(|| ApiError::not_found(format!("no such node: {name}")))?;
+        if let Some(node) = named {
+            add_named(&mut info, node);
+        }
+        Ok(info)
+    }
+
+    /// A `cluster.toml` that cannot be read must not hide the nodes that exist.
+    fn named(&self) -> Cluster {
+        named_nodes(&self.core, self.head).unwrap_or_default()
+    }
+
+    fn registered(&self, record: &NodeRecord) -> Result<NodeInfo, ApiError> {
+        let whole = authorize(&self.caller, Action::SeeReports(&record.name)).is_ok();
+        let reports = if whole { self.core.reports(&record.name)? } else { Vec::new() };
+        let reports = reports.iter().filter_map(|report| serde_json::from_slice(&report.json).ok()).collect();
+        Ok(NodeInfo {
+            name: record.name.to_string(),
+            subcluster: record.subcluster.to_string(),
+            role: Some(role(record, &self.group)),
+            address: record.address.clone(),
+            labels: Vec::new(),
+            groups: Vec::new(),
+            witness: false,
+            search_path: SearchPath::of_node(record.name.as_str(), &[]).directories().to_vec(),
+            target: if whole { self.core.target(&record.name).ok().map(|event| event.api()) } else { None },
+            reports,
+        })
+    }
+}
+
+/// What `cluster.toml` says about a node.
+fn add_named(info: &mut NodeInfo, node: Node) {
+    info.address = info.address.take().or(node.address.map(|host| host.to_string()));
+    info.search_path = SearchPath::of_node(&node.name, &node.groups).directories().to_vec();
+    (info.labels, info.groups, info.witness) = (node.labels.into_iter().collect(), node.groups, node.witness);
 }
 
 fn only_named(node: &Node) -> NodeInfo {
