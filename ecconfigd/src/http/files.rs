@@ -193,19 +193,19 @@ async fn entries(
     recursive: bool,
 ) -> Result<Response, ApiError> {
     let resolved = app.at(caller, repo, at).await?;
-    let entries = app
-        .read(repo, move |reader| {
-            let tree = reader.tree_of(resolved.commit)?;
-            if let Some(path) = &path
-                && reader.entry(tree, path)?.is_none()
-            {
-                return Err(ApiError::not_found(format!("there is no {path} at {}", resolved.commit.short())));
-            }
-            let entries = reader.list(tree, path.as_ref(), recursive)?;
-            entries.into_iter().map(|entry| shown(reader, entry)).collect::<Result<Vec<_>, _>>()
-        })
-        .await?;
-    Ok(stamped(resolved, JsonBody(entries)))
+    let work = move |reader: &Reader| {
+        let tree = reader.tree_of(resolved.commit)?;
+        if let Some(path) = &path
+            && reader.entry(tree, path)?.is_none()
+        {
+            return Err(ApiError::not_found(format!("there is no {path} at {}", resolved.commit.short())));
+        }
+        let entries = reader.list(tree, path.as_ref(), recursive)?;
+        let entries = entries.into_iter().map(|entry| shown(reader, entry)).collect::<Result<Vec<_>, _>>()?;
+        // Many of them are much text, which is written here, too.
+        Ok(stamped(resolved, JsonBody(entries)))
+    };
+    app.read(repo, work).await
 }
 
 fn shown(reader: &Reader, entry: Entry) -> Result<TreeEntry, ApiError> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json as JsonBody;
 use axum::extract::State;
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
 use cluster::api::{ChangeStatus, CommitDetail, Diff, DiffEntry, DiffSide, LogEntry, Problem, RevisionSpec};
 use http::{HeaderMap, HeaderValue, header};
 use repos::{Change, CommitInfo, LogOptions, Mode, Oid, PatchOptions, Reader, RepoPath, Signature};
@@ -72,9 +72,13 @@ async fn log(
         ..LogOptions::default()
     };
     let resolved = app.at(&caller, &repo, &at).await?;
-    let commits = app.read(&repo, move |reader| Ok(reader.log(resolved.commit, &options)?)).await?;
-    let entries = commits.into_iter().map(|commit| entry(&app, &repo, commit)).collect::<Vec<_>>();
-    Ok(stamped(resolved, JsonBody(entries)))
+    let (asked, name) = (app.clone(), repo.clone());
+    let work = move |reader: &Reader| {
+        let commits = reader.log(resolved.commit, &options)?;
+        let entries = commits.into_iter().map(|commit| entry(&asked, &name, commit)).collect::<Vec<_>>();
+        Ok(stamped(resolved, JsonBody(entries)))
+    };
+    app.read(&repo, work).await
 }
 
 fn entry(app: &App, repo: &RepoName, commit: CommitInfo) -> LogEntry {
@@ -138,20 +142,20 @@ async fn diff(
         Some(spec) => Some(app.core.resolve(&repo, spec).await?.commit),
         None => None,
     };
-    let diff = app
-        .read(&repo, move |reader| {
-            let from = match from {
-                Some(from) => Some(from),
-                None => reader.commit(to.commit)?.parents.first().copied(),
-            };
-            compare(reader, from, to.commit, path)
-        })
-        .await?;
-    if accepts(&headers, "text/x-diff") || accepts(&headers, "text/plain") {
-        let plain = [(header::CONTENT_TYPE, HeaderValue::from_static("text/x-diff; charset=utf-8"))];
-        return Ok(stamped(to, (plain, diff.patch).into_response()));
-    }
-    Ok(stamped(to, JsonBody(diff)))
+    let as_text = accepts(&headers, "text/x-diff") || accepts(&headers, "text/plain");
+    let work = move |reader: &Reader| {
+        let from = match from {
+            Some(from) => Some(from),
+            None => reader.commit(to.commit)?.parents.first().copied(),
+        };
+        let diff = compare(reader, from, to.commit, path)?;
+        if as_text {
+            let plain = [(header::CONTENT_TYPE, HeaderValue::from_static("text/x-diff; charset=utf-8"))];
+            return Ok(stamped(to, (plain, diff.patch)));
+        }
+        Ok(stamped(to, JsonBody(diff)))
+    };
+    app.read(&repo, work).await
 }
 
 fn compare(reader: &Reader, from: Option<Oid>, to: Oid, path: Option<RepoPath>) -> Result<Diff, ApiError> {
@@ -202,13 +206,11 @@ async fn commit(
     let revision: RevisionSpec =
         revision.parse().map_err(|error: cluster::api::BadRevision| ApiError::not_found(error.to_string()))?;
     let resolved = app.at(&caller, &repo, &At { revision: Some(revision), min_revision: min.min_revision }).await?;
-    let (commit, diff) = app
-        .read(&repo, move |reader| {
-            let commit = reader.commit(resolved.commit)?;
-            let diff = compare(reader, commit.parents.first().copied(), commit.id, None)?;
-            Ok((commit, diff))
-        })
-        .await?;
-    let detail = CommitDetail { commit: entry(&app, &repo, commit), diff };
-    Ok(stamped(resolved, JsonBody(detail)))
+    let (asked, name) = (app.clone(), repo.clone());
+    let work = move |reader: &Reader| {
+        let commit = reader.commit(resolved.commit)?;
+        let diff = compare(reader, commit.parents.first().copied(), commit.id, None)?;
+        Ok(stamped(resolved, JsonBody(CommitDetail { commit: entry(&asked, &name, commit), diff })))
+    };
+    app.read(&repo, work).await
 }
