@@ -4,6 +4,7 @@
 //! what the leader did, so whoever wrote reads it there; nothing is sent a second time that may have happened, unless doing it twice is the
 //! same as once (an idempotency key). Requests travel as postcard, answers as JSON, both inside the peer protocol's version.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,6 +25,10 @@ use crate::state::{Author, RepoName, State};
 
 /// Larger requests take a connection of their own, so that nothing waits behind them.
 const CALL_BYTES: usize = 1 << 20;
+/// Up to here, copying a request costs less than handing it to another thread.
+const HERE_BYTES: usize = 256 << 10;
+/// What a change or operation weighs beside its content, roughly.
+const CHANGE_BYTES: usize = 100;
 /// The largest request: the largest commit with room for its paths.
 const MAX_REQUEST_BYTES: usize = 160 << 20;
 /// How long a write waits for a leader: longer than an election takes.
@@ -115,6 +120,35 @@ impl Write {
                 )
             }),
         }
+    }
+}
+
+impl Write {
+    /// What it weighs, roughly.
+    fn weight(&self) -> usize {
+        let of_new = |new: &NewRepo| new.files.iter().map(|file| file.content.len() + CHANGE_BYTES).sum::<usize>();
+        match self {
+            Write::Commit(request) => {
+                let changes: usize = request.repos.values().map(|change| change.changes.len()).sum();
+                usize::try_from(request.content_bytes()).unwrap_or(usize::MAX).saturating_add(changes * CHANGE_BYTES)
+            }
+            Write::Create(new) | Write::CreateOnce { new, .. } => of_new(new),
+            Write::Push(push) => match &push.pack {
+                PushPack::Inline(pack) => pack.len(),
+                _ => CHANGE_BYTES,
+            },
+            Write::Ops { ops, attachments } => {
+                attachments.iter().map(Bytes::len).sum::<usize>() + ops.len() * CHANGE_BYTES
+            }
+        }
+    }
+
+    fn encode(&self) -> Result<Bytes> {
+        postcard::to_allocvec(self).map(Bytes::from).map_err(Error::internal)
+    }
+
+    fn decode(body: &[u8]) -> Result<Write, Refusal> {
+        postcard::from_bytes(body).map_err(Refusal::bad)
     }
 }
 
@@ -219,6 +253,11 @@ pub(crate) trait Way: Sync {
     /// Whether a majority follows this node, and everything that they had acknowledged is applied here.
     fn confirm(&self) -> impl Future<Output = Result<()>> + Send;
 
+    /// The write as postcard.
+    fn encode(&self, write: &Arc<Write>) -> impl Future<Output = Result<Bytes>> + Send {
+        std::future::ready(write.encode())
+    }
+
     /// Hands it, as postcard, to whoever leads.
     fn there(&self, leader: &Target, write: Bytes) -> impl Future<Output = Result<Written, Failure>> + Send;
 
@@ -239,7 +278,7 @@ pub(crate) trait Way: Sync {
 
 /// Has it done by whoever leads. The answer comes after it is applied here.
 pub(crate) async fn deliver(way: &impl Way, write: Write) -> Result<Written> {
-    let begun = way.clock();
+    let (begun, write) = (way.clock(), Arc::new(write));
     let repeatable = write.is_repeatable();
     let mut may_have_happened = false;
     let mut encoded: Option<Bytes> = None;
@@ -249,7 +288,7 @@ pub(crate) async fn deliver(way: &impl Way, write: Write) -> Result<Written> {
             Leader::There(target) => {
                 let body = match &encoded {
                     Some(body) => body.clone(),
-                    None => encoded.insert(postcard::to_allocvec(&write).map_err(Error::internal)?.into()).clone(),
+                    None => encoded.insert(way.encode(&write).await?).clone(),
                 };
                 way.there(&target, body).await
             }
@@ -369,6 +408,14 @@ impl Way for Core {
         peers::confirmed(&self.inner.proposer).await
     }
 
+    async fn encode(&self, write: &Arc<Write>) -> Result<Bytes> {
+        if write.weight() <= HERE_BYTES {
+            return write.encode();
+        }
+        let write = write.clone();
+        self.inner.proposer.state.outside().blocking(move || write.encode()).await.map_err(Error::internal)?
+    }
+
     async fn there(&self, leader: &Target, write: Bytes) -> Result<Written, Failure> {
         self.write_there(leader, write).await
     }
@@ -442,8 +489,12 @@ impl Core {
         if let Some(why) = self.out() {
             return Err(Refusal::new(RefusalCode::NotNow, why));
         }
-        let write: Write = postcard::from_bytes(&body).map_err(Refusal::bad)?;
-        drop(body);
+        let write = if body.len() <= HERE_BYTES {
+            Write::decode(&body)?
+        } else {
+            let decoded = self.inner.proposer.state.outside().blocking(move || Write::decode(&body));
+            decoded.await.map_err(Refusal::failed)??
+        };
         let answer = handed_over(self, &write).await.map_err(|error| Refusal::new(RefusalCode::NotNow, error))?;
         serde_json::to_vec(&answer).map(Bytes::from).map_err(Refusal::failed)
     }

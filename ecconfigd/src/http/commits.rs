@@ -17,7 +17,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::App;
-use super::extract::{Json, Path, Payload};
+use super::extract::{Json, Path, Payload, work_on};
 use super::problem::{ApiError, Code};
 use super::read::stamped;
 use crate::accounts::{Action, Caller, authorize};
@@ -112,24 +112,32 @@ async fn commit(
     caller: &Caller,
     headers: &HeaderMap,
     message: String,
-    repos: BTreeMap<RepoName, (RevisionSpec, Vec<ChangeRequest>)>,
+    repos: BTreeMap<RepoName, Changes>,
 ) -> Result<CommitAnswer, ApiError> {
     for repo in repos.keys() {
         authorize(caller, Action::Commit(repo))?;
     }
+    let bytes = repos.values().flat_map(|(_, changes)| changes).map(weight).sum();
     let request = commit::CommitRequest {
         author: caller.author(app.cluster()),
         message: checked_message(message)?,
         idempotency_key: idempotency_key(headers)?,
-        repos: repos
-            .into_iter()
-            .map(|(repo, (base, changes))| {
-                let changes = changes.into_iter().map(tree_change).collect::<Result<Vec<_>, _>>()?;
-                Ok((repo, RepoChange { base, changes }))
-            })
-            .collect::<Result<_, ApiError>>()?,
+        repos: work_on(bytes, move || repos.into_iter().map(repo_change).collect::<Result<_, _>>()).await??,
     };
     Ok(app.core.commit(request).await?)
+}
+
+/// What a change weighs, roughly.
+fn weight(change: &ChangeRequest) -> usize {
+    let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    change.path.len() + text(&change.content) + text(&change.content_base64)
+}
+
+type Changes = (RevisionSpec, Vec<ChangeRequest>);
+
+fn repo_change((repo, (base, changes)): (RepoName, Changes)) -> Result<(RepoName, RepoChange), ApiError> {
+    let changes = changes.into_iter().map(tree_change).collect::<Result<_, _>>()?;
+    Ok((repo, RepoChange { base, changes }))
 }
 
 fn shown(committed: Committed) -> CommitResponse {
@@ -159,9 +167,10 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Api
 }
 
 /// One change of a request, checked. Exactly one of the five forms.
-fn tree_change(change: ChangeRequest) -> Result<TreeChange, ApiError> {
-    let wrong = |words: &str| Err(ApiError::new(Code::Invalid, format!("{}: {words}", change.path)));
+fn tree_change(mut change: ChangeRequest) -> Result<TreeChange, ApiError> {
     let path = checked_path(&change.path)?;
+    let content = change.content.take();
+    let wrong = |words: &str| Err(ApiError::new(Code::Invalid, format!("{}: {words}", change.path)));
     let mode = match change.mode.as_deref() {
         None => None,
         Some("100644") => Some(Mode::File),
@@ -170,8 +179,8 @@ fn tree_change(change: ChangeRequest) -> Result<TreeChange, ApiError> {
         Some(_) => return wrong("the mode must be 100644, 100755 or 120000"),
     };
     let put = |data: Vec<u8>| TreeChange::Put { path: path.clone(), mode, content: Content::Bytes(data.into()) };
-    match (&change.content, &change.content_base64, change.delete, &change.rename_to) {
-        (Some(text), None, false, None) => Ok(put(text.clone().into_bytes())),
+    match (content, &change.content_base64, change.delete, &change.rename_to) {
+        (Some(text), None, false, None) => Ok(put(text.into_bytes())),
         (None, Some(text), false, None) => match STANDARD.decode(text) {
             Ok(data) => Ok(put(data)),
             Err(_) => wrong("content_base64 is not standard base64"),

@@ -88,16 +88,22 @@ impl<T: Payload> FromRequest<Arc<App>> for Json<T> {
     }
 }
 
-/// Below this, parsing costs less than handing it to another thread.
-const PARSE_HERE_BYTES: usize = 256 << 10;
+/// Up to here, taking a body apart costs less than handing it to another thread.
+const HERE_BYTES: usize = 256 << 10;
+
+/// Works on so many bytes of a request: here if they are few, else on a thread that may block.
+pub async fn work_on<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    if bytes <= HERE_BYTES {
+        return Ok(work());
+    }
+    tokio::task::spawn_blocking(work).await.map_err(|error| ApiError::internal(&error))
+}
 
 async fn parse<T: Payload>(body: Bytes) -> Result<T, ApiError> {
-    let parsed = if body.len() <= PARSE_HERE_BYTES {
-        serde_json::from_slice(&body)
-    } else {
-        let parsing = tokio::task::spawn_blocking(move || serde_json::from_slice(&body));
-        parsing.await.map_err(|error| ApiError::internal(&error))?
-    };
+    let parsed = work_on(body.len(), move || serde_json::from_slice(&body)).await?;
     parsed.map_err(|error: serde_json::Error| {
         let code = if error.is_data() { Code::Invalid } else { Code::BadRequest };
         ApiError::new(code, format!("the body does not fit: {error}"))
