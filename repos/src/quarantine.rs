@@ -62,6 +62,9 @@ impl PackLimits {
     }
 }
 
+/// Larger packs are removed by a thread of their own: file systems take their time for them, which whoever drops a quarantine may not have.
+const REMOVE_HERE_BYTES: u64 = 1 << 20;
+
 /// What came in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Received {
@@ -78,10 +81,32 @@ pub struct Quarantine {
     store: Store,
     directory: PathBuf,
     pack: Option<PathBuf>,
+    /// The size of that.
+    bytes: u64,
     odb: Option<Arc<gix::odb::Store>>,
 }
 
 impl Drop for Quarantine {
+    fn drop(&mut self) {
+        let directory = std::mem::take(&mut self.directory);
+        let leftover = Leftover { store: self.store.clone(), directory, _odb: self.odb.take() };
+        if self.bytes > REMOVE_HERE_BYTES {
+            // Without a thread it goes here and now, as a small one does.
+            let thread = std::thread::Builder::new().name("quarantine".into());
+            drop(thread.spawn(move || drop(leftover)));
+        }
+    }
+}
+
+/// What a quarantine leaves. Goes when it is dropped.
+struct Leftover {
+    store: Store,
+    directory: PathBuf,
+    /// Has the pack mapped.
+    _odb: Option<Arc<gix::odb::Store>>,
+}
+
+impl Drop for Leftover {
     fn drop(&mut self) {
         if empty(&self.directory.join("pack")).is_ok() && self.store.keep_spare(&self.directory) {
             return;
@@ -101,7 +126,7 @@ impl Quarantine {
 
     /// In a directory that has nothing but an empty `pack`.
     pub(crate) fn within(store: Store, directory: PathBuf) -> Quarantine {
-        Quarantine { store, directory, pack: None, odb: None }
+        Quarantine { store, directory, pack: None, bytes: 0, odb: None }
     }
 
     /// Receives a pack: streams it to disk, checks every object, completes a thin pack. Bytes after the pack are an error.
@@ -124,7 +149,7 @@ impl Quarantine {
         fs::rename(&staged.pack, &pack_path).map_err(storing)?;
         fs::rename(&staged.index, pack_path.with_extension("idx")).map_err(storing)?;
         self.odb = Some(Arc::new(open_odb(&self.directory).map_err(storing)?));
-        self.pack = Some(pack_path.clone());
+        (self.pack, self.bytes) = (Some(pack_path.clone()), staged.bytes);
         Ok(Received { objects: staged.objects, pack_path: Some(pack_path), bytes: staged.bytes })
     }
 

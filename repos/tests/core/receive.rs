@@ -1,7 +1,9 @@
 //! Packs from real git, whole and broken.
 
+use std::time::{Duration, Instant};
+
 use proptest::prelude::*;
-use repos::{Oid, PackError, PackLimits, RefMap, RefName, Store};
+use repos::{Draft, Oid, PackError, PackLimits, RefMap, RefName, Store};
 
 use crate::support::{Repo, git, git_try, git_with, path, put, raw_pack, sha1};
 
@@ -243,4 +245,26 @@ fn hostile_deltas_are_refused() {
         to.store.quarantine().unwrap().receive(&mut bomb.as_slice(), &limits),
         Err(PackError::Limit { .. })
     ));
+}
+
+/// The larger ones are removed by somebody else, and the next quarantine does not see them.
+#[test]
+fn a_large_quarantine_goes_as_well() {
+    let to = Repo::new();
+    let mut draft = Draft::new(&to.store).unwrap();
+    let noise: Vec<u8> = (0..500_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
+    draft.write_blob(&noise).unwrap();
+    let pack = draft.into_pack().unwrap().unwrap();
+    let mut quarantine = to.store.quarantine().unwrap();
+    quarantine.receive(&mut pack.as_slice(), &PackLimits::default()).unwrap();
+    let file = quarantine.pack_file().unwrap().to_owned();
+    assert!(file.metadata().unwrap().len() > 1 << 20);
+    drop(quarantine);
+    let next = to.store.quarantine().unwrap();
+    assert!(next.pack_file().is_none());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while file.exists() {
+        assert!(Instant::now() < deadline, "it stays");
+        std::thread::yield_now();
+    }
 }
