@@ -411,7 +411,9 @@ pub async fn renew_now(app: &App, names: &[String]) -> Result<(), Box<dyn std::e
     let question = Question::Renew { node: node.clone(), csr_pem: key.csr_pem().to_owned(), names: names.to_vec() };
     let issued = app.certify(question).await.map_err(|error| error.lines().join("; "))?;
     let Issued::Renew(fresh) = issued else { return Err("another certificate than the one asked for".into()) };
-    app.identity.replace(&key.certified(&fresh.certificate_pem, &fresh.ca_pem)?)?;
+    let (identity, fresh) = (app.identity.clone(), key.certified(&fresh.certificate_pem, &fresh.ca_pem)?);
+    // Several files, each of them synced.
+    tokio::task::spawn_blocking(move || identity.replace(&fresh)).await??;
     tracing::info!(until = %app.identity.current().peer().not_after, "the server's certificate is renewed");
     Ok(())
 }

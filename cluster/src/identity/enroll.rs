@@ -137,7 +137,10 @@ impl Renewer {
             return Ok(());
         }
         let fresh = issue(present).await?;
-        self.identity.replace(&fresh)
+        let identity = self.identity.clone();
+        // Several files, each of them synced.
+        let replaced = tokio::task::spawn_blocking(move || identity.replace(&fresh)).await;
+        replaced.map_err(|error| IdentityError::invalid("renewal", error))?
     }
 
     fn complain(&self, error: &IdentityError) {

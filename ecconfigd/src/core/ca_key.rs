@@ -72,7 +72,9 @@ async fn delete(votes: &Votes<'_>, client: &Client) -> Result<(), String> {
     for target in &votes.voters {
         let answer = client.call(target, Method::CA_KEY, Bytes::from_static(HOLD), WITHIN).await;
         if answer.is_ok_and(|answer| answer[..] == [1]) {
-            cluster::files::remove(&Ca::key_file(votes.data)).map_err(|error| Chain(&error).to_string())?;
+            let file = Ca::key_file(votes.data);
+            let removed = tokio::task::spawn_blocking(move || cluster::files::remove(&file));
+            removed.await.map_err(|error| error.to_string())?.map_err(|error| Chain(&error).to_string())?;
             tracing::info!("this node does not vote any more: its copy of the CA's key is deleted");
             return Ok(());
         }

@@ -77,7 +77,11 @@ async fn bring(state: &Arc<State>, client: &Client, from: &[Target], need: Need)
     let known = state.view().repos.get(&need.repo).cloned();
     let store = match &known {
         Some(repo) => repo.store.clone(),
-        None => state.make_store(&need.repo).map_err(|error| error.to_string())?,
+        None => {
+            let (state, name) = (state.clone(), need.repo.clone());
+            let made = tokio::task::spawn_blocking(move || state.make_store(&name));
+            made.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?
+        }
     };
     let mut tips: BTreeSet<Oid> = known.iter().flat_map(|repo| repo.refs.values().copied()).collect();
     let begin = Instant::now();

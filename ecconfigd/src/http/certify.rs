@@ -79,7 +79,7 @@ impl Question {
 impl App {
     /// Issues what this node was asked for, itself or through a voter. Once it answers, this node knows the new certificate.
     pub(crate) async fn certify(&self, question: Question) -> Result<Issued, ApiError> {
-        if let Some(ca) = self.ca()? {
+        if let Some(ca) = self.ca().await? {
             return self.issue(&ca, question, Voucher::Own).await;
         }
         let repeatable = question.is_repeatable();
@@ -209,8 +209,10 @@ impl App {
     }
 
     /// The CA with its key, which only voters hold. Read where it is needed: it comes and goes with the vote, and is seldom used.
-    fn ca(&self) -> Result<Option<Ca>, ApiError> {
-        match Ca::load(self.core.data_dir()) {
+    async fn ca(&self) -> Result<Option<Ca>, ApiError> {
+        let data = self.core.data_dir().to_owned();
+        let loaded = tokio::task::spawn_blocking(move || Ca::load(&data));
+        match loaded.await.map_err(|error| ApiError::internal(&error))? {
             Ok(ca) => Ok(Some(ca)),
             Err(IdentityError::Missing { .. }) => Ok(None),
             Err(error) => Err(ApiError::internal(&cluster::error::Chain(&error))),
@@ -223,7 +225,7 @@ impl Certifier for App {
         let answer = async move {
             let question: Question = serde_json::from_slice(&question).map_err(Refusal::bad)?;
             let not_now = |words: &str| Refusal::new(RefusalCode::NotNow, words);
-            let ca = self.ca().map_err(|_| not_now("the CA's key cannot be read here, see this node's log"))?;
+            let ca = self.ca().await.map_err(|_| not_now("the CA's key cannot be read here, see this node's log"))?;
             let ca = ca.ok_or_else(|| not_now("this node does not hold the CA's key"))?;
             let answer = match self.issue(&ca, question, Voucher::Member(asker)).await {
                 Ok(issued) => Answer::Issued(issued),

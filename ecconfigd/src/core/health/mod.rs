@@ -11,12 +11,13 @@ pub(super) mod renewal;
 pub(crate) mod verdict;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use cluster::files::FileError;
 use futures::future::join_all;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use serde::{Deserialize, Serialize};
@@ -169,6 +170,8 @@ const DISPUTED_ROUNDS: u32 = 4;
 pub(crate) struct Health {
     data: PathBuf,
     out: watch::Sender<Option<Outage>>,
+    /// Held while that changes, and the marker with it.
+    turning: tokio::sync::Mutex<()>,
     /// What each member said last, by its number.
     others: Mutex<BTreeMap<u64, Told>>,
     /// Replicas differ, and nobody can be blamed.
@@ -214,6 +217,7 @@ impl Health {
         Health {
             data,
             out: watch::Sender::new(before),
+            turning: tokio::sync::Mutex::default(),
             others: Mutex::default(),
             disputed: Mutex::default(),
             look_at_objects: Notify::new(),
@@ -304,6 +308,7 @@ impl Core {
     /// Takes this node out. A doubt about the state weighs more than one about objects: with the state, objects are looked at, too.
     pub(super) async fn go_out(&self, part: Part, why: String) {
         let outage = Outage { part, why };
+        let turning = self.health().turning.lock().await;
         let before = self.health().outage();
         if before.as_ref().is_some_and(|before| before.part == part || before.part == Part::State) {
             return;
@@ -311,10 +316,12 @@ impl Core {
         tracing::error!("{}; it serves nothing and rebuilds what it lacks from the other members", outage.words());
         let marker = Marker { version: 1, outage: outage.clone() };
         let json = serde_json::to_vec_pretty(&marker).expect("words and numbers are JSON");
-        if let Err(error) = cluster::files::write_atomic(&self.health().data.join(MARKER), &json, 0o600) {
+        let written = self.on_marker(move |path| cluster::files::write_atomic(path, &json, 0o600)).await;
+        if let Err(error) = written {
             tracing::error!("that this node is out could not be written down: {error}");
         }
         self.health().out.send_replace(Some(outage));
+        drop(turning);
         self.inner.proposer.state.hub().send_away();
         self.step_aside().await;
     }
@@ -330,9 +337,20 @@ impl Core {
         super::disk::give_leadership_away(&self.inner.proposer, &outage.why, may_lead).await;
     }
 
+    /// Writes or removes the marker, on a thread that may block.
+    async fn on_marker(
+        &self,
+        work: impl FnOnce(&Path) -> std::result::Result<(), FileError> + Send + 'static,
+    ) -> std::result::Result<(), String> {
+        let path = self.health().data.join(MARKER);
+        let done = self.inner.proposer.state.outside().blocking(move || work(&path)).await;
+        done.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+    }
+
     /// Lets this node serve again.
-    pub(super) fn come_back(&self) {
-        if let Err(error) = cluster::files::remove(&self.health().data.join(MARKER)) {
+    pub(super) async fn come_back(&self) {
+        let _turning = self.health().turning.lock().await;
+        if let Err(error) = self.on_marker(cluster::files::remove).await {
             tracing::error!("that this node is back could not be written down: {error}");
         }
         self.health().out.send_replace(None);
@@ -477,7 +495,7 @@ pub(super) async fn keep(core: Core) {
                 // Objects are doubted with the state that names them.
                 let whole = objects::heal(&core).await;
                 match whole {
-                    Ok(()) => core.come_back(),
+                    Ok(()) => core.come_back().await,
                     Err(error) => tracing::error!("objects are missing: {error}"),
                 }
             }

@@ -173,7 +173,7 @@ pub(in crate::core) async fn keep(core: Core) {
                 Ok(()) => {
                     damaged_reads(&core, &mut reads);
                     state.suspects().iter().for_each(|repo| state.is_whole(repo));
-                    core.come_back();
+                    core.come_back().await;
                     pause = FIRST_PAUSE;
                 }
                 Err(error) => {
