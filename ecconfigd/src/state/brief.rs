@@ -9,11 +9,15 @@ use openraft::EntryPayload;
 use repos::WholePack;
 
 use super::{RepoName, View};
-use crate::raft::command::{ChangeSet, Op, PackSource};
+use crate::raft::command::{ChangeSet, Op, PackSource, RepoUpdate};
 use crate::raft::{Entry, Proposal};
+use crate::watch::Hub;
 
 /// Targets that change with every move of `global`, each with a row of its own.
 const TARGETS: usize = 64;
+
+/// Paths times the globs that they are held against.
+const LOOKS: usize = 4096;
 
 /// Packs that were checked and unpacked before their entries are applied, by index and number of the attachment.
 #[derive(Default)]
@@ -26,8 +30,8 @@ impl Unpacked {
 }
 
 /// The packs of these entries, if applying them is brief.
-pub(super) fn unpack(view: &View, entries: &[Entry]) -> Option<Unpacked> {
-    let mut brief = Brief { view, unpacked: Unpacked::default(), bytes: 0 };
+pub(super) fn unpack(view: &View, hub: &Hub, entries: &[Entry]) -> Option<Unpacked> {
+    let mut brief = Brief { view, hub, unpacked: Unpacked::default(), bytes: 0 };
     for entry in entries {
         if let EntryPayload::Normal(command) = &entry.payload {
             brief.add(entry.log_id.index, &command.decode().ok()?)?;
@@ -38,6 +42,7 @@ pub(super) fn unpack(view: &View, entries: &[Entry]) -> Option<Unpacked> {
 
 struct Brief<'v> {
     view: &'v View,
+    hub: &'v Hub,
     unpacked: Unpacked,
     /// What all packs take of memory.
     bytes: usize,
@@ -48,7 +53,7 @@ impl Brief<'_> {
     fn add(&mut self, index: u64, proposal: &Proposal) -> Option<()> {
         proposal.ops.iter().try_for_each(|op| match op {
             Op::Report(_) => Some(()),
-            Op::Change(change) => self.moves_few_targets(change).then_some(()),
+            Op::Change(change) => (self.moves_few_targets(change) && self.concerns_few(change)).then_some(()),
             Op::Pack { repo, source: PackSource::Attachment(number) } => self.pack(repo, index, *number, proposal),
             _ => None,
         })
@@ -57,6 +62,12 @@ impl Brief<'_> {
     fn moves_few_targets(&self, change: &ChangeSet) -> bool {
         let all = change.updates.iter().any(|update| update.repo.is_global() && update.revision.is_some());
         !all || self.view.targets.len() <= TARGETS
+    }
+
+    /// Whether looking for the watchers of what it changes is soon done.
+    fn concerns_few(&self, change: &ChangeSet) -> bool {
+        let paths = |update: &RepoUpdate| update.revision.as_ref().map_or(0, |new| new.paths.len());
+        change.updates.iter().all(|update| paths(update) * self.hub.groups(&update.repo) <= LOOKS)
     }
 
     fn pack(&mut self, repo: &RepoName, index: u64, number: u32, proposal: &Proposal) -> Option<()> {

@@ -317,7 +317,7 @@ impl State {
             Err(TryLockError::WouldBlock) => return None,
         };
         let begin = Instant::now();
-        let unpacked = brief::unpack(&self.view.load(), entries)?;
+        let unpacked = brief::unpack(&self.view.load(), &self.hub, entries)?;
         Some(self.apply_under(pending, begin, entries, &unpacked))
     }
 

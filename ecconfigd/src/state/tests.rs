@@ -13,6 +13,7 @@ use crate::raft::command::{
     ChangeSet, IdempotencyKey, NewRevision, Op, Outcome, PackSource, RefUpdate, RepoUpdate, UploadId,
 };
 use crate::raft::{Applied, Entry, Proposal, RaftNode, log_id};
+use crate::watch::{Globs, Watch};
 
 fn repo(text: &str) -> RepoName {
     text.parse().unwrap()
@@ -230,6 +231,29 @@ fn what_touches_files_is_not_brief() {
     assert!(matches!(apply(&state, last)[1], Outcome::Changed(_)));
     assert_eq!(store.packs().unwrap().len(), 2);
     assert!(state.try_apply(&[next("there is room again")]).is_some());
+}
+
+/// Nor is what has to be held against many globs.
+#[test]
+fn what_concerns_many_watchers_is_not_brief() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path());
+    apply(&state, entry(1, vec![create("default")], vec![]));
+    let id = |byte| Oid::from_bytes([byte; 20]);
+    let of_paths = |index: u8, count: usize| {
+        let mut update = update("default", if index == 2 { Oid::NULL } else { id(index - 1) }, id(index));
+        update.revision.as_mut().unwrap().paths = (0..count).map(|number| format!("d/{number}")).collect();
+        [entry(index.into(), vec![change(vec![update])], vec![])]
+    };
+    assert!(state.try_apply(&of_paths(2, 100)).is_some());
+    let watch = |number: usize| {
+        let globs = Globs::new(&[format!("d/{number}")]).unwrap();
+        Watch::new(state.clone(), repo("default"), None, globs).unwrap()
+    };
+    let watches: Vec<Watch> = (0..100).map(watch).collect();
+    assert!(state.try_apply(&of_paths(3, 100)).is_none());
+    assert!(state.try_apply(&of_paths(3, 10)).is_some());
+    drop(watches);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Who waits for what.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -161,8 +161,9 @@ impl Hub {
 
     /// Tells everybody whom it concerns. Called in the order of the log, after the state shows it.
     pub(crate) fn publish(&self, effects: Effects) {
-        let mut repos = locked(&self.repos);
         for event in effects.events {
+            let judged = self.judge(&event.record);
+            let mut repos = locked(&self.repos);
             let repo = repos.entry(event.record.repo.clone()).or_default();
             let revision = event.record.revision;
             // A repository that came with its history: what is older than this event stands in the state only.
@@ -178,16 +179,36 @@ impl Hub {
                     if mutants::is_on(Mutant::DroppedEvent) && revision.is_multiple_of(7) {
                         return true;
                     }
-                    if group.matches(&event.record) {
+                    // One that was not there a moment ago began at the revision before.
+                    let matches = judged.get(&Arc::as_ptr(&group)).map(|(_, matches)| *matches);
+                    if matches.unwrap_or_else(|| group.matches(&event.record)) {
                         group.note(revision);
                     }
                     true
                 }
             });
         }
-        drop(repos);
         self.set_targets(effects.targets);
         self.progress.send_modify(|batches| *batches += 1);
+    }
+
+    /// Which groups a revision is for, before anybody can look at it. Without the lock: with many groups and paths it takes a while, and every
+    /// watcher's thread may come for the lock meanwhile.
+    fn judge(&self, record: &RevisionRecord) -> HashMap<*const Group, (Arc<Group>, bool)> {
+        let groups: Vec<Arc<Group>> = match locked(&self.repos).get(&record.repo) {
+            Some(repo) => repo.groups.values().filter_map(Weak::upgrade).collect(),
+            None => Vec::new(),
+        };
+        let judged = groups.into_iter().map(|group| {
+            let matches = group.matches(record);
+            (Arc::as_ptr(&group), (group, matches))
+        });
+        judged.collect()
+    }
+
+    /// How many different globs are watched in a repository.
+    pub(crate) fn groups(&self, repo: &RepoName) -> usize {
+        locked(&self.repos).get(repo).map_or(0, |repo| repo.groups.len())
     }
 
     fn set_targets(&self, targets: impl IntoIterator<Item = (RepoName, Arc<TargetEvent>)>) {
@@ -274,10 +295,13 @@ impl Hub {
         if position + 1 < ring_start {
             return Recent::Older { upto: ring_start - 1 };
         }
-        let found = (position + 1..=repo.newest).filter_map(|revision| repo.get(revision));
-        match found.into_iter().find(|event| group.matches(&event.record)) {
-            Some(event) => Recent::Found(event.clone()),
-            None => Recent::Nothing { newest: repo.newest },
+        let newest = repo.newest;
+        let recent: Vec<_> = (position + 1..=newest).filter_map(|revision| repo.get(revision).cloned()).collect();
+        // What comes from here on wakes the watcher.
+        drop(repos);
+        match recent.into_iter().find(|event| group.matches(&event.record)) {
+            Some(event) => Recent::Found(event),
+            None => Recent::Nothing { newest },
         }
     }
 
