@@ -54,7 +54,12 @@ fn read(snapshot: &Snapshot) -> Result<Greeter, String> {
 async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     telemetry::init(&options.telemetry)?;
-    run(&options.daemon, &Shutdown::on_signals()?).await
+    let outcome = run(&options.daemon, &Shutdown::on_signals()?).await;
+    // A log that nobody reads takes no error either.
+    if !telemetry::flush() {
+        std::process::exit(i32::from(outcome.is_err()));
+    }
+    outcome
 }
 
 /// Follows the configuration until told to stop, then drains.

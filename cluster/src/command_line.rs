@@ -11,6 +11,7 @@ use clap::error::ErrorKind;
 
 use crate::control::ControlError;
 use crate::error::Chain;
+use crate::telemetry;
 
 /// The exit status of what failed.
 pub const FAILED: u8 = 1;
@@ -101,9 +102,13 @@ impl From<io::Error> for Failure {
 
 /// Runs a program: `args` begin with its name, as a process gets them.
 pub fn main<C: Parser>(args: Vec<OsString>, run: impl FnOnce(C) -> Result<(), Failure>) -> ExitCode {
-    match parse(args).and_then(|command| command.map_or(Ok(()), run)) {
+    let outcome = parse(args).and_then(|command| command.map_or(Ok(()), run));
+    let heard = telemetry::flush();
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.tell(),
+        Err(failure) if heard => failure.tell(),
+        // To say it would wait for whoever does not read the log either.
+        Err(failure) => ExitCode::from(failure.status),
     }
 }
 

@@ -1,11 +1,16 @@
 //! The example daemon, run as a third party would run it: configured, reconfigured, asked, stopped.
 #![allow(clippy::unwrap_used)]
 
+use std::fs::File;
+use std::io::{PipeReader, PipeWriter, Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cluster::control::{Client, ControlError};
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -26,6 +31,10 @@ impl Drop for Running {
 }
 
 fn start(dir: &Path) -> Running {
+    start_with_log(dir, Stdio::null())
+}
+
+fn start_with_log(dir: &Path, log: Stdio) -> Running {
     let child = Command::new(example())
         .args(["--node", "n1", "--conf"])
         .arg(dir.join("conf"))
@@ -34,7 +43,7 @@ fn start(dir: &Path) -> Running {
         .arg("--identity")
         .arg(dir.join("no-identity"))
         .env("ECCLUSTER_RUN", dir.join("run"))
-        .stderr(Stdio::null())
+        .stderr(log)
         .spawn()
         .unwrap();
     Running(child)
@@ -56,6 +65,52 @@ async fn greets(dir: &Path, expected: &str) {
         assert!(began.elapsed() < Duration::from_secs(20), "{answer:?} instead of {expected:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// A pipe that holds no more; whoever writes to it waits for as long as the reader is kept.
+fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    // Another opening of the pipe: the daemon's own must not learn to give up.
+    let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+    let mut filler = File::options().write(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path).unwrap();
+    for size in [4096, 1] {
+        while filler.write(&vec![b'x'; size]).is_ok() {}
+    }
+    (reader, writer)
+}
+
+#[tokio::test]
+async fn a_daemon_whose_log_nobody_reads_starts_answers_and_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let document = dir.join("conf/default/greeter.toml");
+    std::fs::create_dir_all(document.parent().unwrap()).unwrap();
+    std::fs::write(&document, "greeting = \"Hello\"\n").unwrap();
+    let (mut reader, writer) = full_pipe();
+    let mut running = start_with_log(dir, writer.into());
+    greets(dir, "Hello, Ada!").await;
+    kill(Pid::from_raw(running.0.id() as i32), Signal::SIGTERM).unwrap();
+    let began = Instant::now();
+    let status = loop {
+        if let Some(status) = running.0.try_wait().unwrap() {
+            break status;
+        }
+        assert!(began.elapsed() < Duration::from_secs(20), "it waits for who reads its log");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    assert!(status.success(), "{status}");
+
+    // Somebody reads: what is said first and last is there.
+    let mut log = String::new();
+    reader.read_to_string(&mut log).unwrap();
+    assert_eq!(log.trim_start_matches('x'), "", "it came after the pipe was full");
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut running = start_with_log(dir, writer.into());
+    greets(dir, "Hello, Ada!").await;
+    kill(Pid::from_raw(running.0.id() as i32), Signal::SIGTERM).unwrap();
+    assert!(running.0.wait().unwrap().success());
+    reader.read_to_string(&mut log).unwrap();
+    assert!(log.trim_start_matches('x').lines().count() > 1, "{log}");
 }
 
 #[tokio::test]

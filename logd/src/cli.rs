@@ -54,7 +54,11 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         // Without threads or logging: it runs itself again.
         return command.run(cli.json);
     }
-    telemetry::init(&cli.telemetry).map_err(|error| Failure::of(&error).usage())?;
+    let logging = match &cli.command {
+        Command::Run(_) => telemetry::init(&cli.telemetry),
+        _ => telemetry::init_command(&cli.telemetry),
+    };
+    logging.map_err(|error| Failure::of(&error).usage())?;
     let mut builder = match &cli.command {
         Command::Run(_) => {
             raise_file_limit();

@@ -62,11 +62,11 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> Result<(), Failure> {
-    let telemetry = match &cli.command {
-        Some(Command::Run(run)) => run.telemetry.clone(),
-        _ => TelemetryOptions { log: "warn".into(), ..TelemetryOptions::from_env() },
+    let logging = match &cli.command {
+        Some(Command::Run(run)) => telemetry::init(&run.telemetry),
+        _ => telemetry::init_command(&TelemetryOptions { log: "warn".into(), ..TelemetryOptions::from_env() }),
     };
-    telemetry::init(&telemetry).map_err(|error| Failure::new(Chain(&error).to_string()).usage())?;
+    logging.map_err(|error| Failure::new(Chain(&error).to_string()).usage())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(format!("cannot start threads: {error}")))?;
     let source = cli.source;

@@ -1,14 +1,20 @@
 //! What a daemon says about itself: logs on stderr, as text or JSON, and metrics for Prometheus.
 //!
-//! Logs go to stderr and nowhere else; files, rotation and shipping belong to whoever started the process. Secrets never reach either:
-//! every type that carries one has a `Debug` that leaves it out.
+//! Logs go to stderr and nowhere else; files, rotation and shipping belong to whoever started the process. A daemon does not wait for whoever
+//! reads them ([`init`]). Secrets never reach either: every type that carries one has a `Debug` that leaves it out.
 
+mod lines;
 mod metrics;
 mod process;
 mod request_id;
 
-use std::io::IsTerminal as _;
-use std::sync::OnceLock;
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::fs::File;
+use std::io::{self, IsTerminal as _};
+use std::os::fd::AsFd as _;
+use std::panic::PanicHookInfo;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use tracing_subscriber::filter::EnvFilter;
@@ -16,6 +22,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 
+use self::lines::{Line, Lines};
 pub use metrics::{CONTENT_TYPE, Metrics};
 pub use request_id::RequestId;
 
@@ -64,18 +71,71 @@ pub enum TelemetryError {
     /// The log's filter is not there any more.
     #[error("the log does not take another filter")]
     Gone,
+    /// The log has no thread.
+    #[error("the log cannot be written")]
+    Writer(#[source] io::Error),
     /// Logging was set up before.
     #[error("logging is set up already")]
     Twice(#[from] tracing_subscriber::util::TryInitError),
 }
 
-/// Sends the log of this process to stderr.
+/// How long the end of a process waits for whoever reads its log.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long a thread that panics does. The others may go on meanwhile.
+const PANIC: Duration = Duration::from_millis(500);
+
+/// Sends the log of this process to stderr, and waits for nobody who reads it: lines that do not fit into a queue are left out, and the log says how
+/// many. Whoever ends the process calls [`flush`] before, and what panics is told the same way.
 pub fn init(options: &TelemetryOptions) -> Result<(), TelemetryError> {
+    let lines = Lines::new(options.log_format);
+    let stderr = io::stderr().as_fd().try_clone_to_owned().map_err(TelemetryError::Writer)?;
+    let queue = lines.clone();
+    init_with(options, move || Line(queue.clone()))?;
+    lines.start(File::from(stderr)).map_err(TelemetryError::Writer)?;
+    if LINES.set(lines.clone()).is_ok() {
+        std::panic::set_hook(Box::new(move |panic| {
+            lines.put_anyway(words_of(panic).into_bytes());
+            lines.flush(PANIC);
+        }));
+    }
+    Ok(())
+}
+
+/// The same for a command that somebody looks at: what it logs comes before what it prints afterwards.
+pub fn init_command(options: &TelemetryOptions) -> Result<(), TelemetryError> {
+    init_with(options, io::stderr)
+}
+
+fn init_with<W>(options: &TelemetryOptions, writer: W) -> Result<(), TelemetryError>
+where
+    W: for<'a> fmt::MakeWriter<'a> + Send + Sync + 'static,
+{
     let (filter, handle) = reload::Layer::new(filter(&options.log)?);
-    let layer = layer(options.log_format, std::io::stderr, std::io::stderr().is_terminal());
+    let layer = layer(options.log_format, writer, io::stderr().is_terminal());
     tracing_subscriber::registry().with(filter).with(layer).try_init()?;
     let _ = FILTER.set(handle);
     Ok(())
+}
+
+/// What waits to be written, where it does not at once.
+static LINES: OnceLock<Arc<Lines>> = OnceLock::new();
+
+/// Waits a little until what was logged is written; false when nobody reads it: then nothing else can be said on stderr either.
+pub fn flush() -> bool {
+    LINES.get().is_none_or(|lines| lines.flush(LAST_WORDS))
+}
+
+/// As the standard library says it, which would wait for whoever reads.
+fn words_of(panic: &PanicHookInfo<'_>) -> String {
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("<unnamed>");
+    let payload = panic.payload();
+    let message =
+        payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(|text| &**text));
+    let place = panic.location().map(ToString::to_string).unwrap_or_default();
+    let trace = Backtrace::capture();
+    let trace = if trace.status() == BacktraceStatus::Captured { format!("{trace}\n") } else { String::new() };
+    format!("\nthread '{name}' panicked at {place}:\n{}\n{trace}", message.unwrap_or("(no words)"))
 }
 
 /// The filter of this process's log, once it is set up.

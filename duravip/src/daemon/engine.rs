@@ -238,6 +238,7 @@ impl Engine {
                     if let Err(error) = self.store.save(&stored) {
                         // What was answered must be on disk. The guard cleans up behind this.
                         tracing::error!(error = %cluster::error::Chain(&error), "the state cannot be made durable: ending");
+                        cluster::telemetry::flush();
                         std::process::exit(1);
                     }
                 }

@@ -1,6 +1,6 @@
 //! What happened here, for `duravip history`: the newest entries in memory, and on disk and in the log for people and the
-//! runs to come. Who notes something waits for neither: the loop with its heartbeats does, and a log that nobody reads on is
-//! a pipe that is full. What a crash of the machine loses of it is no harm.
+//! runs to come. Who notes something waits for neither: the loop with its heartbeats does. What a crash of the machine loses of it is
+//! no harm.
 //!
 //! ```text
 //! history: a JSON object per line, oldest first                          (`history.old`: the same, before these)

@@ -59,6 +59,7 @@ pub async fn run(args: &Args, cx: &mut Context<'_>) -> Result<u8, CommandError> 
         shutdown.trigger(cluster::shutdown::Reason::Asked);
     }
     let _ = shutdown.drain(DRAIN_DEADLINE).await;
+    telemetry::flush();
     outcome.map(|()| 0).map_err(in_words)
 }
 

@@ -85,7 +85,7 @@ pub fn dispatch(cli: Cli, environment: Environment, ui: &mut Ui) -> Result<u8, C
     if cx.options.debug && !matches!(cli.command, Command::Agent(_)) {
         let log = "warn,eccfg=debug,cluster=debug,repos=debug".to_owned();
         // A second run in one process keeps the first one's log.
-        let _ = telemetry::init(&TelemetryOptions { log, ..TelemetryOptions::default() });
+        let _ = telemetry::init_command(&TelemetryOptions { log, ..TelemetryOptions::default() });
     }
     runtime.block_on(run(cli.command, &mut cx))
 }
