@@ -19,8 +19,6 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 
-use crate::hand_in::HandIn;
-
 /// A peer that accepts no connection within this time is away.
 const CONNECT: Duration = Duration::from_secs(3);
 /// A live question: whoever waits for it holds up a mail.
@@ -108,12 +106,9 @@ impl Peers {
         self.known().get(node).cloned().ok_or_else(|| PeerError::Unknown(node.into()))
     }
 
-    /// Hands windows to a server; it has them durably when this returns.
-    pub async fn deliver(&self, server: &str, hand_in: &HandIn) -> Result<(), PeerError> {
-        self.link(server)?
-            .send(Method::POST, "/cluster/windows".into(), hand_in.encode().into(), DELIVER)
-            .await
-            .map(drop)
+    /// Hands windows to a server, as [`crate::hand_in::HandIn::encode`] made them; it has them durably when this returns.
+    pub async fn deliver(&self, server: &str, windows: Bytes) -> Result<(), PeerError> {
+        self.link(server)?.send(Method::POST, "/cluster/windows".into(), windows, DELIVER).await.map(drop)
     }
 
     /// What the others counted, and who did not answer.

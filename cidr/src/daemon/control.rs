@@ -99,14 +99,14 @@ pub fn router(service: Arc<Service>) -> Router {
     let router =
         add(router, "count", "Counts a block over the last windows of the cluster", |s, a, _| Box::pin(count(s, a)));
     let router = add(router, "remove", "Forgets an address", |s, a, _| Box::pin(remove(s, a)));
-    let router = add(router, "series", "Series with their windows", |s, _, _| Box::pin(async move { series(&s) }));
+    let router = add(router, "series", "Series with their windows", |s, _, _| Box::pin(aside(move || series(&s))));
     let router =
-        add(router, "status", "What this daemon is and what waits", |s, _, _| Box::pin(async move { Ok(status(&s)) }));
+        add(router, "status", "What this daemon is and what waits", |s, _, _| Box::pin(aside(move || Ok(status(&s)))));
     let router = add(router, "maintain", "Builds days, condenses and expires now", |s, _, _| Box::pin(maintain(s)));
     let router = add(router, "verify", "Reads every byte of the store", |s, _, p| Box::pin(verify(s, p)));
     let router = add(router, "export", "Copies counts as Parquet", |s, a, p| Box::pin(export(s, a, p)));
     add(router, "metrics", "What Prometheus would read", |s, _, _| {
-        Box::pin(async move { Ok(json!(s.meters.registry.render())) })
+        Box::pin(aside(move || Ok(json!(s.meters.registry.render()))))
     })
 }
 
@@ -141,8 +141,7 @@ async fn query(service: Arc<Service>, value: Value, parts: Parts) -> Result<Valu
 
 async fn add_lines(service: Arc<Service>, value: Value) -> Result<Value, Failure> {
     let text: String = args(value)?;
-    let mut received = inputs::Received::default();
-    let _ = inputs::feed(&service, text.as_bytes(), true, &mut received);
+    let received = inputs::feed_all(&service, text.into()).await;
     let (counted, refused) = received.totals();
     service.meters.brought("control", counted, refused);
     Ok(json!({ "counted": counted, "refused": refused, "why": received.why() }))
@@ -166,7 +165,12 @@ async fn remove(service: Arc<Service>, value: Value) -> Result<Value, Failure> {
     Ok(json!({ "missing": service.remove(&series, address).await }))
 }
 
-/// The series that are kept, and those that are only in memory yet.
+/// Runs what reads the disk, or has much to print, where that keeps nobody's sockets and timers waiting.
+pub async fn aside<T: Send + 'static>(run: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(run).await.unwrap_or_else(|error| Err(Failure::of(&error)))
+}
+
+/// The series that are kept, and those that are only in memory yet. Reads the store.
 pub fn series(service: &Service) -> Result<Value, Failure> {
     let iso = |stamp: i64| {
         let moment = time::OffsetDateTime::from_unix_timestamp(stamp).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);

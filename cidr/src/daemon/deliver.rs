@@ -40,11 +40,15 @@ pub async fn deliver(service: Arc<Service>, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             () = reconfigured => {}
-            _ = count.tick() => measure(&service),
+            _ = count.tick() => {
+                let service = service.clone();
+                let _ = blocking(move || measure(&service)).await;
+            }
         }
     }
 }
 
+/// Reads a directory.
 fn measure(service: &Service) {
     for (server, waiting) in service.outbox.waiting().unwrap_or_default() {
         service.meters.waiting.get_or_create(&ServerLabel { server }).set(waiting as i64);
@@ -82,7 +86,8 @@ async fn carry_on(
 ) -> Result<(), String> {
     let mut written = service.outbox.written();
     let words = |error: logd_journal::JournalError| Chain(&error).to_string();
-    let mut courier = service.outbox.courier(server).map_err(words)?;
+    let (of, to) = (service.clone(), server.to_owned());
+    let mut courier = blocking(move || of.outbox.courier(&to)).await?.map_err(words)?;
     loop {
         written.borrow_and_update();
         let (back, message) = blocking(move || next(courier)).await?;
@@ -95,14 +100,14 @@ async fn carry_on(
         };
         let sent = tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            sent = hand_over(service, server, &message) => sent,
+            sent = hand_over(service, server, message) => sent,
         };
-        sent?;
+        let next = sent?;
         if std::mem::take(complained) {
             tracing::info!(server, "windows are delivered again");
         }
         backoff.reset();
-        courier = blocking(move || courier.acknowledge(message.next).map(|()| courier)).await?.map_err(words)?;
+        courier = blocking(move || courier.acknowledge(next).map(|()| courier)).await?.map_err(words)?;
     }
 }
 
@@ -116,12 +121,17 @@ async fn blocking<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -
     tokio::task::spawn_blocking(run).await.map_err(|error| error.to_string())
 }
 
-async fn hand_over(service: &Arc<Service>, server: &str, message: &HandIn) -> Result<(), String> {
-    if server != service.node {
-        return service.peers.deliver(server, message).await.map_err(|error| error.to_string());
+/// Brings a message to a server; up to where it has everything then.
+async fn hand_over(service: &Arc<Service>, server: &str, message: HandIn) -> Result<u64, String> {
+    let next = message.next;
+    if server == service.node {
+        let service = service.clone();
+        blocking(move || receive(&service, &service.node, &message)).await??;
+    } else {
+        let windows = blocking(move || message.encode()).await?;
+        service.peers.deliver(server, windows.into()).await.map_err(|error| error.to_string())?;
     }
-    let (service, message) = (service.clone(), message.clone());
-    blocking(move || receive(&service, &service.node, &message)).await?.map(drop)
+    Ok(next)
 }
 
 /// Merges a message of a node into the store. Blocks for the disk.

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use cidr_engine::ingest::MAX_BATCH_BYTES;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -59,25 +60,44 @@ impl Received {
     }
 }
 
-/// Counts a piece of a stream; how much of it is done. After a batch that makes no sense nothing more can be understood: `Err`.
+/// Counts a piece of a stream; how much of it is done. After a batch that makes no sense nothing more can be understood: `Err`. Others count in
+/// between, but a piece of megabytes takes its time: see [`feed_all`].
 pub fn feed(service: &Service, data: &[u8], complete: bool, received: &mut Received) -> Result<usize, ()> {
     if data.starts_with(b"ECB1") || (!data.is_empty() && !complete && b"ECB1".starts_with(data)) {
         return feed_batches(service, data, complete, received);
     }
-    let Received { why, lines, .. } = received;
-    let fed = service.counted(|counting, now| {
-        counting.text(data, complete, now, &mut |line, error| {
-            if why.is_none() {
-                let shown: String =
-                    String::from_utf8_lossy(line).chars().take(60).filter(|c| !c.is_control()).collect();
-                *why = Some(format!("{error} in \"{shown}\""));
-            }
-        })
+    let mut consumed = 0;
+    while consumed < data.len() {
+        let why = &mut received.why;
+        let fed = service.counted(|counting, now| {
+            counting.text(&data[consumed..], complete, now, &mut |line, error| {
+                if why.is_none() {
+                    let shown: String =
+                        String::from_utf8_lossy(line).chars().take(60).filter(|c| !c.is_control()).collect();
+                    *why = Some(format!("{error} in \"{shown}\""));
+                }
+            })
+        });
+        received.lines += fed.counted + fed.refused;
+        received.counted += fed.counted;
+        received.refused += fed.refused;
+        consumed += fed.consumed;
+        if fed.consumed == 0 {
+            break;
+        }
+    }
+    Ok(consumed)
+}
+
+/// Counts what came whole, however much it is, where that keeps nobody's sockets and timers waiting.
+pub async fn feed_all(service: &Arc<Service>, data: Bytes) -> Received {
+    let service = service.clone();
+    let fed = tokio::task::spawn_blocking(move || {
+        let mut received = Received::default();
+        let _ = feed(&service, &data, true, &mut received);
+        received
     });
-    *lines += fed.counted + fed.refused;
-    received.counted += fed.counted;
-    received.refused += fed.refused;
-    Ok(fed.consumed)
+    fed.await.unwrap_or_else(|error| Received { refused: 1, why: Some(error.to_string()), ..Received::default() })
 }
 
 fn feed_batches(service: &Service, data: &[u8], complete: bool, received: &mut Received) -> Result<usize, ()> {
@@ -200,4 +220,46 @@ fn datagram(service: &Service, data: &[u8]) {
     let _ = feed(service, data, true, &mut received);
     let (counted, refused) = received.totals();
     service.meters.brought("udp", counted, refused);
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::service::QueryLimits;
+    use std::sync::mpsc;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// A runtime of one thread: what blocks it blocks everything.
+    #[tokio::test]
+    async fn who_waits_for_the_counters_with_much_to_count_holds_up_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let outbox = crate::outbox::Outbox::open(&dir.path().join("outbox"), "n1").unwrap();
+        let limits = QueryLimits { max_queries: 1, query_seconds: 1, query_rows: 1, query_memory_mib: 1 };
+        let (peers, meters) = (crate::peers::Peers::new(None), crate::metrics::Meters::new("n1"));
+        let (service, _finished) = Service::new("n1".into(), dir.path().into(), limits, outbox, peers, meters);
+        let (let_go, told) = mpsc::channel();
+        let (holding, held) = tokio::sync::oneshot::channel();
+        let holder = service.clone();
+        let holds = std::thread::spawn(move || {
+            holder.counted(|_, _| {
+                let _ = holding.send(());
+                told.recv_timeout(PATIENCE)
+            })
+        });
+        held.await.unwrap();
+        let lines = "spam 10.0.0.1 2\n".repeat(10_000) + "spam 10.0.0.256\nspam 10.0.0.1";
+        let block = "10.0.0.0/8".parse().unwrap();
+        let (received, asked, ()) = tokio::join!(
+            feed_all(&service, lines.into()),
+            service.count_aside("ham", &block, 300),
+            // The turn of this one comes only where those before it wait elsewhere.
+            async { assert!(let_go.send(()).is_ok()) },
+        );
+        assert_eq!(holds.join().unwrap(), Ok(()), "the others were held up");
+        assert_eq!((received.totals(), asked.unwrap()), ((10_001, 1), 0));
+        assert!(received.why().unwrap().contains("10.0.0.256"), "{received:?}");
+        assert_eq!(service.count_aside("spam", &block, 300).await.unwrap(), 20_001);
+    }
 }

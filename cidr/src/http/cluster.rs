@@ -16,12 +16,18 @@ use crate::hand_in::HandIn;
 /// Takes windows; they are durable when this answers.
 pub async fn windows(State(app): State<App>, extensions: Extensions, body: Bytes) -> Result<String, Refusal> {
     let peer = peer_of(&extensions).ok_or_else(|| Refusal::forbidden("which node is this?"))?;
-    let message = HandIn::decode(&body).map_err(|error| Refusal::wrong(error.to_string()))?;
-    let (service, node, next) = (app.service.clone(), peer.node.clone(), message.next);
-    let merged = tokio::task::spawn_blocking(move || deliver::receive(&service, &node, &message)).await;
-    let merged = merged.unwrap_or_else(|error| Err(error.to_string()));
-    merged.map_err(|words| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Failure::new(words).code("store")))?;
+    let (service, node) = (app.service.clone(), peer.node.clone());
+    let merged = tokio::task::spawn_blocking(move || {
+        let message = HandIn::decode(&body).map_err(|error| Refusal::wrong(error.to_string()))?;
+        let merged = deliver::receive(&service, &node, &message);
+        merged.map(|_| message.next).map_err(unavailable)
+    });
+    let next = merged.await.unwrap_or_else(|error| Err(unavailable(error.to_string())))?;
     Ok(format!("{next}\n"))
+}
+
+fn unavailable(words: String) -> Refusal {
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Failure::new(words).code("store"))
 }
 
 /// What this node alone counted.

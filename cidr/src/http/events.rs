@@ -11,8 +11,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{App, Refusal};
-use crate::counting::{Counting, Now};
-use crate::daemon::inputs::{self, Received};
+use crate::daemon::inputs;
+use crate::service::Service;
 
 /// One line of JSON.
 #[derive(Debug, Deserialize)]
@@ -42,10 +42,14 @@ pub async fn events(State(app): State<App>, headers: HeaderMap, body: Bytes) -> 
     let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim();
     let (counted, refused, why) = match kind {
-        "application/x-ndjson" | "application/jsonl" | "application/json" => json_lines(&app, &body),
+        "application/x-ndjson" | "application/jsonl" | "application/json" => {
+            let service = app.service.clone();
+            // Megabytes of JSON are a good part of a second.
+            let read = tokio::task::spawn_blocking(move || json_lines(&service, &body)).await;
+            read.unwrap_or_else(|error| (0, 1, Some(error.to_string())))
+        }
         "text/plain" | "application/octet-stream" => {
-            let mut received = Received::default();
-            let _ = inputs::feed(&app.service, &body, true, &mut received);
+            let received = inputs::feed_all(&app.service, body).await;
             let (counted, refused) = received.totals();
             (counted, refused, received.why().map(str::to_owned))
         }
@@ -58,13 +62,13 @@ pub async fn events(State(app): State<App>, headers: HeaderMap, body: Bytes) -> 
     Ok(Json(json!({ "counted": counted, "refused": refused, "why": why })))
 }
 
-fn json_lines(app: &App, body: &[u8]) -> (u64, u64, Option<String>) {
+fn json_lines(service: &Service, body: &[u8]) -> (u64, u64, Option<String>) {
     let (mut counted, mut refused, mut why) = (0, 0, None);
     for (number, line) in body.split(|byte| *byte == b'\n').enumerate() {
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        match app.service.counted(|counting, now| json_line(counting, now, line)) {
+        match json_line(service, line) {
             Ok(()) => counted += 1,
             Err(words) => {
                 refused += 1;
@@ -75,14 +79,15 @@ fn json_lines(app: &App, body: &[u8]) -> (u64, u64, Option<String>) {
     (counted, refused, why)
 }
 
-fn json_line(counting: &mut Counting, now: Now, line: &[u8]) -> Result<(), String> {
+fn json_line(service: &Service, line: &[u8]) -> Result<(), String> {
     let event: JsonEvent = serde_json::from_slice(line).map_err(|error| error.to_string())?;
     let address: Address = event.address.parse().map_err(|_| "address is neither IPv4 nor IPv6".to_owned())?;
     if !(-MAX_AMOUNT..=MAX_AMOUNT).contains(&event.amount) {
         return Err(format!("amount is not between -{MAX_AMOUNT} and {MAX_AMOUNT}"));
     }
     let time = event.time.map(seconds).transpose()?;
-    counting.event(&event.series, address, event.amount, time, now).map_err(|error| error.to_string())
+    let counted = service.counted(|counting, now| counting.event(&event.series, address, event.amount, time, now));
+    counted.map_err(|error| error.to_string())
 }
 
 fn seconds(time: JsonTime) -> Result<Stamp, String> {

@@ -15,11 +15,13 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use http::StatusCode;
 use http::header::CONTENT_TYPE;
 
 pub use listen::Listener;
 pub use words::Refusal;
 
+use crate::daemon::control;
 use crate::hand_in::MAX_MESSAGE_BYTES;
 use crate::service::Service;
 
@@ -61,6 +63,9 @@ async fn healthz() -> &'static str {
     "ok\n"
 }
 
-async fn metrics(State(app): State<App>) -> Response {
-    ([(CONTENT_TYPE, ::cluster::telemetry::CONTENT_TYPE)], app.service.meters.registry.render()).into_response()
+async fn metrics(State(app): State<App>) -> Result<Response, Refusal> {
+    // It reads /proc.
+    let rendered = control::aside(move || Ok(app.service.meters.registry.render())).await;
+    let rendered = rendered.map_err(|failure| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, failure))?;
+    Ok(([(CONTENT_TYPE, ::cluster::telemetry::CONTENT_TYPE)], rendered).into_response())
 }

@@ -69,8 +69,8 @@ const fn media_type(format: Format) -> &'static str {
 /// The series with their first and last windows, and their monitors.
 pub async fn series(State(app): State<App>) -> Result<Json<Value>, Refusal> {
     let service = app.service.clone();
-    let series = control::series(&service).map_err(|failure| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, failure))?;
-    Ok(Json(series))
+    let series = control::aside(move || control::series(&service)).await;
+    series.map(Json).map_err(|failure| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, failure))
 }
 
 /// `/count?series=…&block=…&last=30m`
