@@ -35,7 +35,7 @@ pub(super) async fn follow(
     Path(log): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Refusal> {
-    let asked = Asked::parse(log, query.as_deref())?;
+    let asked = Asked::of(log, query).await?;
     let (pattern, configured) = (pattern(&app)?, app.console.log_names());
     let place =
         app.followers.clone().try_acquire_owned().map_err(|_| {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::{Path, RawQuery, State};
+use axum::response::{IntoResponse as _, Response};
 use cluster::control::Failure;
 use cluster::documents::schema::logd::PathPattern;
 use http::StatusCode;
@@ -57,8 +58,14 @@ pub(super) struct Page {
 }
 
 impl Asked {
+    /// As [`Self::parse`] does it, on a thread that has the time to make an automaton of an expression.
+    pub(super) async fn of(log: String, query: Option<String>) -> Result<Self, Refusal> {
+        let asked = tokio::task::spawn_blocking(move || Self::parse(log, query.as_deref())).await;
+        asked.unwrap_or_else(|_| Err(unable("an error inside logd")))
+    }
+
     /// From the path and the query: `node`, `subcluster` (both repeatable), `since`, `until`, `limit`, `grep`, `ignore_case`, `invert`.
-    pub(super) fn parse(log: String, query: Option<&str>) -> Result<Self, Refusal> {
+    fn parse(log: String, query: Option<&str>) -> Result<Self, Refusal> {
         let mut wanted = Wanted { log, ..Wanted::default() };
         let mut limit = LINES.0;
         let mut of_regex = BTreeMap::new();
@@ -114,17 +121,22 @@ pub(super) async fn lines(
     State(app): State<App>,
     Path(log): Path<String>,
     RawQuery(query): RawQuery,
-) -> Result<Json<Page>, Refusal> {
-    let asked = Asked::parse(log, query.as_deref())?;
+) -> Result<Response, Refusal> {
+    let asked = Asked::of(log, query).await?;
     let pattern = pattern(&app)?;
     let configured = app.console.log_names();
-    let unable = |what: &str| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Failure::new(what));
     let _place = app.scans.acquire().await.map_err(|_| unable("the daemon stops"))?;
     let page = tokio::task::spawn_blocking(move || {
         known(&pattern, &asked, &configured)?;
-        page(&pattern, &asked).map_err(|error| unable(&error.to_string()))
+        let page = page(&pattern, &asked).map_err(|error| unable(&error.to_string()))?;
+        // Here, too: it has megabytes.
+        Ok(Json(page).into_response())
     });
-    page.await.map_err(|_| unable("an error inside logd"))?.map(Json)
+    page.await.unwrap_or_else(|_| Err(unable("an error inside logd")))
+}
+
+fn unable(what: &str) -> Refusal {
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Failure::new(what))
 }
 
 /// Where this node's manager writes.

@@ -552,7 +552,9 @@ impl Connection {
         }
         let found = self.service.logs.get(log).ok_or_else(|| format!("there is no log {log}"))?;
         let lost = self.ended.child_token();
-        let (position, moved) = start(&found, subscriber, from).map_err(|error| error.to_string())?;
+        let (of, name) = (Arc::clone(&found), subscriber.to_owned());
+        let started = tokio::task::spawn_blocking(move || start(&of, &name, from)).await;
+        let (position, moved) = started.map_err(|_| "an error inside logd")?.map_err(|error| error.to_string())?;
         self.service.take_lease(log, subscriber, &self.caller.node, &lost)?;
         let (queue, requests) = mpsc::channel(STREAM_REQUESTS);
         self.streams.insert(stream, queue);
@@ -572,7 +574,7 @@ impl Connection {
     }
 }
 
-/// Where a stream begins, and why that is not where the manager stood.
+/// Where a stream begins, and why that is not where the manager stood. Reads the disk.
 fn start(log: &Log, subscriber: &str, from: Option<Place>) -> Result<(Position, Option<String>), JournalError> {
     let journal = log.journal();
     let subscribers = journal.subscribers()?;
