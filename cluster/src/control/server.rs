@@ -170,7 +170,9 @@ async fn serve_connection(stream: UnixStream, router: &Router, stop: Cancellatio
             },
         };
         let line = answer.map_or_else(Line::Error, Line::Ok);
-        if write(&mut writer, &line).await.is_err() {
+        // An answer may have megabytes.
+        let Ok(Ok(bytes)) = tokio::task::spawn_blocking(move || limited(&line)).await else { return };
+        if write_bytes(&mut writer, &bytes).await.is_err() {
             return;
         }
     }
@@ -226,11 +228,20 @@ fn hung_up(writer: &OwnedWriteHalf) -> bool {
 }
 
 async fn write(writer: &mut OwnedWriteHalf, line: &Line) -> std::io::Result<()> {
-    let mut bytes = to_line(line)?;
-    if bytes.len() > ANSWER_LIMIT_BYTES {
-        bytes = to_line(&Line::Error(Failure::new("the answer is too long for one line")))?;
+    write_bytes(writer, &limited(line)?).await
+}
+
+/// The line, or that it is too long for one.
+fn limited(line: &Line) -> std::io::Result<Vec<u8>> {
+    let bytes = to_line(line)?;
+    if bytes.len() <= ANSWER_LIMIT_BYTES {
+        return Ok(bytes);
     }
-    match tokio::time::timeout(WRITE_TIMEOUT, writer.write_all(&bytes)).await {
+    to_line(&Line::Error(Failure::new("the answer is too long for one line")))
+}
+
+async fn write_bytes(writer: &mut OwnedWriteHalf, bytes: &[u8]) -> std::io::Result<()> {
+    match tokio::time::timeout(WRITE_TIMEOUT, writer.write_all(bytes)).await {
         Ok(result) => result,
         Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
     }

@@ -60,6 +60,12 @@ fn gone() -> Failure {
     Failure::new("the daemon is stopping").code("stopping")
 }
 
+/// What takes milliseconds, for thousands of addresses or because the kernel is asked: one of two threads serves the sockets and timers of this
+/// process, and goes on doing so.
+fn aside<T>(run: impl FnOnce() -> T) -> T {
+    tokio::task::block_in_place(run)
+}
+
 impl Desk {
     /// The commands.
     pub fn router(self) -> Router {
@@ -90,9 +96,12 @@ impl Desk {
         while let Some((whom, number, question)) = questions.recv().await {
             let Ok(question) = postcard::from_bytes::<Question>(&question) else { continue };
             let Ok(member) = self.look().await else { return };
-            let answer = if view::leads(&member) { view::answer(&member, sys::now(), &question) } else { Value::Null };
             // Packed here: an answer about 10,240 addresses has megabytes, which would keep the loop from its heartbeats.
-            let packed = lz4_flex::block::compress_prepend_size(answer.to_string().as_bytes());
+            let packed = aside(|| {
+                let leads = view::leads(&member);
+                let answer = if leads { view::answer(&member, sys::now(), &question) } else { Value::Null };
+                lz4_flex::block::compress_prepend_size(answer.to_string().as_bytes())
+            });
             self.inbox.send(Input::Reply(whom, number, packed));
         }
     }
@@ -106,7 +115,7 @@ impl Desk {
     /// The leader's answer, or nothing where there is none to be had.
     async fn ask_leader(&self, member: &Member, question: &Question) -> Option<Value> {
         if view::leads(member) {
-            return Some(view::answer(member, sys::now(), question)).filter(|answer| !answer.is_null());
+            return Some(aside(|| view::answer(member, sys::now(), question))).filter(|answer| !answer.is_null());
         }
         let leader = member.leadership()?.leader;
         let question = postcard::to_allocvec(question).ok()?;
@@ -117,25 +126,30 @@ impl Desk {
         if size > ANSWER_BYTES {
             return None;
         }
-        let answer = lz4_flex::block::decompress_size_prepended(&answer).ok()?;
-        serde_json::from_slice(&answer).ok().filter(|answer: &Value| !answer.is_null())
+        let read = || {
+            let answer = lz4_flex::block::decompress_size_prepended(&answer).ok()?;
+            serde_json::from_slice(&answer).ok().filter(|answer: &Value| !answer.is_null())
+        };
+        aside(read)
     }
 
     async fn show(&self, _: Value) -> Result<Value, Failure> {
         let member = self.look().await?;
         let mut shown = match self.ask_leader(&member, &Question::Show).await {
             Some(shown) => shown,
-            None => view::answer(&member, sys::now(), &Question::Show),
+            None => aside(|| view::answer(&member, sys::now(), &Question::Show)),
         };
-        for vip in shown["vips"].as_array_mut().into_iter().flatten() {
-            let address = vip["address"].as_str().and_then(|address| address.parse().ok());
-            vip["here"] = json!(address.is_some_and(|address: IpAddr| member.holds(address)));
-        }
-        let mut all = self.status(&member);
-        if let (Some(all), Some(shown)) = (all.as_object_mut(), shown.as_object()) {
-            all.extend(shown.clone());
-        }
-        Ok(all)
+        Ok(aside(|| {
+            for vip in shown["vips"].as_array_mut().into_iter().flatten() {
+                let address = vip["address"].as_str().and_then(|address| address.parse().ok());
+                vip["here"] = json!(address.is_some_and(|address: IpAddr| member.holds(address)));
+            }
+            let mut all = self.status(&member);
+            if let (Some(all), Value::Object(shown)) = (all.as_object_mut(), shown) {
+                all.extend(shown);
+            }
+            all
+        }))
     }
 
     /// How this member is.
@@ -291,6 +305,10 @@ impl Desk {
     }
 
     async fn arp(&self, _: Value) -> Result<Value, Failure> {
+        aside(|| self.neighbours())
+    }
+
+    fn neighbours(&self) -> Result<Value, Failure> {
         let plan = self.plan.borrow().clone();
         let failed = |error: std::io::Error| Failure::new(format!("the neighbours cannot be listed: {error}"));
         let mut socket = netlink::Socket::open(SockProtocol::NetlinkRoute, 0).map_err(failed)?;
@@ -321,6 +339,7 @@ impl Desk {
     }
 
     async fn metrics(&self, _: Value) -> Result<Value, Failure> {
-        Ok(json!(self.metrics.render()))
+        // It reads /proc.
+        Ok(json!(aside(|| self.metrics.render())))
     }
 }
