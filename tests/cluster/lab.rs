@@ -254,7 +254,11 @@ impl Lab {
     /// Waits until the machine that has this name now is this, and there is no earlier one.
     pub fn wait_role(&self, name: &str, role: cluster::api::NodeRole) {
         eventually(&format!("{name} is a {role}"), || {
-            let members = self.cluster_info().ok()?.members;
+            // Asked of the machine itself once it has caught up: another one may not have heard yet that it took the name over.
+            if !self.is_ready(name) {
+                return None;
+            }
+            let members = self.cluster_info_of(name).ok()?.members;
             let mut of_name = members.iter().filter(|member| member.node == name);
             (of_name.next()?.role == role && of_name.next().is_none()).then_some(())
         });
@@ -404,6 +408,10 @@ impl Lab {
     /// The machines that run.
     pub fn running(&self) -> Vec<&str> {
         self.machines.iter().filter(|machine| machine.child.is_some()).map(|machine| machine.name.as_str()).collect()
+    }
+
+    fn cluster_info_of(&self, name: &str) -> Result<ClusterInfo, ClientError> {
+        self.client_of(&[name], |client| async move { client.get_json("/api/v1/cluster").await })
     }
 
     pub fn cluster_info(&self) -> Result<ClusterInfo, ClientError> {

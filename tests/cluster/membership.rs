@@ -367,6 +367,35 @@ fn a_full_disk_makes_a_node_read_only_and_keeps_the_leadership_away() {
     assert!(lab.runs("n3"), "the same process");
 }
 
+/// With a dead machine beside it, one that is removed is needed until the dead one is back: who removes it has to know before it is switched off.
+#[test]
+fn a_removal_ends_when_the_machine_may_be_switched_off() {
+    if !possible() {
+        return;
+    }
+    let mut lab = Lab::cluster(3);
+    let leader = lab.leader();
+    let others: Vec<&str> = ["n1", "n2", "n3"].into_iter().filter(|name| *name != leader).collect();
+    let (dead, leaving) = (others[0], others[1]);
+    lab.kill(dead);
+    let remove = |wait: &str| lab.eccfg_of(&[&leader], &["node", "remove", leaving, "--wait", wait]).output().unwrap();
+    for again in ["1s", "2s"] {
+        let output = remove(again);
+        let words = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{words}");
+        assert!(words.contains("cannot go on without this node's vote"), "{words}");
+    }
+    let shows = |lab: &Lab| lab.cluster_info().unwrap().members.iter().any(|member| member.node == leaving);
+    assert!(shows(&lab));
+    lab.start(dead);
+    lab.wait_voters(2);
+    assert!(!shows(&lab));
+    lab.kill(leaving);
+    lab.wait_ready(dead);
+    let head = commit(&lab, &[&leader], "without it");
+    has(&lab, dead, &head);
+}
+
 #[test]
 fn a_copy_with_history_is_on_every_machine() {
     if !possible() {

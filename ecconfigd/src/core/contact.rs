@@ -134,9 +134,10 @@ impl Standing {
     }
 }
 
-/// What the records of this node's own state say against its being a member.
-fn unrecorded(view: &View, node: &NodeName, raft_id: u64) -> Option<String> {
-    if view.members.is_empty() {
+/// What the records of this node's own state say against its being a member. They say nothing while it is still catching up with its own
+/// join: until then no number as high as its own was `given` to anybody.
+fn unrecorded(view: &View, given: u64, node: &NodeName, raft_id: u64) -> Option<String> {
+    if view.members.is_empty() || given < raft_id {
         return None;
     }
     match view.members.get(node) {
@@ -170,7 +171,7 @@ impl Core {
                 None
             }
             Some(_) if leads => None,
-            Some(_) => unrecorded(&self.view(), &inner.options.node, inner.raft_id).or_else(|| {
+            Some(_) => self.unrecorded().or_else(|| {
                 let known = locked(&standing.strangers);
                 (known.0 >= ROUNDS).then(|| known.1.clone())
             }),
@@ -197,6 +198,13 @@ impl Core {
         }
     }
 
+    fn unrecorded(&self) -> Option<String> {
+        let inner = &self.inner;
+        // Before the picture: a later number would belong to records that the picture does not have yet.
+        let given = inner.proposer.state.raft_ids_given().ok()?;
+        unrecorded(&self.view(), given, &inner.options.node, inner.raft_id)
+    }
+
     /// Why this node is no member any more, where that is so.
     pub(super) fn removed(&self) -> Option<String> {
         locked(&self.inner.standing.removed).clone()
@@ -216,7 +224,10 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::state::{MemberRecord, State};
 
     #[test]
     fn watchers_go_once_when_it_lasts() {
@@ -229,6 +240,37 @@ mod tests {
         assert!(!standing.note(None, start + Duration::from_secs(12)));
         assert_eq!(standing.cut_off(), None);
         assert!(!lost(13) && !lost(22) && lost(23), "counted anew");
+    }
+
+    #[test]
+    fn who_catches_up_with_its_own_join_was_not_removed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let state = State::open(dir.path(), 1).expect("a state");
+        let member = |node: &str, raft_id| MemberRecord {
+            node: node.parse().expect("a name"),
+            raft_id,
+            address: format!("{node}:1"),
+            voter: true,
+            key_sha256: [0; 32],
+            token: String::new(),
+            token_sha256: [0; 32],
+            replaced_by: None,
+        };
+        let says = |members: &[MemberRecord], given, raft_id| {
+            let mut view = state.view().as_ref().clone();
+            let members = members.iter().map(|member| (member.node.clone(), Arc::new(member.clone())));
+            view.members = Arc::new(members.collect());
+            unrecorded(&view, given, &"n2".parse().expect("a name"), raft_id)
+        };
+        let (one, old, new) = (member("n1", 1), member("n2", 2), member("n2", 3));
+        assert_eq!(says(&[], 0, 3), None);
+        // As it was before it took the name over, or joined.
+        assert_eq!(says(&[one.clone(), old.clone()], 2, 3), None);
+        assert_eq!(says(std::slice::from_ref(&one), 1, 3), None);
+        assert_eq!(says(&[one.clone(), new.clone()], 3, 3), None);
+        assert!(says(&[one.clone(), new], 3, 2).is_some_and(|why| why.contains("taken the name")));
+        assert!(says(&[one], 3, 3).is_some_and(|why| why.contains("was removed")));
+        assert_eq!(says(&[old], 2, 2), None);
     }
 
     #[test]

@@ -34,7 +34,7 @@ const LAST_STEP: Duration = Duration::from_secs(2);
 /// A learner that misses fewer entries than this has caught up: the rest takes milliseconds.
 const CAUGHT_UP: u64 = 200;
 /// A member that answered the leader within this time is alive.
-const ANSWERED: Duration = Duration::from_secs(2);
+const ANSWERED: Duration = Duration::from_secs(1);
 
 /// One change of the group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,10 +66,14 @@ impl Found<'_> {
     /// Whether the voters that are left without this one can go on. A change that they could not commit would end the cluster: it could not
     /// even be taken back.
     fn may_lose(&self, id: u64) -> bool {
-        let rest = self.voters.iter().filter(|voter| **voter != id);
-        let alive = rest.clone().filter(|voter| self.alive.contains(voter)).count();
-        !self.voters.contains(&id) || alive > rest.count() / 2
+        has_majority_without(id, &self.voters, &self.alive)
     }
+}
+
+fn has_majority_without(id: u64, voters: &BTreeSet<u64>, alive: &BTreeSet<u64>) -> bool {
+    let rest = voters.iter().filter(|voter| **voter != id);
+    let answer = rest.clone().filter(|voter| alive.contains(voter)).count();
+    !voters.contains(&id) || answer > rest.count() / 2
 }
 
 /// The next step, if there is one, or why the one that is wanted waits. Additions come before removals: a group never has fewer members than
@@ -213,9 +217,26 @@ pub(super) async fn look(proposer: &Proposer, raft_id: u64, options: &CoreOption
         Some(Work::First(first)) => {
             proposer.one(Op::PutMember(first)).await.map(drop).map_err(|error| error.to_string())
         }
-        Some(Work::Step(step)) => take(proposer, step).await,
+        Some(Work::Step(step)) => {
+            if let Step::Demote(id) | Step::Remove(id) = step {
+                rest_answers(proposer, raft_id, id).await?;
+            }
+            take(proposer, step).await
+        }
         None => Ok(()),
     }
+}
+
+/// Makes sure that the voters that are left without this one answer at this moment: one that has just died still counts as alive.
+async fn rest_answers(proposer: &Proposer, raft_id: u64, leaving: u64) -> Result<(), String> {
+    let since = std::time::Instant::now();
+    let answer = move |metrics: &Metrics| {
+        let voters: BTreeSet<u64> = metrics.membership_config.membership().voter_ids().collect();
+        let answered = answering(metrics, raft_id, since.elapsed());
+        has_majority_without(leaving, &voters, &answered)
+    };
+    let answered = proposer.raft.wait(Some(ANSWERED)).metrics(answer, "the voters that stay answer").await;
+    answered.map(drop).map_err(|_| "no majority of the voters that would be left answers".into())
 }
 
 /// What is to be done by the records that this node has, or why it has to wait.
@@ -241,15 +262,15 @@ fn wanted(proposer: &Proposer, raft_id: u64, options: &CoreOptions) -> Result<Op
         matched,
         last_index,
         joint: membership.get_joint_config().len() > 1,
-        alive: answering(&metrics, raft_id),
+        alive: answering(&metrics, raft_id, ANSWERED),
     };
     Ok(next_step(&found)?.map(Work::Step))
 }
 
-/// Who answered this leader lately, itself among them.
-fn answering(metrics: &Metrics, raft_id: u64) -> BTreeSet<u64> {
+/// Who answered this leader in so long a time, itself among them.
+fn answering(metrics: &Metrics, raft_id: u64, within: Duration) -> BTreeSet<u64> {
     let answers = metrics.heartbeat.iter().flatten();
-    let lately = answers.filter(|(_, at)| at.as_ref().is_some_and(|at| at.elapsed() < ANSWERED));
+    let lately = answers.filter(|(_, at)| at.as_ref().is_some_and(|at| at.elapsed() < within));
     lately.map(|(id, _)| *id).chain([raft_id]).collect()
 }
 

@@ -529,6 +529,11 @@ impl State {
         })
     }
 
+    /// The highest number that a member has or ever had; 0 where nobody has one.
+    pub(crate) fn raft_ids_given(&self) -> Result<u64, StateError> {
+        Ok(self.get(keys::RAFT_IDS)?.unwrap_or(0))
+    }
+
     /// What has come of an upload.
     pub(crate) fn upload_bytes(&self, id: UploadId) -> Result<u64, StateError> {
         Ok(self.get::<super::apply::Upload>(&keys::upload(id))?.map_or(0, |upload| upload.bytes))

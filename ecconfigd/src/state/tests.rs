@@ -182,7 +182,6 @@ fn batches_do_not_matter() {
     assert_eq!(picture(&a), picture(&b));
 }
 
-/// A crash: what is not durable is gone, the files of stores and uploads are as they are.
 #[test]
 fn where_an_entry_is_applied_does_not_matter() {
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -256,6 +255,7 @@ fn what_concerns_many_watchers_is_not_brief() {
     drop(watches);
 }
 
+/// A crash: what is not durable is gone, the files of stores and uploads are as they are.
 #[test]
 fn after_a_crash_anywhere_the_log_gives_the_same_state() {
     let log = story();
