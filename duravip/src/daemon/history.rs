@@ -1,6 +1,6 @@
-//! What happened here, for `duravip history`: the newest entries in memory, and on disk and in the log for people and the
-//! runs to come. Who notes something waits for neither: the loop with its heartbeats does. What a crash of the machine loses of it is
-//! no harm.
+//! What happened here, for `duravip history`: the newest entries in memory, and on disk for the runs to come. Who notes
+//! something never waits for the disk, and the log waits for nobody either ([`cluster::telemetry`]): the loop with its
+//! heartbeats does. What a crash of the machine loses of it is no harm.
 //!
 //! ```text
 //! history: a JSON object per line, oldest first                          (`history.old`: the same, before these)
@@ -21,7 +21,7 @@ use time::format_description::well_known::Rfc3339;
 
 /// Entries that are kept in memory, and in each of the two files: days of a quiet cluster, and all of a bad hour.
 const KEPT: usize = 4096;
-/// Entries on their way to the log and the disk. What is this far behind has them in memory only.
+/// Entries on their way to the disk. A disk that is this far behind has them in memory only.
 const WAITING: usize = 1024;
 /// The most that is read of a file: what was written is about a tenth.
 const FILE_BYTES: u64 = 8 << 20;
@@ -43,7 +43,7 @@ pub struct History {
     // Bounded by KEPT; the oldest goes first.
     entries: Arc<Mutex<VecDeque<Entry>>>,
     // Bounded by WAITING.
-    writer: SyncSender<Told>,
+    disk: SyncSender<Told>,
 }
 
 #[derive(Debug)]
@@ -59,17 +59,19 @@ impl History {
         let path = dir.join("history");
         let mut entries: VecDeque<Entry> = [old(&path), path.clone()].iter().flat_map(|path| load(path)).collect();
         entries.drain(..entries.len().saturating_sub(KEPT));
-        let (queue, receiver) = sync_channel(WAITING);
+        let (disk, receiver) = sync_channel(WAITING);
         let writer = Writer { lines: load(&path).len(), path, begun: false };
         std::thread::Builder::new().name("vip-history".into()).spawn(move || writer.run(&receiver))?;
-        Ok(Self { entries: Arc::new(Mutex::new(entries)), writer: queue })
+        Ok(Self { entries: Arc::new(Mutex::new(entries)), disk })
     }
 
     /// Notes something, here and in the log.
     pub fn note(&self, what: &'static str, detail: impl Into<String>) {
+        let detail = detail.into();
+        tracing::info!(what, "{detail}");
         let time = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
-        let entry = Entry { time, what: what.into(), detail: detail.into() };
-        let _ = self.writer.try_send(Told::Entry(entry.clone()));
+        let entry = Entry { time, what: what.into(), detail };
+        let _ = self.disk.try_send(Told::Entry(entry.clone()));
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if entries.len() == KEPT {
             entries.pop_front();
@@ -80,7 +82,7 @@ impl History {
     /// Waits until what was noted is written, at most this long: at the end of the process.
     pub fn flush(&self, patience: Duration) {
         let (done, written) = sync_channel(1);
-        if self.writer.try_send(Told::Done(done)).is_ok() {
+        if self.disk.try_send(Told::Done(done)).is_ok() {
             let _ = written.recv_timeout(patience);
         }
     }
@@ -125,10 +127,7 @@ impl Writer {
             let (mut some, mut waiting) = (Vec::new(), Vec::new());
             for told in std::iter::once(first).chain(receiver.try_iter().take(WAITING)) {
                 match told {
-                    Told::Entry(entry) => {
-                        tracing::info!(what = entry.what, "{}", entry.detail);
-                        some.push(entry);
-                    }
+                    Told::Entry(entry) => some.push(entry),
                     Told::Done(done) => waiting.push(done),
                 }
             }

@@ -9,7 +9,7 @@
 //! | `vip-watcher` | what the kernel tells, the net below it | |
 //! | `vip-prober` | asks who has an address, before it is put on for the first time | |
 //! | `vip-network` | with `no_quorum = "probe"`: whether anybody else is still there | |
-//! | `vip-history` | what happened, to the log and to the disk | keeps anybody waiting |
+//! | `vip-history` | what happened, to the disk | keeps anybody waiting |
 //! | tokio | configuration, commands, checks, hooks | is needed for a failover |
 //!
 //! Before the first packet: what an earlier run left is off the machine, and the fence is closed. After the last: everything
