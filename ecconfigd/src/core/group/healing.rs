@@ -70,7 +70,7 @@ async fn whoever_differs_from_the_majority_renews_its_state() {
     group.wait("the leader steps aside and is renewed", |group| healed(group, &bad, 1)).await;
     // A row that nobody wrote: the running hash does not notice, the digest behind the next tick does.
     let leader = group.leader().await.name.clone();
-    let worse = group.members.iter().map(|member| member.name.clone()).find(|name| *name != leader).unwrap();
+    let worse = group.others(&leader).remove(0);
     group.member(&worse).core().inner.proposer.state.spoil_table();
     group.leader_core().unwrap().inner.proposer.one(Op::Tick).await.unwrap();
     let times = if worse == bad { 2 } else { 1 };
@@ -97,7 +97,7 @@ async fn spoiled_files_are_found_and_replaced() {
     }
     group.converge().await;
     let leader = group.leader().await.name.clone();
-    let node = group.members.iter().map(|member| member.name.clone()).find(|name| *name != leader).unwrap();
+    let node = group.others(&leader).remove(0);
 
     // While it runs: found by whoever reads all of it.
     group.member(&node).core().checkpoint().await.unwrap();

@@ -262,6 +262,11 @@ impl Group {
         running.iter().all(|member| member.core().group().leader.as_ref() == Some(&leader.name)).then_some(*leader)
     }
 
+    /// The names of all members but this one.
+    pub(crate) fn others(&self, node: &str) -> Vec<String> {
+        self.members.iter().map(|member| member.name.clone()).filter(|name| name != node).collect()
+    }
+
     pub(crate) fn member(&self, node: &str) -> &Member {
         self.members.iter().find(|member| member.name == node).unwrap()
     }

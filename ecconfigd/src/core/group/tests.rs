@@ -239,7 +239,7 @@ async fn a_member_that_missed_many_entries_gets_them_all() {
 
     let mut group = Group::start(3).await;
     let leader = group.leader().await.name.clone();
-    let away = group.members.iter().map(|member| member.name.clone()).find(|name| *name != leader).unwrap();
+    let away = group.others(&leader).remove(0);
     group.member_mut(&away).kill().await;
     let core = group.leader().await.core().clone();
     let (first, wanted) = (core.view().applied_index(), 2 * crate::raft::FAR_BEHIND);
@@ -326,8 +326,7 @@ async fn what_a_dead_leader_began_is_ended_before_anything_else() {
 
 /// Kills all but one, and waits until that one says that it is not ready.
 async fn leave_alone(group: &mut Group, left: &str) -> Core {
-    let others: Vec<String> =
-        group.members.iter().map(|member| member.name.clone()).filter(|name| name != left).collect();
+    let others = group.others(left);
     for other in &others {
         group.member_mut(other).kill().await;
     }
@@ -356,7 +355,7 @@ async fn a_member_that_hears_from_nobody_says_so_and_sends_its_watchers_on() {
     group.converge().await;
     // One that follows.
     let leader = group.leader().await.name.clone();
-    let left = group.members.iter().map(|member| member.name.clone()).find(|name| *name != leader).unwrap();
+    let left = group.others(&leader).remove(0);
     let node = "n1".parse().unwrap();
     let serial = group.member(&left).core().target(&node).unwrap().record.serial;
     let mut watch = group.member(&left).core().watch(&name("default"), None, &[]).unwrap();
@@ -392,8 +391,7 @@ async fn a_member_that_was_removed_says_so_and_serves_nothing() {
     group.commit("default/a", "1").await;
     group.converge().await;
     let leader = group.leader().await.name.clone();
-    let others: Vec<String> =
-        group.members.iter().map(|member| member.name.clone()).filter(|name| *name != leader).collect();
+    let others = group.others(&leader);
     let core = group.member(&leader).core().clone();
     let gone = |core: &Core, node: &str| !core.group().members.iter().any(|member| member.node == node);
     // While it is away: nobody tells it but those that it calls.
@@ -428,8 +426,7 @@ async fn a_member_that_was_removed_says_so_and_serves_nothing() {
 async fn a_removal_waits_that_would_leave_no_majority() {
     let mut group = Group::start(3).await;
     let leader = group.leader().await.name.clone();
-    let others: Vec<String> =
-        group.members.iter().map(|member| member.name.clone()).filter(|name| *name != leader).collect();
+    let others = group.others(&leader);
     let (dead, alive) = (&others[0], &others[1]);
     let id = group.member(alive).raft_id;
     group.member_mut(dead).kill().await;
@@ -500,8 +497,7 @@ async fn a_leader_that_lost_its_majority_can_be_stopped() {
     let mut group = Group::start(3).await;
     group.converge().await;
     let leader = group.leader().await.name.clone();
-    let others: Vec<String> =
-        group.members.iter().map(|member| member.name.clone()).filter(|name| *name != leader).collect();
+    let others = group.others(&leader);
     let core = group.member(&leader).core().clone();
     let ends = tokio_util::sync::CancellationToken::new();
     // For a moment after the others died it still takes writes.
