@@ -126,13 +126,10 @@ impl Builder {
             return Err(Error::Invalid("a commit names at least one repository".into()));
         }
         let key = idempotency_key(request)?;
-        if let Some(key) = &key {
-            if let Some(answer) = self.remembered(key)? {
-                return Ok(Verdict::Answered(Ok(answer)));
-            }
-            if self.keys.contains(&(key.user.clone(), key.key.clone())) {
-                return Ok(Verdict::Later);
-            }
+        if let Some(key) = &key
+            && let Some(verdict) = self.repeated(key)?
+        {
+            return Ok(verdict);
         }
         if self.sealed {
             return Ok(Verdict::Later);
@@ -153,11 +150,14 @@ impl Builder {
         Ok(self.accept(request, key, candidates))
     }
 
-    fn remembered(&self, key: &IdempotencyKey) -> Result<Option<CommitAnswer>> {
+    /// What becomes of a request whose key was used before, or is used in this batch.
+    fn repeated(&self, key: &IdempotencyKey) -> Result<Option<Verdict<CommitAnswer>>> {
         let known = self.state.idempotent(&key.user, &key.key).map_err(Error::internal)?;
         match known {
-            None => Ok(None),
-            Some(known) if known.fingerprint == key.fingerprint => Ok(Some(answer(known.answer, true))),
+            None => Ok(self.keys.contains(&(key.user.clone(), key.key.clone())).then_some(Verdict::Later)),
+            Some(known) if known.fingerprint == key.fingerprint => {
+                Ok(Some(Verdict::Answered(Ok(answer(known.answer, true)))))
+            }
             Some(_) => Err(reused_key()),
         }
     }
@@ -307,13 +307,10 @@ impl Builder {
     fn try_create(&mut self, new: &NewRepo, judged: bool) -> Result<Verdict<CommitAnswer>> {
         let name = &new.repo;
         let key = creation_key(new)?;
-        if let Some(key) = &key {
-            if let Some(answer) = self.remembered(key)? {
-                return Ok(Verdict::Answered(Ok(answer)));
-            }
-            if self.keys.contains(&(key.user.clone(), key.key.clone())) {
-                return Ok(Verdict::Later);
-            }
+        if let Some(key) = &key
+            && let Some(verdict) = self.repeated(key)?
+        {
+            return Ok(verdict);
         }
         if self.sealed {
             return Ok(Verdict::Later);
