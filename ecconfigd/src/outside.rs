@@ -37,6 +37,9 @@ pub(crate) trait Outside: Send + Sync + 'static {
     }
 }
 
+/// Up to here, working on the bytes of a request costs less than handing them to another thread.
+pub(crate) const HERE_BYTES: usize = 256 << 10;
+
 /// Something to run.
 pub(crate) type Work = Box<dyn FnOnce() + Send>;
 
@@ -49,6 +52,15 @@ impl dyn Outside {
     /// The same for work that is over in less than a millisecond (see [`Outside::run_here`]).
     pub(crate) async fn here<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
         self.answered(work, |work| self.run_here(work)).await
+    }
+
+    /// Works on so many bytes: in place if they are few.
+    pub(crate) async fn work_on<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        if bytes <= HERE_BYTES { Ok(work()) } else { self.blocking(work).await }
     }
 
     async fn answered<T: Send + 'static>(

@@ -5,14 +5,14 @@
 //! a while it sends its watchers away: they would wait here for what others are told elsewhere. One that the members call a stranger was
 //! removed while it was away: it serves nothing any more.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use openraft::async_runtime::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 
-use super::Core;
+use super::{Core, locked};
 use crate::error::{Error, Result};
 use crate::raft::TypeConfig;
 use crate::state::{NodeName, View};
@@ -98,10 +98,6 @@ pub(super) struct Standing {
     strangers: Mutex<(u32, String)>,
     /// Why it is no member any more.
     removed: Mutex<Option<String>>,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Standing {

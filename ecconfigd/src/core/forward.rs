@@ -25,8 +25,6 @@ use crate::state::{Author, RepoName, State};
 
 /// Larger requests take a connection of their own, so that nothing waits behind them.
 const CALL_BYTES: usize = 1 << 20;
-/// Up to here, copying a request costs less than handing it to another thread.
-const HERE_BYTES: usize = 256 << 10;
 /// What a change or operation weighs beside its content, roughly.
 const CHANGE_BYTES: usize = 100;
 /// The largest request: the largest commit with room for its paths.
@@ -405,15 +403,12 @@ impl Way for Core {
     }
 
     async fn confirm(&self) -> Result<()> {
-        peers::confirmed(&self.inner.proposer).await
+        peers::confirmed(&self.inner.proposer, peers::APPLIED_WITHIN).await
     }
 
     async fn encode(&self, write: &Arc<Write>) -> Result<Bytes> {
-        if write.weight() <= HERE_BYTES {
-            return write.encode();
-        }
-        let write = write.clone();
-        self.inner.proposer.state.outside().blocking(move || write.encode()).await.map_err(Error::internal)?
+        let (bytes, write) = (write.weight(), write.clone());
+        self.inner.proposer.state.outside().work_on(bytes, move || write.encode()).await.map_err(Error::internal)?
     }
 
     async fn there(&self, leader: &Target, write: Bytes) -> Result<Written, Failure> {
@@ -489,12 +484,8 @@ impl Core {
         if let Some(why) = self.out() {
             return Err(Refusal::new(RefusalCode::NotNow, why));
         }
-        let write = if body.len() <= HERE_BYTES {
-            Write::decode(&body)?
-        } else {
-            let decoded = self.inner.proposer.state.outside().blocking(move || Write::decode(&body));
-            decoded.await.map_err(Refusal::failed)??
-        };
+        let decoded = self.inner.proposer.state.outside().work_on(body.len(), move || Write::decode(&body));
+        let write = decoded.await.map_err(Refusal::failed)??;
         let answer = handed_over(self, &write).await.map_err(|error| Refusal::new(RefusalCode::NotNow, error))?;
         serde_json::to_vec(&answer).map(Bytes::from).map_err(Refusal::failed)
     }

@@ -130,7 +130,7 @@ pub(super) fn target(raft_id: u64, node: &RaftNode) -> Target {
 
 /// How long a follower waits for the leader's answer about a read, and then for its own log to get there.
 const READ_INDEX_WITHIN: Duration = Duration::from_secs(2);
-const APPLIED_WITHIN: Duration = Duration::from_secs(10);
+pub(super) const APPLIED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Waits until this node has applied what was committed when the call began.
 pub(super) async fn linearize(proposer: &Proposer, raft_id: u64, client: Option<&Client>) -> Result<()> {
@@ -138,7 +138,7 @@ pub(super) async fn linearize(proposer: &Proposer, raft_id: u64, client: Option<
     let metrics = proposer.raft.metrics().borrow_watched().clone();
     let leader = metrics.current_leader.ok_or_else(|| unavailable("there is no leader at the moment".into()))?;
     if leader == raft_id {
-        return confirmed(proposer).await;
+        return confirmed(proposer, APPLIED_WITHIN).await;
     }
     let node = metrics.membership_config.membership().get_node(&leader).cloned();
     let (Some(node), Some(client)) = (node, client) else {
@@ -151,9 +151,9 @@ pub(super) async fn linearize(proposer: &Proposer, raft_id: u64, client: Option<
 
 /// A leader's own read-index: a majority still follows it, and what was committed before is applied here. One that is deposed meanwhile could
 /// wait for ever.
-pub(super) async fn confirmed(proposer: &Proposer) -> Result<()> {
+pub(super) async fn confirmed(proposer: &Proposer, within: Duration) -> Result<()> {
     let asked = proposer.raft.ensure_linearizable(ReadPolicy::ReadIndex);
-    match tokio::time::timeout(APPLIED_WITHIN, asked).await {
+    match tokio::time::timeout(within, asked).await {
         Ok(done) => done.map(drop).map_err(|error| Error::Unavailable(error.to_string())),
         Err(_) => Err(Error::Unavailable("no majority of the servers has answered".into())),
     }

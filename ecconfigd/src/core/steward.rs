@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use openraft::ChangeMembers;
 use openraft::async_runtime::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::{ChangeMembers, ReadPolicy};
 use tokio_util::sync::CancellationToken;
 
 use super::Core;
@@ -211,8 +211,7 @@ pub(super) async fn look(proposer: &Proposer, raft_id: u64, options: &CoreOption
         return Ok(());
     }
     // A leader may lead before it has applied what others wrote. By records that it does not have yet it would remove whoever joined last.
-    let applied = tokio::time::timeout(BARRIER, proposer.raft.ensure_linearizable(ReadPolicy::ReadIndex)).await;
-    applied.map_err(|_| "what was committed before it led is not applied yet")?.map_err(|error| error.to_string())?;
+    super::peers::confirmed(proposer, BARRIER).await.map_err(|error| error.to_string())?;
     match wanted(proposer, raft_id, options)? {
         Some(Work::First(first)) => {
             proposer.one(Op::PutMember(first)).await.map(drop).map_err(|error| error.to_string())

@@ -17,6 +17,7 @@ use super::activity::ConnectionInfo;
 use super::problem::{ApiError, Code};
 use crate::accounts::Caller;
 use crate::limits::Limits;
+use crate::outside::HERE_BYTES;
 
 /// Parameters in the path; one that cannot be is a thing that does not exist.
 pub struct Path<T>(pub T);
@@ -87,9 +88,6 @@ impl<T: Payload> FromRequest<Arc<App>> for Json<T> {
         parse(body).await.map(Self)
     }
 }
-
-/// Up to here, taking a body apart costs less than handing it to another thread.
-const HERE_BYTES: usize = 256 << 10;
 
 /// Works on so many bytes of a request: here if they are few, else on a thread that may block.
 pub async fn work_on<T: Send + 'static>(
